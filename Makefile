@@ -1,0 +1,30 @@
+# `make demo` and `make test` need nothing but python3 and this checkout.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check protos clean
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: $(READY)  ## continue real prompts: Ray, two memory shards, two reasoning workers
+	$(BIN)/python -m cluster.demo
+
+test: $(READY)  ## every test, slow ones included
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+protos: $(READY)  ## regenerate protos/*_pb2*.py from protos/memory.proto
+	$(BIN)/python -m protos.generate
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""One reasoning worker: config, tokenizer, hashing, model, engine and training. Knows nothing of Ray."""
