@@ -1,0 +1,148 @@
+"""Input of a batch job: JSONL lines to requests, and what is wrong with the lines that cannot become one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from reasoning.engine import Request, RequestError, SamplingParams
+
+LineId = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One non-blank input line: a request, or the reason why it is none."""
+
+    number: int
+    """Line number in the file, from 1, blank lines included."""
+    raw: bytes
+    """The line without surrounding white space."""
+    id: LineId
+    """The user's id, "line-N" if the line gives none, None if it cannot be told."""
+    request: Request | None = None
+    """Its id is the line number, which is unique even where the users' ids are not."""
+    problem: RequestError | None = None
+
+
+def read_raw(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number, stripped bytes) of every non-blank line of a file."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if stripped := raw.strip():
+                yield number, stripped
+
+
+def parse_line(number: int, raw: bytes, defaults: SamplingParams) -> Line:
+    """Parse one line; a defect ends up in `problem`. `defaults.seed` is the seed of the whole job."""
+    line_id: LineId = None
+    try:
+        record = _load(raw)
+        line_id = _read_id(record, number)
+        prompt, token_ids = _read_prompt(record)
+        request = Request(
+            id=str(number),
+            prompt=prompt,
+            prompt_token_ids=token_ids,
+            sampling=_read_sampling(record, number, defaults),
+        )
+    except RequestError as problem:
+        return Line(number, raw, line_id, problem=problem)
+    return Line(number, raw, line_id, request=request)
+
+
+def line_seed(job_seed: int, number: int) -> int:
+    """Seed of one line, so that what a line samples does not depend on the worker or batch it falls in."""
+    return xxhash.xxh3_64_intdigest(f"{job_seed}/{number}".encode()) >> 1
+
+
+def _load(raw: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RequestError("line", f"not UTF-8 at byte {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError("line", f"not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise RequestError("line", 'not a JSON object; write {"id": ..., "prompt": ...}')
+    return record
+
+
+def _read_id(record: Mapping[str, Any], number: int) -> LineId:
+    value = record.get("id")
+    if value is None:
+        return f"line-{number}"
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise RequestError("id", f"{_show(value)} is neither a string nor a number")
+    if isinstance(value, str):
+        _check_unicode("id", value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RequestError("id", f"{value} is not a finite number")
+    return value
+
+
+def _read_prompt(record: Mapping[str, Any]) -> tuple[str | None, list[int] | None]:
+    prompt, token_ids = record.get("prompt"), record.get("prompt_token_ids")
+    if (prompt is None) == (token_ids is None):
+        raise RequestError("prompt", "give either prompt or prompt_token_ids" + ("" if prompt is None else ", not both"))
+    if prompt is not None:
+        if not isinstance(prompt, str):
+            raise RequestError("prompt", f"{_show(prompt)} is not a string")
+        _check_unicode("prompt", prompt)
+    elif not isinstance(token_ids, list) or not all(type(token_id) is int for token_id in token_ids):
+        raise RequestError("prompt_token_ids", f"{_show(token_ids)} is not a list of integers")
+    return prompt, token_ids
+
+
+def _read_sampling(record: Mapping[str, Any], number: int, defaults: SamplingParams) -> SamplingParams:
+    given = {name: _convert(name, record[name]) for name in _CONVERTERS if record.get(name) is not None}
+    if "seed" not in given and defaults.seed is not None:
+        given["seed"] = line_seed(defaults.seed, number)
+    try:
+        return dataclasses.replace(defaults, **given)
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError("sampling", str(error)) from error
+
+
+def _convert(name: str, value: Any) -> Any:
+    accepts, wanted = _CONVERTERS[name]
+    if not accepts(value):
+        raise RequestError(name, f"{_show(value)} is not {wanted}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+_INTEGER: tuple[Callable[[Any], bool], str] = (lambda value: type(value) is int, "an integer")
+_NUMBER: tuple[Callable[[Any], bool], str] = (_is_number, "a number")
+_CONVERTERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": _INTEGER,
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+    "top_k": _INTEGER,
+    "seed": _INTEGER,
+    "ignore_eos": (lambda value: type(value) is bool, "true or false"),
+}
+
+
+def _check_unicode(name: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(name, f"has an unpaired surrogate at character {error.start}") from error
+
+
+def _show(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,35 @@
+"""What a finished run tells its user."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from cluster.batch.job import JobReport
+from reasoning.engine import EngineStats
+
+
+def job_lines(report: JobReport, stats: Sequence[EngineStats]) -> list[str]:
+    """Say in a few lines what was generated, how fast, and what the memory did for it."""
+    rate = report.output_tokens / report.seconds if report.seconds else 0.0
+    head = (
+        f"{report.lines:,} lines ({report.errors:,} with errors), {report.output_tokens:,} tokens "
+        f"in {report.seconds:.1f} s: {rate:,.1f} tok/s"
+    )
+    return [head, *memory_lines(stats)]
+
+
+def memory_lines(stats: Sequence[EngineStats]) -> list[str]:
+    """Rows fetched from each shard and the mean time of a lookup, over all workers; nothing without a memory."""
+    memories = [one.memory for one in stats if one.memory is not None]
+    lookups = sum(memory.lookups for memory in memories)
+    if not lookups:
+        return []
+    shards: Counter[str] = Counter()
+    for memory in memories:
+        shards.update(memory.shard_rows)
+    milliseconds = 1e3 * sum(memory.lookup_seconds for memory in memories) / lookups
+    return [
+        "rows fetched: " + ", ".join(f"{shard} {rows:,}" for shard, rows in sorted(shards.items())),
+        f"mean lookup: {milliseconds:.2f} ms over {lookups:,} lookups",
+    ]

@@ -1,0 +1,163 @@
+"""`engram generate`: continue one prompt, or every line of a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reasoning.engine import SamplingParams
+
+_DESCRIPTION = """\
+Continue one prompt, or every line of a JSONL file.
+
+--prompt generates in this process and prints the continuation.
+
+--input reads lines such as {"id": "a", "prompt": "def f("}, or {"id": "b", "prompt_token_ids": [4, 8]}; a line may
+also set max_new_tokens, temperature, top_p, top_k, seed and ignore_eos for itself, and other keys are ignored. --output
+gets one line for each, in the same order: {"id", "text", "token_ids", "prompt_tokens", "completion_tokens",
+"finish_reason"}. A defective line becomes one with finish_reason "error" and {"error": {"field", "message"}}. An
+interrupted job continues where it stopped when the same command is run again; so does a finished one whose input has
+grown. What a line yields does not depend on --workers, --shards or --batch-size.
+"""
+_EPILOG = """\
+examples:
+  engram generate --model models/tiny-code --prompt 'def quicksort('
+  engram generate --model models/tiny-code --input in.jsonl --output out.jsonl --max-new-tokens 32
+  engram generate --model DIR --input in.jsonl --output out.jsonl --workers 8 --shards 4 --address ray-head:6379
+  engram generate --model DIR --input in.jsonl --output out.jsonl --workers 0 --memory 10.0.0.5:7000
+"""
+
+
+def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
+    """Add `generate` to the subparsers of `engram`."""
+    parser = commands.add_parser(
+        "generate",
+        help="continue a prompt, or every line of a file",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=formatter,
+    )
+    parser.add_argument("--model", metavar="DIR", type=Path, required=True, help="model directory")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="continue this text and print the continuation")
+    what.add_argument("--input", metavar="FILE", type=Path, help="JSONL file with one prompt a line")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="JSONL file to write or continue (with --input)")
+    parser.add_argument("--overwrite", action="store_true", help="start --output over, whatever it holds")
+    parser.add_argument("--json", action="store_true", help="with --prompt: print the whole record as JSON")
+    _add_sampling(parser.add_argument_group("sampling"))
+    _add_placement(parser.add_argument_group("where it runs (with --input, unless noted)"))
+    parser.set_defaults(run=run)
+
+
+def _add_sampling(group: Any) -> None:
+    group.add_argument("--max-new-tokens", metavar="N", type=int, default=128, help="default %(default)s")
+    group.add_argument(
+        "--temperature", metavar="T", type=float, default=0.0, help="0 takes the likeliest token (default %(default)s)"
+    )
+    group.add_argument(
+        "--top-p", metavar="P", type=float, default=1.0, help="sample from this share of probability (default %(default)s)"
+    )
+    group.add_argument(
+        "--top-k", metavar="K", type=int, default=0, help="sample from the K likeliest, 0 for all (default %(default)s)"
+    )
+    group.add_argument(
+        "--seed", metavar="S", type=int, default=0, help="of sampling; every line draws its own from it (default %(default)s)"
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-text token")
+
+
+def _add_placement(group: Any) -> None:
+    group.add_argument(
+        "--workers", metavar="W", type=int, default=1, help="reasoning actors; 0: this process, no Ray (default %(default)s)"
+    )
+    group.add_argument(
+        "--shards", metavar="S", type=int, default=2, help="memory shards to start for the job (default %(default)s)"
+    )
+    group.add_argument(
+        "--batch-size", metavar="N", type=int, default=16, help="lines a worker is given at a time (default %(default)s)"
+    )
+    group.add_argument("--address", metavar="RAY", help="Ray cluster to run on, HOST:PORT (default: start a local Ray)")
+    group.add_argument(
+        "--memory",
+        metavar="HOST:PORT",
+        help="use the memory this shard belongs to instead of the model's own tables (also with --prompt)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate for `--prompt` or `--input`."""
+    from reasoning.engine import SamplingParams
+
+    sampling = SamplingParams(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        ignore_eos=args.ignore_eos,
+    )
+    if args.prompt is not None:
+        return _run_prompt(args, sampling)
+    return _run_batch(args, sampling)
+
+
+def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
+    from cluster.batch.job import to_record
+    from cluster.batch.lines import Line
+    from reasoning.engine import Engine, Request, RequestError, RequestFailure
+
+    if args.output is not None:
+        raise ValueError("--output: goes with --input; with --prompt the text is printed")
+    engine = Engine.from_pretrained(args.model, memory=args.memory)
+    request = Request(id="1", prompt=args.prompt, prompt_token_ids=None, sampling=sampling)
+    [outcome] = engine.generate([request])
+    if isinstance(outcome, RequestFailure):
+        raise RequestError(outcome.field, outcome.message)
+    record = to_record(Line(1, b"", "prompt", request), outcome)
+    print(json.dumps(record, ensure_ascii=False) if args.json else record["text"])
+    return 0
+
+
+def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
+    from cluster.batch.job import run_job
+    from cluster.batch.output import JobIdentity, JobOutput
+    from cluster.batch.summary import job_lines
+    from cluster.ray_executor import ClusterOptions, open_executor
+
+    _check_batch_arguments(args)
+    options = ClusterOptions(args.workers, args.shards, args.address, args.memory)
+    sampling_fields = {name: value for name, value in vars(sampling).items()}
+    identity = JobIdentity(str(args.model.resolve()), sampling_fields)
+    with JobOutput(args.output, args.input, identity, args.overwrite) as output:
+        if output.done == output.total:
+            _say(f"{args.output} is complete: {output.done:,} lines, nothing to do")
+            return 0
+        if output.done:
+            _say(f"continuing {args.output} after line {output.done:,} of {output.total:,}")
+        with open_executor(args.model, options) as executor:
+            report = run_job(args.input, output, sampling, executor, args.batch_size)
+            for line in job_lines(report, executor.stats()):
+                _say(line)
+    return 0
+
+
+def _check_batch_arguments(args: argparse.Namespace) -> None:
+    if args.output is None:
+        raise ValueError("--output: required with --input; give the file to write")
+    if args.json:
+        raise ValueError("--json: goes with --prompt; the lines of --output are JSON already")
+    for name, least in (("workers", 0), ("shards", 1), ("batch_size", 1)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')}: {getattr(args, name)} is too few; give at least {least}")
+    if not args.input.is_file():
+        raise ValueError(f"--input: no file {args.input}; give a JSONL file")
+    if not args.output.parent.is_dir():
+        raise ValueError(f"--output: no directory {args.output.parent}; create it first")
+
+
+def _say(text: str) -> None:
+    print(f"engram: {text}", file=sys.stderr)

@@ -1,0 +1,2 @@
+"""x"""
+def add_parser(c,f): c.add_parser("memory")

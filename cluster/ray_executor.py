@@ -1,0 +1,126 @@
+"""Run a job on Ray: memory shards and reasoning workers as actors, for as long as the job lasts."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.executor import Executor, InProcessExecutor, Outcome
+from cluster.pool import start_pool, stop_pool
+from cluster.ray_runtime import fetch, ray_session
+from cluster.worker import Locate, ReasoningWorker
+from reasoning.config import ModelConfig
+from reasoning.engine import Engine, EngineStats, Request
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+_CHUNKS_A_WORKER = 2  # one being generated, one waiting, so that no worker waits for the driver
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Where a job runs."""
+
+    workers: int = 1
+    """Reasoning actors; 0 generates in this process, without Ray."""
+    shards: int = 2
+    """Memory shards to start, unless `memory` names one or `workers` is 0."""
+    address: str | None = None
+    """Ray cluster to join; None starts a local Ray."""
+    memory: str | None = None
+    """host:port of a shard that is running already."""
+
+
+@contextmanager
+def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor]:
+    """Bring up what generates with a model, and take it down on leaving.
+
+    Raises:
+        ValueError: the model or the Ray address cannot be used.
+        MemoryServiceError: the memory cannot be loaded, reached, or is not the model's.
+    """
+    config = ModelConfig.from_dir(model_dir)
+    if options.workers == 0:
+        yield InProcessExecutor(Engine.from_pretrained(model_dir, memory=options.memory))
+        return
+    with ray_session(options.address, options.workers), _memory(model_dir, config, options) as locate:
+        yield RayExecutor(start_workers(model_dir, options.workers, locate))
+
+
+class RayExecutor:
+    """Spreads chunks over reasoning actors, the least loaded first."""
+
+    def __init__(self, actors: Sequence[ActorHandle]) -> None:
+        self._actors = actors
+        self.workers = len(actors)
+        self._running: dict[Any, tuple[int, int]] = {}
+        self._load: Counter[int] = Counter()
+
+    def has_room(self) -> bool:
+        """Whether some worker has fewer than two chunks."""
+        return len(self._running) < _CHUNKS_A_WORKER * self.workers
+
+    def submit(self, chunk: int, requests: Sequence[Request]) -> None:
+        """Send a chunk to the worker with the fewest."""
+        worker = min(range(self.workers), key=self._load.__getitem__)
+        self._running[self._actors[worker].generate.remote(requests)] = (chunk, worker)
+        self._load[worker] += 1
+
+    def next_done(self) -> tuple[int, list[Outcome]]:
+        """Wait for a chunk; raises what stopped its worker."""
+        import ray
+
+        [done], _ = ray.wait(list(self._running), num_returns=1)
+        chunk, worker = self._running.pop(done)
+        self._load[worker] -= 1
+        return chunk, fetch(done)
+
+    def stats(self) -> list[EngineStats]:
+        """Every worker's counters, since it last started."""
+        return fetch([actor.stats.remote() for actor in self._actors])
+
+
+def start_workers(model_dir: Path, workers: int, locate: Locate | None) -> list[ActorHandle]:
+    """Start reasoning actors on the connected Ray, the cluster's processors and GPUs shared out evenly, and wait."""
+    import ray
+
+    resources = ray.cluster_resources()
+    options = {
+        "num_cpus": 1,
+        "num_gpus": min(1.0, resources.get("GPU", 0) / workers),
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "scheduling_strategy": "SPREAD",
+    }
+    if resources.get("CPU", 0) < workers:
+        raise ValueError(f"--workers: {workers} do not fit on the {resources.get('CPU', 0):.0f} CPUs of this Ray; use fewer")
+    threads = max(1, min(os.cpu_count() or 1, int(resources["CPU"])) // workers)
+    actor = ray.remote(ReasoningWorker).options(**options)
+    actors = [actor.remote(model_dir.resolve(), locate, threads) for _ in range(workers)]
+    fetch([actor.ready.remote() for actor in actors])
+    return actors
+
+
+@contextmanager
+def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> Iterator[Locate | None]:
+    if options.memory is not None:
+        yield partial(str, options.memory)
+    elif not config.engram_layer_ids:
+        yield None
+    else:
+        pool = start_pool(str(model_dir.resolve() / "memory"), options.shards)
+        try:
+            yield partial(_ask_pool, pool)
+        finally:
+            stop_pool(pool)
+
+
+def _ask_pool(pool: ActorHandle) -> str:
+    return fetch(pool.refresh.remote())

@@ -1,0 +1,40 @@
+"""The Engram gate: how much of the memory's value each hidden stream takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def engram_gate(
+    h: Tensor, keys: Tensor, value: Tensor, q_weight: Tensor, k_weight: Tensor, gate: str, eps: float
+) -> Tensor:
+    """Return y_g = gate(s_g) * v with s_g = <rms(h_g) * q_g, rms(k_g) * k_g> / sqrt(d), statistics in fp32.
+
+    "sqrt" is sigmoid(sign(s) * sqrt(max(|s|, 1e-6))), as released; "sigmoid" is sigmoid(s), equation 4 of
+    arXiv 2601.07372.
+
+    Args:
+        h: hidden streams, [T, G, d].
+        keys: [T, G, d].
+        value: [T, d], shared by the streams.
+        q_weight: [G, d].
+        k_weight: [G, d].
+        gate: "sqrt" or "sigmoid".
+        eps: added to the mean square.
+
+    Returns:
+        [T, G, d] in the dtype of `value`.
+    """
+    h32, k32 = h.float(), keys.float()
+    product = (h32 * k32 * (q_weight.float() * k_weight.float())).sum(-1)
+    s = product * _inverse_rms(h32, eps) * _inverse_rms(k32, eps) * h.shape[-1] ** -0.5
+    if gate == "sqrt":
+        s = s.sign() * s.abs().clamp_min(1e-6).sqrt()
+    elif gate != "sigmoid":
+        raise ValueError(f"gate: {gate!r} is unknown; use sqrt or sigmoid")
+    return (s.sigmoid()[..., None] * value.float()[..., None, :]).to(value.dtype)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(x.square().mean(-1) + eps)

@@ -1,0 +1,56 @@
+"""What can go wrong between a lookup and its rows. Every message names the table, shard or file, and a remedy."""
+
+# ruff: noqa: N818 - the names say what happened, and all of them are MemoryServiceErrors
+
+
+class MemoryServiceError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InvalidRequest(MemoryServiceError, ValueError):
+    """A request that cannot be understood: wrong dtype, wrong shape, missing field."""
+
+
+class RequestTooLarge(MemoryServiceError, ValueError):
+    """A request beyond a configured limit."""
+
+
+class UnknownTable(MemoryServiceError, KeyError):
+    """A table that this memory does not hold."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show the quoted repr
+
+
+class RowOutOfRange(MemoryServiceError, IndexError):
+    """A row id below zero, beyond the table, or in a block that the asked shard does not hold."""
+
+
+class FingerprintMismatch(MemoryServiceError):
+    """Two sides disagree about what a table means: geometry, row format or token map."""
+
+
+class WrongEpoch(MemoryServiceError):
+    """A request or an activation made under another placement than the shard's."""
+
+
+class SnapshotError(MemoryServiceError):
+    """A snapshot that is missing, unfinished, damaged or already there."""
+
+
+class _ShardError(MemoryServiceError):
+    def __init__(
+        self, message: str, table: str | None = None, shard: str | None = None, epoch: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.table = table
+        self.shard = shard
+        self.epoch = epoch
+
+
+class ShardUnavailable(_ShardError):
+    """A shard that refuses connections, broke one off or is stopping. Carries `table`, `shard` and `epoch`."""
+
+
+class DeadlineExceeded(_ShardError):
+    """A shard that did not answer in time. Carries `table`, `shard` and `epoch`."""

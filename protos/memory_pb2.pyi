@@ -1,0 +1,228 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATUS_OK: _ClassVar[Status]
+    STATUS_INTERNAL: _ClassVar[Status]
+    STATUS_INVALID_REQUEST: _ClassVar[Status]
+    STATUS_REQUEST_TOO_LARGE: _ClassVar[Status]
+    STATUS_UNKNOWN_TABLE: _ClassVar[Status]
+    STATUS_ROW_OUT_OF_RANGE: _ClassVar[Status]
+    STATUS_FINGERPRINT_MISMATCH: _ClassVar[Status]
+    STATUS_WRONG_EPOCH: _ClassVar[Status]
+    STATUS_SNAPSHOT_ERROR: _ClassVar[Status]
+    STATUS_UNAVAILABLE: _ClassVar[Status]
+    STATUS_DEADLINE_EXCEEDED: _ClassVar[Status]
+STATUS_OK: Status
+STATUS_INTERNAL: Status
+STATUS_INVALID_REQUEST: Status
+STATUS_REQUEST_TOO_LARGE: Status
+STATUS_UNKNOWN_TABLE: Status
+STATUS_ROW_OUT_OF_RANGE: Status
+STATUS_FINGERPRINT_MISMATCH: Status
+STATUS_WRONG_EPOCH: Status
+STATUS_SNAPSHOT_ERROR: Status
+STATUS_UNAVAILABLE: Status
+STATUS_DEADLINE_EXCEEDED: Status
+
+class TableSpec(_message.Message):
+    __slots__ = ("name", "layer", "column_rows", "max_ngram", "heads", "multipliers", "pad_id", "token_map_sha256", "dim", "row_format", "block_rows")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NGRAM_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    MULTIPLIERS_FIELD_NUMBER: _ClassVar[int]
+    PAD_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_MAP_SHA256_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    ROW_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_ROWS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    layer: int
+    column_rows: _containers.RepeatedScalarFieldContainer[int]
+    max_ngram: int
+    heads: int
+    multipliers: _containers.RepeatedScalarFieldContainer[int]
+    pad_id: int
+    token_map_sha256: str
+    dim: int
+    row_format: str
+    block_rows: int
+    def __init__(self, name: _Optional[str] = ..., layer: _Optional[int] = ..., column_rows: _Optional[_Iterable[int]] = ..., max_ngram: _Optional[int] = ..., heads: _Optional[int] = ..., multipliers: _Optional[_Iterable[int]] = ..., pad_id: _Optional[int] = ..., token_map_sha256: _Optional[str] = ..., dim: _Optional[int] = ..., row_format: _Optional[str] = ..., block_rows: _Optional[int] = ...) -> None: ...
+
+class ShardAddress(_message.Message):
+    __slots__ = ("shard", "address")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    shard: str
+    address: str
+    def __init__(self, shard: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class TablePlacement(_message.Message):
+    __slots__ = ("table", "replicas", "shards")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    replicas: int
+    shards: bytes
+    def __init__(self, table: _Optional[str] = ..., replicas: _Optional[int] = ..., shards: _Optional[bytes] = ...) -> None: ...
+
+class Placement(_message.Message):
+    __slots__ = ("epoch", "shards", "tables")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    shards: _containers.RepeatedCompositeFieldContainer[ShardAddress]
+    tables: _containers.RepeatedCompositeFieldContainer[TablePlacement]
+    def __init__(self, epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardAddress, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[TablePlacement, _Mapping]]] = ...) -> None: ...
+
+class HeldTable(_message.Message):
+    __slots__ = ("spec", "version", "blocks")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    spec: TableSpec
+    version: int
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, spec: _Optional[_Union[TableSpec, _Mapping]] = ..., version: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeReply(_message.Message):
+    __slots__ = ("shard", "incarnation", "rows_port", "placement", "tables")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ROWS_PORT_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    shard: str
+    incarnation: str
+    rows_port: int
+    placement: Placement
+    tables: _containers.RepeatedCompositeFieldContainer[HeldTable]
+    def __init__(self, shard: _Optional[str] = ..., incarnation: _Optional[str] = ..., rows_port: _Optional[int] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[HeldTable, _Mapping]]] = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("snapshot_uri", "placement")
+    SNAPSHOT_URI_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    snapshot_uri: str
+    placement: Placement
+    def __init__(self, snapshot_uri: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ...) -> None: ...
+
+class LoadReply(_message.Message):
+    __slots__ = ("blocks", "bytes")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    bytes: int
+    def __init__(self, blocks: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class ActivateRequest(_message.Message):
+    __slots__ = ("placement",)
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    placement: Placement
+    def __init__(self, placement: _Optional[_Union[Placement, _Mapping]] = ...) -> None: ...
+
+class ActivateReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ("uri", "table")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    table: str
+    def __init__(self, uri: _Optional[str] = ..., table: _Optional[str] = ...) -> None: ...
+
+class BlockEntry(_message.Message):
+    __slots__ = ("block", "file", "batch", "rows", "digest")
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    block: int
+    file: str
+    batch: int
+    rows: int
+    digest: str
+    def __init__(self, block: _Optional[int] = ..., file: _Optional[str] = ..., batch: _Optional[int] = ..., rows: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class SnapshotReply(_message.Message):
+    __slots__ = ("version", "blocks")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    blocks: _containers.RepeatedCompositeFieldContainer[BlockEntry]
+    def __init__(self, version: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[BlockEntry, _Mapping]]] = ...) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsReply(_message.Message):
+    __slots__ = ("requests", "refused", "expired", "rows", "bytes", "stage_seconds")
+    class StageSecondsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    requests: int
+    refused: int
+    expired: int
+    rows: int
+    bytes: int
+    stage_seconds: _containers.ScalarMap[str, float]
+    def __init__(self, requests: _Optional[int] = ..., refused: _Optional[int] = ..., expired: _Optional[int] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class LookupRequest(_message.Message):
+    __slots__ = ("request_id", "table", "epoch", "fingerprint", "sent_us", "timeout_ms")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SENT_US_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    table: str
+    epoch: int
+    fingerprint: bytes
+    sent_us: int
+    timeout_ms: int
+    def __init__(self, request_id: _Optional[int] = ..., table: _Optional[str] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., sent_us: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class LookupReply(_message.Message):
+    __slots__ = ("request_id", "status", "message", "epoch", "version")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    status: Status
+    message: str
+    epoch: int
+    version: int
+    def __init__(self, request_id: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., message: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,178 @@
+"""Load and save models in Hugging Face layout: config.json, *.safetensors, and an index when sharded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reasoning.config import ModelConfig
+from reasoning.model.transformer import Transformer
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_EXPERT = re.compile(r"(layers\.\d+\.mlp)\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
+_SCALES = (".weight_scale_inv", ".scale")  # of DeepSeek-V3's 128x128 and V4.1's 32x32 fp8 blocks
+
+
+def load_model(model_dir: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:
+    """Load a checkpoint of the DeepSeek-V3 architecture, with or without Engram layers.
+
+    Block-quantised fp8 weights are dequantised. Multi-token-prediction layers and memory tables are left where
+    they are.
+
+    Raises:
+        ValueError: a file is missing or damaged, or a tensor is missing or has the wrong shape.
+    """
+    config = ModelConfig.from_dir(model_dir)
+    with torch.device("meta"):
+        model = Transformer(config)
+    model = model.to_empty(device=device).to(dtype)
+    _restore_tables(model, config)
+    fill(model, _tensors(Path(model_dir)))
+    return model.eval()
+
+
+def _restore_tables(model: Transformer, config: ModelConfig) -> None:
+    """Recompute the buffers that no checkpoint holds, and keep what decides routing in fp32."""
+    from reasoning.model.rope import cos_sin_table
+
+    device = model.cos.device
+    cos, sin = cos_sin_table(config.rope, config.qk_rope_head_dim, config.max_position_embeddings)
+    model.cos, model.sin = cos.to(device), sin.to(device)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+
+
+@torch.no_grad()
+def fill(model: Transformer, tensors: Iterator[tuple[str, Tensor]] | Mapping[str, Tensor]) -> None:
+    """Copy Hugging Face tensors into the model; ValueError names what is missing, unknown or misshapen."""
+    places = _places(model)
+    for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+        if _elsewhere(name, model.config):
+            continue
+        place = places.pop(name, None)
+        if place is None:
+            raise ValueError(f"checkpoint: tensor {name} belongs to no layer of this config.json; do they match?")
+        if place.shape != tensor.shape:
+            wanted, got = tuple(place.shape), tuple(tensor.shape)
+            raise ValueError(f"checkpoint: tensor {name} has shape {got}, config.json asks for {wanted}")
+        place.copy_(tensor)
+    if places:
+        some = ", ".join(sorted(places)[:3])
+        raise ValueError(f"checkpoint: {len(places)} tensors are missing, such as {some}; is a shard file absent?")
+
+
+def _places(model: Transformer) -> dict[str, Tensor]:
+    """Map every Hugging Face tensor name to the storage it fills, experts being slices of stacked tensors."""
+    places: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tensor = tensor.detach()
+        if name.startswith("lm_head"):
+            if not model.config.tie_word_embeddings:
+                places[name] = tensor
+        elif name.endswith("mlp.gate_up"):
+            for expert, (gate, up) in enumerate(part.chunk(2) for part in tensor):
+                base = f"model.{name[: -len('gate_up')]}experts.{expert}"
+                places[f"{base}.gate_proj.weight"], places[f"{base}.up_proj.weight"] = gate, up
+        elif name.endswith("mlp.down"):
+            for expert, part in enumerate(tensor):
+                places[f"model.{name[: -len('down')]}experts.{expert}.down_proj.weight"] = part
+        else:
+            places[f"model.{name}"] = tensor
+    return places
+
+
+def _elsewhere(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor of the checkpoint is none of the backbone's business."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    prediction = layer is not None and int(layer[1]) >= config.num_hidden_layers
+    tied = config.tie_word_embeddings and name == "lm_head.weight"
+    return prediction or tied or ".engram.embed." in name or name.endswith("rotary_emb.inv_freq")
+
+
+def _files(model_dir: Path) -> list[Path]:
+    index = model_dir / INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = [SINGLE]
+    for name in names:
+        if not (model_dir / name).is_file():
+            raise ValueError(f"model: {model_dir / name} does not exist; copy the whole checkpoint")
+    return [model_dir / name for name in names]
+
+
+def _tensors(model_dir: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of all files one at a time, fp8 weights dequantised."""
+    files = _files(model_dir)
+    scales = {name: tensor for path in files for name, tensor in _read(path, scales=True)}
+    for path in files:
+        for name, tensor in _read(path, scales=False):
+            stem = name.removesuffix(".weight")
+            scale = next((scales[stem + end] for end in _SCALES if stem + end in scales), None)
+            yield name, tensor if scale is None else dequantise(tensor, scale)
+
+
+def _read(path: Path, scales: bool) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 -- not a mapping
+                if name.endswith(_SCALES) == scales and ".engram.embed." not in name:
+                    yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"model: {path} is damaged or cut short ({error}); copy it again") from error
+
+
+def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
+    """Multiply blocks of an fp8 matrix [m, n] by their scales [ceil(m / b), ceil(n / b)]; returns fp32."""
+    rows, columns = (-(-size // count) for size, count in zip(weight.shape, scale.shape, strict=True))
+    block = max(rows, columns)
+    block = 1 << (block - 1).bit_length()  # the last block may be cut short; block sizes are powers of two
+    full = scale.float().repeat_interleave(block, 0).repeat_interleave(block, 1)
+    return weight.float() * full[: weight.shape[0], : weight.shape[1]]
+
+
+def save_model(model: Transformer, model_dir: str | Path, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 4 << 30) -> None:
+    """Write config.json and the weights, in files of at most `shard_bytes` where tensors allow it.
+
+    The routers' correction biases stay in fp32: they are compared with each other, not multiplied.
+    """
+    directory = Path(model_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.to(torch.float32 if name.endswith("correction_bias") else dtype).contiguous().cpu()
+        for name, tensor in _places(model).items()
+    }
+    config = model.config.to_dict() | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    groups = _split(tensors, shard_bytes)
+    if len(groups) == 1:
+        save_file(tensors, directory / SINGLE, metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(groups, 1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        save_file({name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _split(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and size + tensor.nbytes > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensor.nbytes
+    return groups

@@ -1,0 +1,246 @@
+"""Model configuration: the Hugging Face `deepseek_v3` keys plus the `engram_*` keys of DeepSeek-V4.1."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GATES = ("sqrt", "sigmoid")
+ROW_FORMATS = ("bf16", "fp32", "fp8_e4m3_ue8m0")
+
+# Keys whose other values would mean an architecture that this model does not implement.
+_ONLY_VALUE: dict[str, tuple[Any, ...]] = {
+    "model_type": ("deepseek_v3",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "scoring_func": ("sigmoid",),
+    "topk_method": ("noaux_tc",),
+    "moe_layer_freq": (1,),
+    "rope_interleave": (True,),
+    "hc_mult": (1,),
+}
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding, with YaRN (arXiv 2309.00071) when `factor` is above one."""
+
+    theta: float = 10000.0
+    """Base of the geometric series of wavelengths."""
+    factor: float = 1.0
+    """Context extension; 1 means plain rotary embedding."""
+    original_max_position_embeddings: int = 4096
+    """Context length before extension."""
+    beta_fast: float = 32.0
+    """Dimensions with more rotations than this over the original context are left alone."""
+    beta_slow: float = 1.0
+    """Dimensions with fewer rotations than this are interpolated fully."""
+    mscale: float = 0.0
+    """Numerator of the cos/sin magnitude; 0 means the paper's default."""
+    mscale_all_dim: float = 0.0
+    """Denominator of the cos/sin magnitude, applied to the softmax scale squared; 0 means unset."""
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> RopeConfig:
+        """Read `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+        rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+        theta = float(rope.get("rope_theta", raw.get("rope_theta", cls.theta)))
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind in ("default", None):
+            return cls(theta=theta)
+        if kind != "yarn":
+            raise ValueError(f"rope_scaling.type: {kind!r} is not supported; use 'yarn' or remove rope_scaling")
+        names = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        values = {name: float(rope[name]) for name in names if rope.get(name) is not None}
+        original = int(rope.get("original_max_position_embeddings", raw.get("max_position_embeddings", 4096)))
+        if "factor" not in values:
+            values["factor"] = int(raw.get("max_position_embeddings", original)) / original
+        return cls(theta=theta, original_max_position_embeddings=original, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the keys that `from_dict` reads, in the form every version of transformers understands."""
+        if self.factor <= 1.0:
+            return {"rope_theta": self.theta, "rope_scaling": None}
+        yarn = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "theta"}
+        return {"rope_theta": self.theta, "rope_scaling": {"rope_type": "yarn", "type": "yarn", **yarn}}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A DeepSeek-V3 backbone with Engram layers. Field names are those of `config.json`."""
+
+    vocab_size: int = 129280
+    hidden_size: int = 7168
+    intermediate_size: int = 18432
+    """Width of the dense feed-forward of the first `first_k_dense_replace` layers."""
+    moe_intermediate_size: int = 2048
+    """Width of one expert."""
+    num_hidden_layers: int = 61
+    num_attention_heads: int = 128
+    n_shared_experts: int = 1
+    n_routed_experts: int = 256
+    num_experts_per_tok: int = 8
+    n_group: int = 8
+    topk_group: int = 4
+    routed_scaling_factor: float = 2.5
+    norm_topk_prob: bool = True
+    first_k_dense_replace: int = 3
+    q_lora_rank: int | None = 1536
+    """None projects queries directly."""
+    kv_lora_rank: int = 512
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: tuple[int, ...] = ()
+    """Token ids that end a completion."""
+    rope: RopeConfig = RopeConfig()
+
+    engram_layer_ids: tuple[int, ...] = ()
+    """Layers with a memory, counted from 0; empty for a plain backbone."""
+    engram_max_ngram_size: int = 3
+    engram_n_heads: int = 8
+    """Hash heads of each n-gram order."""
+    engram_head_dim: int = 64
+    """Values of one row, that is of one column's vector."""
+    engram_vocab_size: tuple[int, ...] = ()
+    """Rows aimed at for each column, one number for each order 2..N. A plain integer stands for all orders."""
+    engram_pad_token_id: int = 0
+    """Token id (not compressed) that blocked positions read as."""
+    engram_compressed_vocab_size: int = 0
+    """Size of the token map the model was trained with; 0 takes that of its tokenizer."""
+    engram_gate: str = "sqrt"
+    """"sqrt" is the released gate (demo and V4.1), "sigmoid" the paper's equation 4."""
+    engram_conv_kernel: int = 0
+    """Taps of the short convolution, dilated by the largest n-gram order; 0 for none."""
+    engram_row_format: str = "bf16"
+    """How the tables store a row."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        _require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "an even number")
+        if self.num_hidden_layers > self.first_k_dense_replace:
+            self._check_experts()
+        if self.engram_layer_ids:
+            self._check_engram()
+
+    def _check_experts(self) -> None:
+        groups, experts = self.n_group, self.n_routed_experts
+        _require(groups > 0 and experts % groups == 0, "n_group", groups, f"a divisor of n_routed_experts={experts}")
+        _require(0 < self.topk_group <= groups, "topk_group", self.topk_group, f"1 to n_group={groups}")
+        reachable = self.topk_group * (experts // groups)
+        top = self.num_experts_per_tok
+        _require(
+            0 < top <= reachable, "num_experts_per_tok", top, f"1 to {reachable}, the experts of topk_group groups"
+        )
+
+    def _check_engram(self) -> None:
+        orders = self.engram_max_ngram_size - 1
+        _require(orders >= 1, "engram_max_ngram_size", self.engram_max_ngram_size, "2 or more")
+        sizes = self.engram_vocab_size
+        _require(len(sizes) == orders, "engram_vocab_size", sizes, f"one number for each of the {orders} n-gram orders")
+        last = self.num_hidden_layers - 1
+        for layer in self.engram_layer_ids:
+            _require(0 <= layer <= last, "engram_layer_ids", layer, f"layers 0 to {last}")
+        _require(self.engram_gate in GATES, "engram_gate", self.engram_gate, f"one of {GATES}")
+        _require(
+            self.engram_row_format in ROW_FORMATS, "engram_row_format", self.engram_row_format, f"one of {ROW_FORMATS}"
+        )
+        _require(self.engram_conv_kernel >= 0, "engram_conv_kernel", self.engram_conv_kernel, "0 or more")
+
+    @property
+    def engram_columns(self) -> int:
+        """Columns of one table: (N-1) orders times K heads."""
+        return (self.engram_max_ngram_size - 1) * self.engram_n_heads
+
+    @property
+    def engram_width(self) -> int:
+        """Values that one position gets from one table."""
+        return self.engram_columns * self.engram_head_dim
+
+    @property
+    def conv_history(self) -> int:
+        """Earlier positions that the short convolution looks back to."""
+        return max(0, self.engram_conv_kernel - 1) * self.engram_max_ngram_size
+
+    @property
+    def latent_size(self) -> int:
+        """Values that the cache keeps for one position and layer."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Read a `config.json`. Foreign keys are ignored unless they change what the model computes.
+
+        Raises:
+            ValueError: naming the field, its value and what is accepted.
+        """
+        for name, accepted in _ONLY_VALUE.items():
+            _require(
+                raw.get(name, accepted[0]) in accepted,
+                name,
+                raw.get(name),
+                f"{accepted[0]!r}: nothing else is implemented",
+            )
+        known = {f.name for f in dataclasses.fields(cls)} - {"rope"}
+        ignored = {"engram_num_embeddings"}  # follows from the geometry
+        for name in raw:
+            unknown = name.startswith("engram_") and name not in known | ignored
+            _require(not unknown, name, raw[name], "a known engram_* key; check its spelling")
+        values = {name: raw[name] for name in known if name in raw and raw[name] is not None}
+        if "q_lora_rank" in raw:
+            values["q_lora_rank"] = raw["q_lora_rank"]
+        return cls(**_normalised(values), rope=RopeConfig.from_dict(raw))
+
+    @classmethod
+    def from_dir(cls, model_dir: str | Path) -> ModelConfig:
+        """Read `config.json` of a model directory; ValueError when it is missing or not JSON."""
+        path = Path(model_dir) / "config.json"
+        if not path.is_file():
+            raise ValueError(f"model: {path} does not exist; give a directory with config.json and *.safetensors")
+        try:
+            raw = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"model: {path} is not valid JSON ({error}); copy the checkpoint again") from error
+        _require(isinstance(raw, dict), "config.json", type(raw).__name__, "a JSON object")
+        return cls.from_dict(raw)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a `config.json` that `transformers`, vLLM and this project read alike."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rope"}
+        if not self.engram_layer_ids:
+            values = {name: value for name, value in values.items() if not name.startswith("engram_")}
+        fixed = {name: accepted[0] for name, accepted in _ONLY_VALUE.items() if name != "hc_mult"}
+        head = {"architectures": ["DeepseekV3ForCausalLM"], "num_key_value_heads": self.num_attention_heads}
+        return head | fixed | values | self.rope.to_dict() | {"num_nextn_predict_layers": 0}
+
+
+def _normalised(values: dict[str, Any]) -> dict[str, Any]:
+    """Bring JSON's looser forms (lists, a single end token, one size for all orders) to the fields' types."""
+    orders = int(values.get("engram_max_ngram_size", ModelConfig.engram_max_ngram_size)) - 1
+    repeat = {"eos_token_id": 1, "engram_vocab_size": orders}
+    for name in ("eos_token_id", "engram_vocab_size", "engram_layer_ids"):
+        if name in values:
+            value = values[name]
+            values[name] = (value,) * repeat.get(name, 1) if isinstance(value, int) else tuple(value)
+    return values
+
+
+def _require(condition: bool, name: str, value: Any, accepted: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}: {value!r} is not supported; expected {accepted}")

@@ -1,0 +1,1 @@
+"""Training of a backbone and its memory tables in one process."""

@@ -1,0 +1,112 @@
+"""The training loop: one process, backbone by AdamW, memory rows by row-wise Adam."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memory_service.optimizer import AdamConfig
+from reasoning.config import ModelConfig
+from reasoning.hashing import NgramHasher
+from reasoning.model.batch import Batch
+from reasoning.model.moe import MixtureOfExperts
+from reasoning.model.transformer import Transformer
+from reasoning.training.corpus import Stream
+from reasoning.training.recipe import TrainingConfig
+from reasoning.training.tables import TrainableTables
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one step reports."""
+
+    step: int
+    share: float
+    """Of the whole run, 0 to 1."""
+    loss: float
+    """Cross-entropy in nats a token."""
+    tokens: int
+    """Seen since the start."""
+    seconds: float
+
+
+class Trainer:
+    """A model, its tables, and the optimizers of both."""
+
+    def __init__(self, model_config: ModelConfig, hasher: NgramHasher, stream: Stream, config: TrainingConfig):
+        self.config, self.hasher, self.stream = config, hasher, stream
+        generator = torch.Generator().manual_seed(config.seed)
+        self.model = Transformer(model_config).initialise(generator)
+        adam = AdamConfig(learning_rate=config.learning_rate * config.table_rate_factor)
+        specs = hasher.table_specs(model_config.engram_row_format)  # type: ignore[arg-type]
+        self.tables = TrainableTables(specs, adam, model_config.initializer_range, config.seed)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+    def _groups(self) -> list[dict[str, object]]:
+        """Decay matrices only; a convolution's weights count as a vector for each channel."""
+        named = list(self.model.named_parameters())
+        matrices = [p for name, p in named if p.ndim > 1 and "engram.conv" not in name and "_weight" not in name]
+        chosen = {id(p) for p in matrices}
+        vectors = [p for _, p in named if id(p) not in chosen]
+        return [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+
+    def run(self, on_step: Callable[[Progress], None]) -> None:
+        """Train to the end of the configured steps or minutes."""
+        begin = time.monotonic()
+        self.model.train()
+        for step, starts in enumerate(self.stream.windows(self.config.window, self.config.batch, self.config.seed)):
+            share = self._share(step, time.monotonic() - begin)
+            if share >= 1.0:
+                break
+            loss = self.step(self._windows(starts), self._rate(share))
+            tokens = (step + 1) * self.config.batch * self.config.window
+            on_step(Progress(step + 1, share, loss, tokens, time.monotonic() - begin))
+        self.model.eval()
+
+    def step(self, windows: np.ndarray, rate: float) -> float:
+        """Take one optimizer step on token ids [B, S + 1]; `rate` scales the learning rates. Returns the loss."""
+        ids = torch.from_numpy(windows.astype(np.int64))
+        rows = self.tables.gather(self.hasher.hash_batch(list(windows[:, :-1])))
+        hidden = self.model(Batch.of_whole_sequences(ids[:, :-1]), rows)
+        loss = F.cross_entropy(self.model.logits(hidden), ids[:, 1:].reshape(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.tables.step(rows, rate)
+        self._balance()
+        return loss.item()
+
+    def _windows(self, starts: np.ndarray) -> np.ndarray:
+        return self.stream.tokens[starts[:, None] + np.arange(self.config.window + 1)]
+
+    def _share(self, step: int, seconds: float) -> float:
+        if self.config.steps:
+            return step / self.config.steps
+        return seconds / (60 * self.config.minutes)
+
+    def _rate(self, share: float) -> float:
+        warm_up = self.config.warm_up
+        return min(share / warm_up, (1 - share) / (1 - warm_up)) if share > 0 else 1e-3
+
+    @torch.no_grad()
+    def _balance(self) -> None:
+        """Nudge each router towards experts that got less than their share (arXiv 2408.15664)."""
+        for moe in self._mixtures():
+            assert moe.load is not None, "a mixture of experts has not run"
+            load: Tensor = moe.load.float()
+            moe.gate.e_score_correction_bias += self.config.balance_rate * (load.mean() - load).sign()
+
+    def _mixtures(self) -> Iterator[MixtureOfExperts]:
+        return (module for module in self.model.modules() if isinstance(module, MixtureOfExperts))

@@ -1,0 +1,79 @@
+"""What a training run consists of, as numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reasoning.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A run ends after `steps` or, where those are 0, after `minutes`; schedules follow the share done."""
+
+    steps: int = 0
+    minutes: float = 0.0
+    window: int = 512
+    """Tokens in one training sequence."""
+    batch: int = 16
+    """Sequences in one step."""
+    learning_rate: float = 2e-3
+    """Peak of the backbone's rate: linear warm-up, then linear decay to zero."""
+    warm_up: float = 0.02
+    """Share of the run that warms up."""
+    table_rate_factor: float = 5.0
+    """The tables' learning rate relative to the backbone's, as in the Engram paper."""
+    weight_decay: float = 0.1
+    """Of the backbone's matrices; tables, norms and convolutions have none."""
+    clip_norm: float = 1.0
+    """Largest gradient norm of the backbone."""
+    balance_rate: float = 1e-3
+    """Step of the routers' correction bias towards even load (arXiv 2408.15664)."""
+    seed: int = 0
+    export_minutes: float = 10.0
+    """Time between exports of the unfinished model."""
+
+    def __post_init__(self) -> None:
+        if (self.steps > 0) == (self.minutes > 0):
+            raise ValueError(f"steps={self.steps}, minutes={self.minutes}: give exactly one of the two, above zero")
+        if self.window < 2 or self.batch < 1:
+            raise ValueError(f"window={self.window}, batch={self.batch}: use at least 2 and 1")
+
+
+TINY_CODE = ModelConfig(
+    vocab_size=8192,
+    hidden_size=256,
+    intermediate_size=704,
+    moe_intermediate_size=96,
+    num_hidden_layers=8,
+    num_attention_heads=4,
+    n_shared_experts=1,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    n_group=1,
+    topk_group=1,
+    routed_scaling_factor=1.0,
+    first_k_dense_replace=1,
+    q_lora_rank=None,
+    kv_lora_rank=96,
+    qk_nope_head_dim=48,
+    qk_rope_head_dim=16,
+    v_head_dim=64,
+    max_position_embeddings=1024,
+    tie_word_embeddings=True,
+    bos_token_id=0,
+    eos_token_id=(0,),
+    engram_layer_ids=(1, 4),
+    engram_max_ngram_size=3,
+    engram_n_heads=4,
+    engram_head_dim=32,
+    engram_vocab_size=(24000, 24000),
+    engram_pad_token_id=1,
+    engram_gate="sqrt",
+    engram_conv_kernel=4,
+    engram_row_format="fp8_e4m3_ue8m0",
+)
+"""The shipped model: 9 M backbone parameters and two tables of 192,000 rows."""
+
+MODELS = {"tiny-code": TINY_CODE}
+"""What `engram train --preset` knows."""

