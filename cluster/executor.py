@@ -6,16 +6,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from reasoning.engine import Completion, Request, RequestFailure
+from reasoning.request import Request, Result
 
 if TYPE_CHECKING:
-    from reasoning.engine import Engine, EngineStats
-
-Outcome = Completion | RequestFailure
+    from cluster.worker import ReasoningWorker
+    from reasoning.engine import EngineStats
 
 
 class Executor(Protocol):
-    """Takes chunks of requests and hands back their outcomes, a chunk at a time, in any order."""
+    """Takes chunks of requests and hands back their results, a chunk at a time, in any order."""
 
     workers: int
     """How many chunks can be worked on at once."""
@@ -26,20 +25,20 @@ class Executor(Protocol):
     def submit(self, chunk: int, requests: Sequence[Request]) -> None:
         """Queue a chunk under a number of the caller's choice."""
 
-    def next_done(self) -> tuple[int, list[Outcome]]:
-        """Wait for any submitted chunk; its number, and one outcome for each request in any order."""
+    def next_done(self) -> tuple[int, list[Result]]:
+        """Wait for any submitted chunk; its number, and one result for each request, in any order."""
 
     def stats(self) -> list[EngineStats]:
         """Counters of every worker's engine."""
 
 
 class InProcessExecutor:
-    """One engine, here. A chunk is worked on when it is waited for."""
+    """One worker, here. A chunk is worked on when it is waited for."""
 
     workers = 1
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, worker: ReasoningWorker) -> None:
+        self._worker = worker
         self._queue: deque[tuple[int, Sequence[Request]]] = deque()
 
     def has_room(self) -> bool:
@@ -50,11 +49,11 @@ class InProcessExecutor:
         """Queue a chunk."""
         self._queue.append((chunk, requests))
 
-    def next_done(self) -> tuple[int, list[Outcome]]:
+    def next_done(self) -> tuple[int, list[Result]]:
         """Generate the oldest chunk."""
         chunk, requests = self._queue.popleft()
-        return chunk, list(self._engine.generate(requests))
+        return chunk, self._worker.generate(requests)
 
     def stats(self) -> list[EngineStats]:
-        """The engine's counters."""
-        return [self._engine.stats()]
+        """The worker's counters."""
+        return [self._worker.stats()]

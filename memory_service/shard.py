@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -60,6 +60,7 @@ class Shard:
         self._loaded: Mapping[str, ShardTable] = {}
         self._serving: _Serving | None = None
         self._stats = ShardStats()
+        self._callbacks: list[Callable[[], None]] = []
 
     @property
     def placement(self) -> Placement | None:
@@ -73,7 +74,7 @@ class Shard:
         serving = self._serving
         return serving.tables if serving else self._loaded
 
-    def load(self, snapshot_uri: str | Path, placement: Placement) -> None:
+    def load(self, snapshot_uri: str | Path, placement: Placement) -> list[ShardTable]:
         """Read the blocks that a placement assigns to this shard. Lookups go on as before until `activate`.
 
         SnapshotError, or UnknownTable for a table of the placement that the snapshot does not have.
@@ -82,6 +83,7 @@ class Shard:
         tables = {name: self._load_table(snapshot, name, placement) for name in placement.tables}
         with self._lock:
             self._loaded = tables
+        return list(tables.values())
 
     def activate(self, placement: Placement) -> None:
         """Serve under a placement from now on; WrongEpoch if it is older, or if its blocks are not loaded."""
@@ -96,35 +98,25 @@ class Shard:
             self._check_holds(tables, placement)
             self._serving = _Serving(placement, tables)
             self._loaded = {}
+        for callback in self._callbacks:
+            callback()
 
-    def gather(
-        self,
-        table: str,
-        rows: NDArray[np.int64],
-        epoch: int,
-        fingerprint: str,
-    ) -> NDArray[np.uint8]:
-        """Packed rows [n, row_bytes] of row ids [n], or the error that says why not."""
+    def lookup(
+        self, table: str, rows: NDArray[np.int64], epoch: int, fingerprint: str
+    ) -> tuple[NDArray[np.uint8], int, int]:
+        """Packed rows [n, row_bytes] of row ids [n], the epoch and the table's version."""
         try:
-            return self._gather(self.table(table, epoch, fingerprint), rows)
+            held = self._checked_table(table, epoch, fingerprint)
+            return self._gather(held, rows), epoch, held.version
         except Exception:
             self._count(refused=1)
             raise
 
-    def table(self, table: str, epoch: int, fingerprint: str) -> ShardTable:
-        """A table under the placement and of the fingerprint that a caller means."""
-        serving = self._serving
-        if serving is None:
-            raise ShardUnavailable(f"{self.name} has no active placement yet: load and activate one", table, self.name)
-        held = require_table({name: held.spec for name, held in serving.tables.items()}, table)
-        if held.fingerprint != fingerprint:
-            raise FingerprintMismatch(
-                f"table {table!r} on {self.name} has fingerprint {held.fingerprint}, asked for {fingerprint}: "
-                "use the snapshot and the tokenizer that the model was trained with"
-            )
-        if epoch != serving.placement.epoch:
-            raise WrongEpoch(f"{self.name} serves epoch {serving.placement.epoch}, asked under epoch {epoch}")
-        return serving.tables[table]
+    def when_serving(self, callback: Callable[[], None]) -> None:
+        """Call back after every activation, and at once if there was one already."""
+        self._callbacks.append(callback)
+        if self._serving:
+            callback()
 
     def expire(self) -> None:
         """Count a lookup that was dropped because its time was up."""
@@ -147,6 +139,20 @@ class Shard:
         """Counters since construction."""
         with self._lock:
             return self._stats
+
+    def _checked_table(self, table: str, epoch: int, fingerprint: str) -> ShardTable:
+        serving = self._serving
+        if serving is None:
+            raise ShardUnavailable(f"{self.name} has no active placement yet: load and activate one", table, self.name)
+        held = require_table({name: held.spec for name, held in serving.tables.items()}, table)
+        if held.fingerprint != fingerprint:
+            raise FingerprintMismatch(
+                f"table {table!r} on {self.name} has fingerprint {held.fingerprint}, asked for {fingerprint}: "
+                "use the snapshot and the tokenizer that the model was trained with"
+            )
+        if epoch != serving.placement.epoch:
+            raise WrongEpoch(f"{self.name} serves epoch {serving.placement.epoch}, asked under epoch {epoch}")
+        return serving.tables[table]
 
     def _gather(self, held: ShardTable, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         if rows.dtype != np.int64 or rows.ndim != 1:
@@ -208,4 +214,3 @@ class Shard:
                 bytes=old.bytes + size,
                 stage_seconds={**old.stage_seconds, **seconds},
             )
-

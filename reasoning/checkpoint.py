@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reasoning.config import ModelConfig
+from reasoning.model.moe import MixtureOfExperts
+from reasoning.model.rope import cos_sin_table
 from reasoning.model.transformer import Transformer
 
 INDEX = "model.safetensors.index.json"
@@ -41,9 +43,10 @@ def load_model(model_dir: str | Path, device: torch.device | str = "cpu", dtype:
 
 def _restore_tables(model: Transformer, config: ModelConfig) -> None:
     """Recompute the buffers that no checkpoint holds, and keep what decides routing in fp32."""
-    from reasoning.model.rope import cos_sin_table
-
     device = model.cos.device
+    for layer in model.layers:
+        if isinstance(layer.mlp, MixtureOfExperts):
+            layer.mlp.gate.float()
     cos, sin = cos_sin_table(config.rope, config.qk_rope_head_dim, config.max_position_embeddings)
     model.cos, model.sin = cos.to(device), sin.to(device)
     if config.tie_word_embeddings:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from cluster.batch.lines import Line, parse_line, read_raw
 from cluster.batch.output import JobOutput
-from cluster.executor import Executor, Outcome
-from reasoning.engine import RequestFailure, SamplingParams
+from cluster.executor import Executor
+from reasoning.request import RequestFailure, Result, SamplingParams
 
 _WINDOW = 8
 """Chunks a worker may be ahead of the oldest unfinished one: bounds what waits in memory to be written in order."""
@@ -36,7 +36,7 @@ class JobReport:
 class _Chunk:
     number: int
     lines: list[Line]
-    outcomes: list[Outcome] | None = None
+    outcomes: list[Result] | None = None
 
     def records(self) -> list[dict[str, Any]]:
         by_number = {outcome.id: outcome for outcome in self.outcomes or []}
@@ -62,7 +62,7 @@ def run_job(
     return report
 
 
-def to_record(line: Line, outcome: Outcome | None) -> dict[str, Any]:
+def to_record(line: Line, outcome: Result | None) -> dict[str, Any]:
     """Return the output record of a line. `outcome` is None for a line that never became a request."""
     if line.problem is not None:
         return _error_record(line, line.problem.field, line.problem.message)

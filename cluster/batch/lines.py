@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from reasoning.engine import Request, RequestError, SamplingParams
+from reasoning.request import Request, RequestError, SamplingParams
 
 LineId = str | int | float | None
 
@@ -88,7 +88,7 @@ def _read_id(record: Mapping[str, Any], number: int) -> LineId:
     return value
 
 
-def _read_prompt(record: Mapping[str, Any]) -> tuple[str | None, list[int] | None]:
+def _read_prompt(record: Mapping[str, Any]) -> tuple[str | None, tuple[int, ...] | None]:
     prompt, token_ids = record.get("prompt"), record.get("prompt_token_ids")
     if (prompt is None) == (token_ids is None):
         raise RequestError("prompt", "give either prompt or prompt_token_ids" + ("" if prompt is None else ", not both"))
@@ -98,19 +98,14 @@ def _read_prompt(record: Mapping[str, Any]) -> tuple[str | None, list[int] | Non
         _check_unicode("prompt", prompt)
     elif not isinstance(token_ids, list) or not all(type(token_id) is int for token_id in token_ids):
         raise RequestError("prompt_token_ids", f"{_show(token_ids)} is not a list of integers")
-    return prompt, token_ids
+    return prompt, None if token_ids is None else tuple(token_ids)
 
 
 def _read_sampling(record: Mapping[str, Any], number: int, defaults: SamplingParams) -> SamplingParams:
     given = {name: _convert(name, record[name]) for name in _CONVERTERS if record.get(name) is not None}
     if "seed" not in given and defaults.seed is not None:
         given["seed"] = line_seed(defaults.seed, number)
-    try:
-        return dataclasses.replace(defaults, **given)
-    except RequestError:
-        raise
-    except ValueError as error:
-        raise RequestError("sampling", str(error)) from error
+    return dataclasses.replace(defaults, **given)
 
 
 def _convert(name: str, value: Any) -> Any:
@@ -120,11 +115,15 @@ def _convert(name: str, value: Any) -> Any:
     return value
 
 
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
+
+
 def _is_number(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
+    return _is_integer(value) or (type(value) is float and math.isfinite(value))
 
 
-_INTEGER: tuple[Callable[[Any], bool], str] = (lambda value: type(value) is int, "an integer")
+_INTEGER: tuple[Callable[[Any], bool], str] = (_is_integer, "an integer")
 _NUMBER: tuple[Callable[[Any], bool], str] = (_is_number, "a number")
 _CONVERTERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": _INTEGER,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from reasoning.engine import SamplingParams
+from reasoning.request import Request, RequestError, RequestFailure, SamplingParams
 
 _DESCRIPTION = """\
 Continue one prompt, or every line of a JSONL file.
@@ -30,6 +30,7 @@ examples:
   engram generate --model DIR --input in.jsonl --output out.jsonl --workers 8 --shards 4 --address ray-head:6379
   engram generate --model DIR --input in.jsonl --output out.jsonl --workers 0 --memory 10.0.0.5:7000
 """
+_DEFAULTS = SamplingParams()
 
 
 def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
@@ -54,15 +55,15 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
 
 
 def _add_sampling(group: Any) -> None:
-    group.add_argument("--max-new-tokens", metavar="N", type=int, default=128, help="default %(default)s")
+    group.add_argument("--max-new-tokens", metavar="N", type=int, default=_DEFAULTS.max_new_tokens, help="default %(default)s")
     group.add_argument(
-        "--temperature", metavar="T", type=float, default=0.0, help="0 takes the likeliest token (default %(default)s)"
+        "--temperature", metavar="T", type=float, default=_DEFAULTS.temperature, help="0 takes the likeliest token (default %(default)s)"
     )
     group.add_argument(
-        "--top-p", metavar="P", type=float, default=1.0, help="sample from this share of probability (default %(default)s)"
+        "--top-p", metavar="P", type=float, default=_DEFAULTS.top_p, help="sample from this share of probability (default %(default)s)"
     )
     group.add_argument(
-        "--top-k", metavar="K", type=int, default=0, help="sample from the K likeliest, 0 for all (default %(default)s)"
+        "--top-k", metavar="K", type=int, default=_DEFAULTS.top_k, help="sample from the K likeliest, 0 for all (default %(default)s)"
     )
     group.add_argument(
         "--seed", metavar="S", type=int, default=0, help="of sampling; every line draws its own from it (default %(default)s)"
@@ -90,16 +91,7 @@ def _add_placement(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate for `--prompt` or `--input`."""
-    from reasoning.engine import SamplingParams
-
-    sampling = SamplingParams(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        seed=args.seed,
-        ignore_eos=args.ignore_eos,
-    )
+    sampling = SamplingParams(**{field.name: getattr(args, field.name) for field in dataclasses.fields(SamplingParams)})
     if args.prompt is not None:
         return _run_prompt(args, sampling)
     return _run_batch(args, sampling)
@@ -108,12 +100,12 @@ def run(args: argparse.Namespace) -> int:
 def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
     from cluster.batch.job import to_record
     from cluster.batch.lines import Line
-    from reasoning.engine import Engine, Request, RequestError, RequestFailure
+    from reasoning.engine import Engine
 
     if args.output is not None:
         raise ValueError("--output: goes with --input; with --prompt the text is printed")
     engine = Engine.from_pretrained(args.model, memory=args.memory)
-    request = Request(id="1", prompt=args.prompt, prompt_token_ids=None, sampling=sampling)
+    request = Request(id="1", prompt=args.prompt, sampling=sampling)
     [outcome] = engine.generate([request])
     if isinstance(outcome, RequestFailure):
         raise RequestError(outcome.field, outcome.message)
@@ -130,8 +122,7 @@ def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
 
     _check_batch_arguments(args)
     options = ClusterOptions(args.workers, args.shards, args.address, args.memory)
-    sampling_fields = {name: value for name, value in vars(sampling).items()}
-    identity = JobIdentity(str(args.model.resolve()), sampling_fields)
+    identity = JobIdentity(str(args.model.resolve()), dataclasses.asdict(sampling))
     with JobOutput(args.output, args.input, identity, args.overwrite) as output:
         if output.done == output.total:
             _say(f"{args.output} is complete: {output.done:,} lines, nothing to do")

@@ -138,7 +138,13 @@ def _integers(option: str, text: str) -> list[int]:
 
 
 def _load_hasher(args: argparse.Namespace, tokenizer: Tokenizer) -> NgramHasher:
+    from reasoning.config import ModelConfig
+    from reasoning.hasher import build_hasher
     from reasoning.token_map import TokenMap
 
-    geometry = PRESETS[args.preset]
-    return geometry.for_token_map(TokenMap.build(tokenizer))
+    if args.preset:
+        return PRESETS[args.preset].for_token_map(TokenMap.build(tokenizer))
+    config = ModelConfig.from_dir(args.model)
+    if not config.engram_layer_ids:
+        raise ValueError(f"--model: {args.model} has no Engram layers, so nothing to hash; give another model")
+    return build_hasher(config, tokenizer)

@@ -6,7 +6,7 @@ import pytest
 from cluster.batch.job import run_job
 from cluster.batch.output import JobIdentity, JobOutput
 from cluster.executor import InProcessExecutor
-from reasoning.engine import Completion, RequestFailure, SamplingParams
+from reasoning.request import Completion, RequestFailure, SamplingParams
 
 DEFAULTS = SamplingParams(max_new_tokens=4, seed=1)
 IDENTITY = JobIdentity("model", vars(DEFAULTS))
@@ -18,11 +18,11 @@ def answer(request):
     return Completion(request.id, request.prompt.upper(), [len(request.prompt)], len(request.prompt), "stop")
 
 
-class FakeEngine:
+class FakeWorker:
     """Shouts the prompt back, the last request first."""
 
     def generate(self, requests):
-        return iter([answer(request) for request in reversed(requests)])
+        return [answer(request) for request in reversed(requests)]
 
     def stats(self):
         return None
@@ -67,7 +67,7 @@ def records(target):
     return [json.loads(line) for line in target.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("executor", [InProcessExecutor(FakeEngine()), ShufflingExecutor()], ids=["here", "shuffled"])
+@pytest.mark.parametrize("executor", [InProcessExecutor(FakeWorker()), ShufflingExecutor()], ids=["here", "shuffled"])
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
 def test_results_come_in_the_order_of_the_input(tmp_path, executor, batch_size):
     report = run(prompts(tmp_path, 100), tmp_path / "out.jsonl", executor, batch_size)
@@ -76,7 +76,7 @@ def test_results_come_in_the_order_of_the_input(tmp_path, executor, batch_size):
 
 
 def test_a_record_has_text_token_ids_counts_and_the_reason_it_ended(tmp_path):
-    run(prompts(tmp_path, 1), tmp_path / "out.jsonl", InProcessExecutor(FakeEngine()))
+    run(prompts(tmp_path, 1), tmp_path / "out.jsonl", InProcessExecutor(FakeWorker()))
     assert records(tmp_path / "out.jsonl") == [
         {"id": 0, "text": "P0", "token_ids": [2], "prompt_tokens": 2, "completion_tokens": 1, "finish_reason": "stop"}
     ]
@@ -85,7 +85,7 @@ def test_a_record_has_text_token_ids_counts_and_the_reason_it_ended(tmp_path):
 def test_bad_lines_are_reported_in_their_place(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "a"}\n\nnonsense\n{"id": 7, "prompt": ""}\n{"id": "z"}\n{"prompt": "é"}\n')
-    report = run(source, tmp_path / "out.jsonl", InProcessExecutor(FakeEngine()), batch_size=2)
+    report = run(source, tmp_path / "out.jsonl", InProcessExecutor(FakeWorker()), batch_size=2)
     got = records(tmp_path / "out.jsonl")
     assert [(r["id"], r["finish_reason"], r["text"]) for r in got] == [
         ("line-1", "stop", "A"),

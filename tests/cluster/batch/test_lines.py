@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cluster.batch.lines import line_seed, parse_line, read_raw
-from reasoning.engine import SamplingParams
+from reasoning.request import SamplingParams
 
 DEFAULTS = SamplingParams(max_new_tokens=8, temperature=0.0, seed=3)
 
@@ -21,7 +21,7 @@ def test_a_prompt_becomes_a_request_with_the_jobs_sampling():
 
 def test_token_ids_stand_in_for_a_prompt_and_nulls_count_as_absent():
     request = parse({"id": None, "prompt": None, "prompt_token_ids": [1, 2], "top_k": None}).request
-    assert (request.prompt, request.prompt_token_ids) == (None, [1, 2])
+    assert (request.prompt, request.prompt_token_ids) == (None, (1, 2))
 
 
 @pytest.mark.parametrize(("given", "seen"), [({}, "line-5"), ({"id": None}, "line-5"), ({"id": 0}, 0), ({"id": ""}, "")])

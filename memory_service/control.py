@@ -1,0 +1,94 @@
+"""The client's side of a shard's control door."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from memory_service.control_door import MAX_MESSAGE_BYTES
+from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.manifest import BlockEntry
+from memory_service.placement import Placement
+from memory_service.shard import ShardStats
+from memory_service.status import STATUS_KEY, error_of
+from memory_service.wire import ShardInfo, blocks_from_proto, info_from_proto, placement_to_proto
+from protos import memory_pb2 as pb
+from protos import memory_pb2_grpc
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
+]
+
+
+class ControlClient:
+    """Calls one shard. Errors are the shard's own, or ShardUnavailable naming it for one that cannot be reached."""
+
+    def __init__(self, address: str, shard: str = "shard") -> None:
+        self.address = address
+        self._shard = shard
+        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._stub = memory_pb2_grpc.MemoryShardStub(self._channel)
+
+    def describe(self, timeout_s: float = 5.0) -> ShardInfo:
+        """What the shard is and holds."""
+        return info_from_proto(self._call(self._stub.Describe, pb.DescribeRequest(), timeout_s))
+
+    def load(self, snapshot_uri: str | Path, placement: Placement, timeout_s: float = 3600.0) -> int:
+        """Have the shard read its blocks from a snapshot that it can see; the bytes it now keeps for them."""
+        request = pb.LoadRequest(snapshot_uri=str(snapshot_uri), placement=placement_to_proto(placement))
+        return self._call(self._stub.Load, request, timeout_s).bytes
+
+    def activate(self, placement: Placement, timeout_s: float = 5.0) -> None:
+        """Have the shard serve under a placement."""
+        self._call(self._stub.Activate, pb.ActivateRequest(placement=placement_to_proto(placement)), timeout_s)
+
+    def snapshot(
+        self, uri: str | Path, table: str, timeout_s: float = 3600.0
+    ) -> tuple[int, dict[int, BlockEntry]]:
+        """Have the shard write its part of a table; the table's version and the entries for the manifest."""
+        reply = self._call(self._stub.Snapshot, pb.SnapshotRequest(uri=str(uri), table=table), timeout_s)
+        return reply.version, blocks_from_proto(reply.blocks)
+
+    def stats(self, timeout_s: float = 5.0) -> ShardStats:
+        """The shard's counters."""
+        reply = self._call(self._stub.Stats, pb.StatsRequest(), timeout_s)
+        return ShardStats(
+            requests=reply.requests,
+            refused=reply.refused,
+            expired=reply.expired,
+            rows=reply.rows,
+            bytes=reply.bytes,
+            stage_seconds=dict(reply.stage_seconds),
+        )
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def __enter__(self) -> "ControlClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self._meaning(error, timeout_s) from error
+
+    def _meaning(self, error: Any, timeout_s: float) -> MemoryServiceError:
+        status = dict(error.trailing_metadata() or ()).get(STATUS_KEY)
+        if status is not None:
+            return error_of(int(status), error.details())
+        where = f"{self._shard} at {self.address}"
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return ShardUnavailable(f"{where} cannot be reached: is it running? ({error.details()})", None, self._shard)
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return ShardUnavailable(f"{where} did not answer within {timeout_s:g} s", None, self._shard)
+        return MemoryServiceError(f"{where}: {error.code().name}: {error.details()}")

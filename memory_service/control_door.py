@@ -1,0 +1,129 @@
+"""The control door of a shard: protos/memory.proto over gRPC, with the standard health and reflection services."""
+
+import functools
+import logging
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from memory_service.errors import MemoryServiceError
+from memory_service.shard import Shard
+from memory_service.status import STATUS_KEY, status_of
+from memory_service.wire import blocks_to_proto, held_to_proto, placement_from_proto, placement_to_proto
+from protos import memory_pb2 as pb
+from protos import memory_pb2_grpc
+
+SERVICE = "engram.memory.v1.MemoryShard"
+MAX_MESSAGE_BYTES = 64 << 20  # a placement of 30 million blocks; rows do not pass here
+_THREADS = 8
+
+_log = logging.getLogger(__name__)
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+class ControlDoor:
+    """A gRPC server around a shard, listening once started."""
+
+    def __init__(self, shard: Shard, incarnation: str, rows_port: int, host: str, port: int) -> None:
+        limits = [
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ]
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="control"),
+            options=[("grpc.so_reuseport", 0), *limits],
+        )
+        self._health = health.HealthServicer()
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        memory_pb2_grpc.add_MemoryShardServicer_to_server(_Servicer(shard, incarnation, rows_port), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self.port = self._bind(host, port)
+        self._server.start()
+        shard.when_serving(lambda: self._set_health(health_pb2.HealthCheckResponse.SERVING))
+
+    def stop(self, grace_s: float) -> None:
+        """Refuse new calls at once, and end those under way within `grace_s`."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_s).wait(grace_s + 1)
+
+    def _bind(self, host: str, port: int) -> int:
+        try:
+            return self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port}: choose a free port, or 0 for any ({error})") from error
+
+    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", SERVICE):
+            self._health.set(service, status)
+
+
+def _answering(method: _Method) -> _Method:
+    """Turn the errors of a method into gRPC codes."""
+
+    @functools.wraps(method)
+    def answer(self: "_Servicer", request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(self, request, context)
+        except MemoryServiceError as error:
+            status, code = status_of(error)
+            context.set_trailing_metadata(((STATUS_KEY, str(int(status))),))
+            context.abort(code, str(error))
+        except Exception as error:
+            _log.exception("%s failed", method.__name__)
+            context.abort(grpc.StatusCode.INTERNAL, f"{method.__name__} failed, see the shard's log: {error!r}")
+
+    return answer  # type: ignore[return-value]
+
+
+class _Servicer(memory_pb2_grpc.MemoryShardServicer):
+    """Each method: decode, ask the shard, encode."""
+
+    def __init__(self, shard: Shard, incarnation: str, rows_port: int) -> None:
+        self._shard = shard
+        self._incarnation = incarnation
+        self._rows_port = rows_port
+
+    @_answering
+    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
+        placement = self._shard.placement
+        return pb.DescribeReply(
+            shard=self._shard.name,
+            incarnation=self._incarnation,
+            rows_port=self._rows_port,
+            placement=placement_to_proto(placement) if placement else None,
+            tables=held_to_proto(self._shard.tables.values()),
+        )
+
+    @_answering
+    def Load(self, request: pb.LoadRequest, context: grpc.ServicerContext) -> pb.LoadReply:  # noqa: N802
+        tables = self._shard.load(request.snapshot_uri, placement_from_proto(request.placement))
+        return pb.LoadReply(
+            blocks=sum(len(table.blocks) for table in tables), bytes=sum(table.nbytes for table in tables)
+        )
+
+    @_answering
+    def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:  # noqa: N802
+        self._shard.activate(placement_from_proto(request.placement))
+        return pb.ActivateReply()
+
+    @_answering
+    def Snapshot(self, request: pb.SnapshotRequest, context: grpc.ServicerContext) -> pb.SnapshotReply:  # noqa: N802
+        version, entries = self._shard.write_snapshot(request.uri, request.table)
+        return pb.SnapshotReply(version=version, blocks=blocks_to_proto(entries))
+
+    @_answering
+    def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsReply:  # noqa: N802
+        stats = self._shard.stats()
+        return pb.StatsReply(
+            requests=stats.requests,
+            refused=stats.refused,
+            expired=stats.expired,
+            rows=stats.rows,
+            bytes=stats.bytes,
+            stage_seconds=dict(stats.stage_seconds),
+        )

@@ -1,0 +1,45 @@
+"""One table for errors on the wire: error class, status of a lookup reply, gRPC code of the control door."""
+
+import grpc
+
+from memory_service.errors import (
+    DeadlineExceeded,
+    FingerprintMismatch,
+    InvalidRequest,
+    MemoryServiceError,
+    RequestTooLarge,
+    RowOutOfRange,
+    ShardUnavailable,
+    SnapshotError,
+    UnknownTable,
+    WrongEpoch,
+)
+from protos import memory_pb2 as pb
+
+STATUS_KEY = "engram-status"  # trailing metadata that carries the status through the control door
+
+_ERRORS: dict[type[MemoryServiceError], tuple[pb.Status, grpc.StatusCode]] = {
+    InvalidRequest: (pb.STATUS_INVALID_REQUEST, grpc.StatusCode.INVALID_ARGUMENT),
+    RequestTooLarge: (pb.STATUS_REQUEST_TOO_LARGE, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    UnknownTable: (pb.STATUS_UNKNOWN_TABLE, grpc.StatusCode.NOT_FOUND),
+    RowOutOfRange: (pb.STATUS_ROW_OUT_OF_RANGE, grpc.StatusCode.OUT_OF_RANGE),
+    FingerprintMismatch: (pb.STATUS_FINGERPRINT_MISMATCH, grpc.StatusCode.FAILED_PRECONDITION),
+    WrongEpoch: (pb.STATUS_WRONG_EPOCH, grpc.StatusCode.FAILED_PRECONDITION),
+    SnapshotError: (pb.STATUS_SNAPSHOT_ERROR, grpc.StatusCode.FAILED_PRECONDITION),
+    ShardUnavailable: (pb.STATUS_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE),
+    DeadlineExceeded: (pb.STATUS_DEADLINE_EXCEEDED, grpc.StatusCode.DEADLINE_EXCEEDED),
+}
+_CLASSES: dict[int, type[MemoryServiceError]] = {status: error for error, (status, _) in _ERRORS.items()}
+
+
+def status_of(error: Exception) -> tuple[pb.Status, grpc.StatusCode]:
+    """What an error is called on the wire; whatever nobody raised on purpose is INTERNAL."""
+    for kind, named in _ERRORS.items():
+        if isinstance(error, kind):
+            return named
+    return pb.STATUS_INTERNAL, grpc.StatusCode.INTERNAL
+
+
+def error_of(status: int, message: str) -> MemoryServiceError:
+    """The error that a status stands for."""
+    return _CLASSES.get(status, MemoryServiceError)(message)

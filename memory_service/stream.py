@@ -1,0 +1,184 @@
+"""The client's end of one rows stream: one shard, one table, many lookups on their way at once."""
+
+import queue
+import threading
+import time
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import flight
+
+from memory_service.arrow_rows import view_rows
+from memory_service.control import ControlClient
+from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.placement import ShardAddress
+from memory_service.rows_door import LOOKUP
+from memory_service.spec import TableSpec
+from memory_service.status import error_of
+from protos import memory_pb2 as pb
+
+_ID_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False)])
+_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
+    ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt to connect may take
+]
+
+
+class Part(Protocol):
+    """The rows that one lookup wants from one shard."""
+
+    ids: NDArray[np.int64]
+    epoch: int
+    deadline: float
+
+    def land(self, rows: NDArray[np.uint8]) -> None:
+        """Take the rows, a view that is good for the duration of the call."""
+
+    def fail(self, error: MemoryServiceError) -> None:
+        """Learn that they will not come."""
+
+
+class RowStream:
+    """Sends parts and lands their replies. Opens in the background; once broken it stays so, and a new one is made.
+
+    Two threads, because writing to a shard that has stopped reading blocks: whoever looks rows up must not.
+    """
+
+    def __init__(self, shard: ShardAddress, spec: TableSpec, connect_timeout_s: float) -> None:
+        self._shard = shard
+        self._spec = spec
+        self._fingerprint = bytes.fromhex(spec.fingerprint)
+        self._connect_timeout_s = connect_timeout_s
+        self._lock = threading.Lock()
+        self._pending: dict[int, Part] = {}
+        self._outbox: queue.SimpleQueue[tuple[int, Part] | None] = queue.SimpleQueue()
+        self._next_id = 1
+        self._broken: ShardUnavailable | None = None
+        self._reader: flight.FlightStreamReader | None = None
+        self._heard = time.monotonic()
+        self._threads = [threading.Thread(target=self._send_all, name=f"rows-send-{shard.shard}", daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def broken(self) -> bool:
+        """Whether this stream is of no more use."""
+        return self._broken is not None
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since anything was heard from the shard."""
+        return time.monotonic() - self._heard
+
+    def send(self, part: Part) -> None:
+        """Ask for a part's rows; `part.land` or `part.fail` follows from another thread, unless it is forgotten."""
+        with self._lock:
+            broken = self._broken
+            if broken is None:
+                request_id = self._next_id
+                self._next_id += 1
+                self._pending[request_id] = part
+                self._outbox.put((request_id, part))
+        if broken is not None:
+            part.fail(broken)
+
+    def forget(self, part: Part) -> None:
+        """Drop a part whose time is up; a late reply to it is ignored."""
+        with self._lock:
+            for request_id in [key for key, value in self._pending.items() if value is part]:
+                del self._pending[request_id]
+
+    def break_off(self, why: str) -> None:
+        """Fail what is pending and end the stream."""
+        with self._lock:
+            if self._broken is not None:
+                return
+            self._broken = ShardUnavailable(
+                f"{self._shard.shard} at {self._shard.address}, table {self._spec.name!r}: {why}",
+                self._spec.name,
+                self._shard.shard,
+            )
+            pending, self._pending = list(self._pending.values()), {}
+            reader = self._reader
+        self._outbox.put(None)
+        if reader is not None:
+            reader.cancel()
+        for part in pending:
+            part.fail(self._broken)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the threads of a stream that was broken off."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _send_all(self) -> None:
+        try:
+            client, writer = self._open()
+        except (MemoryServiceError, pa.ArrowException, OSError) as error:
+            return self.break_off(f"cannot open a stream: {error}")
+        try:
+            while (item := self._outbox.get()) is not None:
+                self._send_one(writer, *item)
+        except (pa.ArrowException, OSError) as error:
+            self.break_off(f"the stream broke: {error}")
+        client.close()
+        return None
+
+    def _open(self) -> tuple[flight.FlightClient, flight.FlightStreamWriter]:
+        with ControlClient(self._shard.address, self._shard.shard) as control:
+            rows_port = control.describe(self._connect_timeout_s).rows_port  # a restarted shard has another one
+        host = self._shard.address.rpartition(":")[0]
+        client = flight.FlightClient((host, rows_port), generic_options=_OPTIONS)
+        descriptor = flight.FlightDescriptor.for_path(LOOKUP, self._spec.name)
+        writer, reader = client.do_exchange(descriptor)
+        writer.begin(_ID_SCHEMA)
+        with self._lock:
+            self._reader = reader
+            broken = self._broken
+        if broken is not None:
+            reader.cancel()
+        self._threads.append(
+            threading.Thread(
+                target=self._receive_all, args=(reader,), name=f"rows-receive-{self._shard.shard}", daemon=True
+            )
+        )
+        self._threads[-1].start()
+        return client, writer
+
+    def _send_one(self, writer: flight.FlightStreamWriter, request_id: int, part: Part) -> None:
+        now = time.monotonic()
+        if part.deadline <= now:
+            return
+        header = pb.LookupRequest(
+            request_id=request_id,
+            epoch=part.epoch,
+            fingerprint=self._fingerprint,
+            sent_us=int(now * 1e6),
+            timeout_ms=int((part.deadline - now) * 1e3),
+        )
+        batch = pa.RecordBatch.from_arrays([pa.array(part.ids)], schema=_ID_SCHEMA)
+        writer.write_with_metadata(batch, header.SerializeToString())
+
+    def _receive_all(self, reader: flight.FlightStreamReader) -> None:
+        try:
+            while True:
+                self._receive_one(reader.read_chunk())
+        except StopIteration:
+            self.break_off("the shard ended the stream")
+        except (MemoryServiceError, pa.ArrowException, OSError) as error:
+            self.break_off(f"the stream broke: {error}")
+
+    def _receive_one(self, chunk: flight.FlightStreamChunk) -> None:
+        self._heard = time.monotonic()
+        reply = pb.LookupReply.FromString(chunk.app_metadata.to_pybytes())
+        if reply.request_id == 0:
+            return self.break_off(reply.message)
+        with self._lock:
+            part = self._pending.pop(reply.request_id, None)
+        if part is None:
+            return None  # forgotten: its time was up
+        if reply.status != pb.STATUS_OK:
+            return part.fail(error_of(reply.status, reply.message))
+        return part.land(view_rows(chunk.data, self._spec.row_bytes))

@@ -1,0 +1,116 @@
+"""Domain objects as messages of protos/memory.proto and back. What cannot be read is an InvalidRequest."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from memory_service.errors import InvalidRequest
+from memory_service.manifest import BlockEntry
+from memory_service.placement import Placement, ShardAddress
+from memory_service.rows import RowFormat
+from memory_service.spec import TableSpec
+from memory_service.table import ShardTable
+from protos import memory_pb2 as pb
+
+
+@dataclass(frozen=True)
+class HeldTable:
+    """A table as one shard holds it."""
+
+    spec: TableSpec
+    version: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What a shard says about itself."""
+
+    shard: str
+    incarnation: str
+    rows_port: int
+    placement: Placement | None
+    tables: Mapping[str, HeldTable]
+
+
+def spec_to_proto(spec: TableSpec) -> pb.TableSpec:
+    """The message of a table spec."""
+    return pb.TableSpec(**spec.to_json())
+
+
+def spec_from_proto(message: pb.TableSpec) -> TableSpec:
+    """The table spec of a message."""
+    with _reading("table spec"):
+        return TableSpec(
+            name=message.name,
+            layer=message.layer,
+            column_rows=tuple(message.column_rows),
+            max_ngram=message.max_ngram,
+            heads=message.heads,
+            multipliers=tuple(message.multipliers),
+            pad_id=message.pad_id,
+            token_map_sha256=message.token_map_sha256,
+            dim=message.dim,
+            row_format=RowFormat(message.row_format),
+            block_rows=message.block_rows,
+        )
+
+
+def placement_to_proto(placement: Placement) -> pb.Placement:
+    """The message of a placement."""
+    tables = [
+        pb.TablePlacement(table=name, replicas=len(assigned), shards=assigned.astype("<u2").tobytes())
+        for name, assigned in placement.tables.items()
+    ]
+    shards = [pb.ShardAddress(shard=shard.shard, address=shard.address) for shard in placement.shards]
+    return pb.Placement(epoch=placement.epoch, shards=shards, tables=tables)
+
+
+def placement_from_proto(message: pb.Placement) -> Placement:
+    """The placement of a message."""
+    with _reading("placement"):
+        tables = {
+            table.table: np.frombuffer(table.shards, "<u2").astype(np.uint16).reshape(table.replicas, -1)
+            for table in message.tables
+        }
+        shards = tuple(ShardAddress(shard.shard, shard.address) for shard in message.shards)
+        return Placement(message.epoch, shards, tables)
+
+
+def held_to_proto(tables: Iterable[ShardTable]) -> Iterator[pb.HeldTable]:
+    """The messages of the tables that a shard holds."""
+    for table in tables:
+        yield pb.HeldTable(spec=spec_to_proto(table.spec), version=table.version, blocks=table.blocks.tolist())
+
+
+def info_from_proto(reply: pb.DescribeReply) -> ShardInfo:
+    """What a Describe reply says."""
+    held = [HeldTable(spec_from_proto(table.spec), table.version, tuple(table.blocks)) for table in reply.tables]
+    return ShardInfo(
+        shard=reply.shard,
+        incarnation=reply.incarnation,
+        rows_port=reply.rows_port,
+        placement=placement_from_proto(reply.placement) if reply.HasField("placement") else None,
+        tables={table.spec.name: table for table in held},
+    )
+
+
+def blocks_to_proto(entries: Mapping[int, BlockEntry]) -> Iterator[pb.BlockEntry]:
+    """The messages of written blocks."""
+    for block, entry in entries.items():
+        yield pb.BlockEntry(block=block, file=entry.file, batch=entry.batch, rows=entry.rows, digest=entry.digest)
+
+
+def blocks_from_proto(messages: Iterable[pb.BlockEntry]) -> dict[int, BlockEntry]:
+    """The entries of written blocks, by block number."""
+    return {m.block: BlockEntry(m.file, m.batch, m.rows, m.digest) for m in messages}
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidRequest(f"not a {what}: {error}") from error
