@@ -29,7 +29,7 @@ class Executor(Protocol):
         """Wait for any submitted chunk; its number, and one result for each request, in any order."""
 
     def stats(self) -> list[EngineStats]:
-        """Counters of every worker's engine."""
+        """Counters of every engine."""
 
 
 class InProcessExecutor:
@@ -56,4 +56,4 @@ class InProcessExecutor:
 
     def stats(self) -> list[EngineStats]:
         """The worker's counters."""
-        return [self._worker.stats()]
+        return self._worker.stats()

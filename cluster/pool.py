@@ -1,4 +1,4 @@
-"""The memory pool: starts shards, says where they are, and gives out a new placement when one has come back elsewhere."""
+"""The memory pool: starts shards, and gives out a new placement when one has come back elsewhere."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ class MemoryPool:
         for name, call in calls.items():
             if call in late:
                 raise ShardUnavailable(
-                    f"{name} did not start within {_START_SECONDS:.0f} s; does the cluster have room for it?", shard=name
+                    f"{name} did not start within {_START_SECONDS:.0f} s; does the cluster have room for it?",
+                    shard=name,
                 )
         return fetch(list(calls.values()))
 
@@ -141,7 +142,8 @@ def start_pool(snapshot_uri: str, shards: int, name: str | None = None) -> Actor
 
     specs = list(Snapshot.open(snapshot_uri).specs.values())
     lasting = {"name": name, "namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached"} if name else {}
-    pool = ray.remote(MemoryPool).options(num_cpus=0, **_FOREVER, **lasting).remote(snapshot_uri, specs, shards)
+    actor: Any = ray.remote(MemoryPool).options(num_cpus=0, **_FOREVER, **lasting)
+    pool = actor.remote(snapshot_uri, specs, shards)
     fetch(pool.refresh.remote())
     return pool
 
@@ -158,8 +160,8 @@ def _start_shard(name: str, names: Sequence[str], snapshot_uri: str) -> ActorHan
     import ray
 
     labels = {"label_selector": MEMORY_ROLE} if _has_memory_nodes() else {}
-    options = {"num_cpus": 0, "scheduling_strategy": "SPREAD", **_FOREVER, **labels}
-    return ray.remote(ShardActor).options(**options).remote(name, names, snapshot_uri)
+    actor: Any = ray.remote(ShardActor).options(num_cpus=0, scheduling_strategy="SPREAD", **_FOREVER, **labels)
+    return actor.remote(name, names, snapshot_uri)
 
 
 def _has_memory_nodes() -> bool:

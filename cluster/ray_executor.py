@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.executor import Executor, InProcessExecutor, Outcome
+from cluster.executor import Executor, InProcessExecutor
 from cluster.pool import start_pool, stop_pool
 from cluster.ray_runtime import fetch, ray_session
 from cluster.worker import Locate, ReasoningWorker
 from reasoning.config import ModelConfig
-from reasoning.engine import Engine, EngineStats, Request
+from reasoning.engine import EngineStats
+from reasoning.request import Request, Result
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -36,6 +38,8 @@ class ClusterOptions:
     """Ray cluster to join; None starts a local Ray."""
     memory: str | None = None
     """host:port of a shard that is running already."""
+    batch_size: int = 16
+    """Sequences that a worker runs together, and lines that it is given at a time."""
 
 
 @contextmanager
@@ -48,10 +52,12 @@ def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor
     """
     config = ModelConfig.from_dir(model_dir)
     if options.workers == 0:
-        yield InProcessExecutor(Engine.from_pretrained(model_dir, memory=options.memory))
+        worker = ReasoningWorker(model_dir, _fixed(options.memory), options.batch_size)
+        worker.ready()
+        yield InProcessExecutor(worker)
         return
     with ray_session(options.address, options.workers), _memory(model_dir, config, options) as locate:
-        yield RayExecutor(start_workers(model_dir, options.workers, locate))
+        yield RayExecutor(start_workers(model_dir, options, locate))
 
 
 class RayExecutor:
@@ -73,7 +79,7 @@ class RayExecutor:
         self._running[self._actors[worker].generate.remote(requests)] = (chunk, worker)
         self._load[worker] += 1
 
-    def next_done(self) -> tuple[int, list[Outcome]]:
+    def next_done(self) -> tuple[int, list[Result]]:
         """Wait for a chunk; raises what stopped its worker."""
         import ray
 
@@ -83,27 +89,29 @@ class RayExecutor:
         return chunk, fetch(done)
 
     def stats(self) -> list[EngineStats]:
-        """Every worker's counters, since it last started."""
-        return fetch([actor.stats.remote() for actor in self._actors])
+        """Counters of every engine, since its worker last started."""
+        return list(itertools.chain.from_iterable(fetch([actor.stats.remote() for actor in self._actors])))
 
 
-def start_workers(model_dir: Path, workers: int, locate: Locate | None) -> list[ActorHandle]:
+def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | None) -> list[ActorHandle]:
     """Start reasoning actors on the connected Ray, the cluster's processors and GPUs shared out evenly, and wait."""
     import ray
 
-    resources = ray.cluster_resources()
-    options = {
+    workers, resources = options.workers, ray.cluster_resources()
+    if resources.get("CPU", 0) < workers:
+        raise ValueError(
+            f"--workers: {workers} do not fit on the {resources.get('CPU', 0):.0f} CPUs of this Ray; use fewer"
+        )
+    placing = {
         "num_cpus": 1,
         "num_gpus": min(1.0, resources.get("GPU", 0) / workers),
         "max_restarts": -1,
         "max_task_retries": -1,
         "scheduling_strategy": "SPREAD",
     }
-    if resources.get("CPU", 0) < workers:
-        raise ValueError(f"--workers: {workers} do not fit on the {resources.get('CPU', 0):.0f} CPUs of this Ray; use fewer")
     threads = max(1, min(os.cpu_count() or 1, int(resources["CPU"])) // workers)
-    actor = ray.remote(ReasoningWorker).options(**options)
-    actors = [actor.remote(model_dir.resolve(), locate, threads) for _ in range(workers)]
+    actor: Any = ray.remote(ReasoningWorker).options(**placing)
+    actors = [actor.remote(model_dir.resolve(), locate, options.batch_size, threads) for _ in range(workers)]
     fetch([actor.ready.remote() for actor in actors])
     return actors
 
@@ -111,7 +119,7 @@ def start_workers(model_dir: Path, workers: int, locate: Locate | None) -> list[
 @contextmanager
 def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> Iterator[Locate | None]:
     if options.memory is not None:
-        yield partial(str, options.memory)
+        yield _fixed(options.memory)
     elif not config.engram_layer_ids:
         yield None
     else:
@@ -120,6 +128,10 @@ def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> It
             yield partial(_ask_pool, pool)
         finally:
             stop_pool(pool)
+
+
+def _fixed(address: str | None) -> Locate | None:
+    return None if address is None else partial(str, address)
 
 
 def _ask_pool(pool: ActorHandle) -> str:

@@ -79,7 +79,9 @@ def _join(ray: ModuleType, address: str) -> None:
     try:
         ray.init(address=address, namespace=NAMESPACE, logging_level="warning", log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"--address: cannot join Ray at {address} ({error}); is `ray start --head` running?") from error
+        raise ValueError(
+            f"--address: cannot join Ray at {address} ({error}); is `ray start --head` running?"
+        ) from error
 
 
 def _probe(address: str) -> None:
@@ -92,4 +94,6 @@ def _probe(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_PROBE_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--address: nothing answers at {address} ({error}); is `ray start --head` running?") from error
+        raise ValueError(
+            f"--address: nothing answers at {address} ({error}); is `ray start --head` running?"
+        ) from error

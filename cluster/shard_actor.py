@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,7 +33,6 @@ class ShardActor:
     """
 
     def __init__(self, shard: str, shards: Sequence[str], snapshot_uri: str) -> None:
-        self._shard, self._incarnation = shard, uuid.uuid4().hex
         self._server: ShardServer | None = None
         try:
             self._server = _serve(shard, shards, snapshot_uri)
@@ -44,7 +42,8 @@ class ShardActor:
 
     def whereabouts(self) -> Whereabouts:
         """Say where to reach this shard; raises what kept it from starting."""
-        return Whereabouts(self._shard, self._started().address, self._incarnation)
+        server = self._started()
+        return Whereabouts(server.shard.name, server.address, server.incarnation)
 
     def activate(self, placement: Placement) -> None:
         """Serve under a placement."""

@@ -3,61 +3,102 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from memory_service.errors import DeadlineExceeded, MemoryServiceError, ShardUnavailable
-from reasoning.engine import Completion, Engine, EngineStats, Request, RequestFailure
+from memory_service.client import MemoryClient
+from memory_service.errors import MemoryServiceError, ShardUnavailable
+from reasoning.engine import Engine, EngineConfig, EngineStats
+from reasoning.request import Request, RequestFailure, Result
 
 Locate = Callable[[], str]
 """Waits until the memory serves, and returns the address of one of its shards."""
 
-_ATTEMPTS = 4
+_ATTEMPTS = 5
+_PAUSE_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
 
 class ReasoningWorker:
-    """Generates for chunks of requests; becomes a Ray actor by `ray.remote(ReasoningWorker)`."""
+    """Generates for chunks of requests, in this process or, by `ray.remote(ReasoningWorker)`, as an actor."""
 
-    def __init__(self, model_dir: Path, locate: Locate | None = None, threads: int = 1) -> None:
-        """Load the model. `locate` finds its memory; None reads the tables of `model_dir` into this process."""
-        torch.set_num_threads(threads)
-        self._model_dir, self._locate = model_dir, locate
+    def __init__(
+        self, model_dir: Path, locate: Locate | None = None, max_batch: int = 16, threads: int | None = None
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model_dir: a model directory.
+            locate: finds the memory; None reads the tables of `model_dir` into this process.
+            max_batch: sequences that run together.
+            threads: processors to use; None leaves it to torch.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._locate = locate
         self._engine: Engine | None = None
+        self._past: list[EngineStats] = []
         try:
-            self._engine = self._load()
+            memory = locate() if locate else None
+            self._engine = Engine.from_pretrained(model_dir, memory, EngineConfig(max_batch=max_batch))
         except (ValueError, OSError, MemoryServiceError) as error:
-            # Raised here it would end the actor, its reason buried in a log: the first call raises it instead.
+            # Raised here it would end an actor, its reason buried in a log: the first call raises it instead.
             self._failure = error
 
     def ready(self) -> None:
         """Raise what kept the model from loading."""
         self._loaded()
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion | RequestFailure]:
-        """One outcome for each request, in any order.
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """One result for each request, in any order.
 
-        Generates a chunk anew when the memory was lost on the way; the outcome is the same, since it depends on the
-        requests alone.
+        Requests that fail because a shard went away are generated anew, with the same result, once it is back.
+
+        Raises:
+            MemoryServiceError: the memory stays away.
         """
-        engine = self._loaded()
-        for attempt in range(1, _ATTEMPTS):
-            try:
-                return list(engine.generate(requests))
-            except (ShardUnavailable, DeadlineExceeded) as error:
-                _log.warning("memory lost, attempt %d: %s", attempt, error)
-                engine = self._engine = self._load()
-        return list(engine.generate(requests))
+        results, todo = self._try(requests)
+        for _ in range(_ATTEMPTS - 1):
+            if not todo:
+                return results
+            self._reconnect()
+            done, todo = self._try(todo)
+            results += done
+        if todo:
+            raise ShardUnavailable(self._lost)
+        return results
 
-    def stats(self) -> EngineStats:
-        """Counters of the engine."""
-        return self._loaded().stats()
+    def stats(self) -> list[EngineStats]:
+        """Counters of every engine so far: losing the memory starts a new one."""
+        return [*self._past, self._loaded().stats()]
 
-    def _load(self) -> Engine:
-        return Engine.from_pretrained(self._model_dir, memory=self._locate() if self._locate else None)
+    def _try(self, requests: Sequence[Request]) -> tuple[list[Result], list[Request]]:
+        """Return results, and the requests that deserve another attempt."""
+        results = list(self._loaded().generate(requests))
+        lost = {result.id: result for result in results if isinstance(result, RequestFailure) and result.retryable}
+        for result in lost.values():
+            self._lost = result.message
+        done = [result for result in results if result.id not in lost]
+        return done, [request for request in requests if request.id in lost]
+
+    def _reconnect(self) -> None:
+        """Put the loaded model to the memory, wherever that is now; leave things as they are if it is nowhere."""
+        assert self._locate is not None, "a memory in this process cannot be lost"
+        _log.warning("memory lost: %s", self._lost)
+        time.sleep(_PAUSE_SECONDS)
+        old = self._loaded()
+        try:
+            memory = MemoryClient.connect(self._locate())
+        except ShardUnavailable as error:
+            self._lost = str(error)
+            return
+        self._engine = Engine(old.model, old.tokenizer, memory, old.config)
+        self._past.append(old.stats())
+        old.close()
 
     def _loaded(self) -> Engine:
         if self._engine is None:

@@ -1,5 +1,6 @@
 """The memory tier: tables of packed rows, the shards that serve them and the client that asks. No Ray, no torch."""
 
+from memory_service.client import ClientConfig, MemoryClient
 from memory_service.errors import (
     DeadlineExceeded,
     FingerprintMismatch,
@@ -14,28 +15,39 @@ from memory_service.errors import (
 )
 from memory_service.local import LocalMemory
 from memory_service.memory import Memory, MemoryStats, Rows, check_fingerprints
+from memory_service.placement import Placement, ShardAddress, assign_blocks
 from memory_service.rows import RowFormat, pack_rows, unpack_rows
+from memory_service.server import ShardServer
+from memory_service.shard import Shard, ShardConfig
 from memory_service.snapshot import Snapshot, write_snapshot
 from memory_service.spec import TableSpec
 
 __all__ = [
+    "ClientConfig",
     "DeadlineExceeded",
     "FingerprintMismatch",
     "InvalidRequest",
     "LocalMemory",
     "Memory",
+    "MemoryClient",
     "MemoryServiceError",
     "MemoryStats",
+    "Placement",
     "RequestTooLarge",
     "RowFormat",
     "RowOutOfRange",
     "Rows",
+    "Shard",
+    "ShardAddress",
+    "ShardConfig",
+    "ShardServer",
     "ShardUnavailable",
     "Snapshot",
     "SnapshotError",
     "TableSpec",
     "UnknownTable",
     "WrongEpoch",
+    "assign_blocks",
     "check_fingerprints",
     "pack_rows",
     "unpack_rows",

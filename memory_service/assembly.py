@@ -1,8 +1,7 @@
 """One lookup on its way: which rows come from which shard, where they land, and how it ends."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from memory_service.errors import DeadlineExceeded, MemoryServiceError
 from memory_service.memory import Rows
 from memory_service.placement import ShardAddress
 from memory_service.spec import TableSpec
+from memory_service.stream import RowStream
 
 
 @dataclass(eq=False)
@@ -24,9 +24,10 @@ class Lookup:
     """Distinct row ids [U], ascending."""
     inverse: NDArray[np.int64]
     """Index into `ids`, in the shape asked for."""
+    started: float
+    """Moment of the monotonic clock at which it was asked."""
     timeout_s: float
     future: Future[Rows] = field(default_factory=Future)
-    started: float = field(default_factory=time.monotonic)
     attempts: int = 0
     assembly: "Assembly | None" = None
 
@@ -53,13 +54,14 @@ class Lookup:
 
     def overdue(self) -> DeadlineExceeded:
         """The error for a deadline that passed, naming the shards still owing rows."""
-        late = self.assembly.owing() if self.assembly else []
-        names = ", ".join(f"{shard.shard} at {shard.address}" for shard in late) or "the placement"
+        owed = self.assembly.owed() if self.assembly else []
+        shards = list(dict.fromkeys(part.shard for part in owed))
+        names = ", ".join(f"{shard.shard} at {shard.address}" for shard in shards) or "the placement"
         epoch = self.assembly.epoch if self.assembly else None
         return DeadlineExceeded(
             f"table {self.spec.name!r}: no answer within {self.timeout_s:g} s from {names}, epoch {epoch}",
             self.spec.name,
-            late[0].shard if late else None,
+            shards[0].shard if shards else None,
             epoch,
         )
 
@@ -76,7 +78,7 @@ class Assembly:
         lookup: Lookup,
         epoch: int,
         shards: NDArray[np.integer],
-        done: Callable[[Lookup, Rows], None],
+        done: Callable[[Lookup, "Assembly", Rows], None],
         failed: Callable[[Lookup, "Assembly", MemoryServiceError], None],
     ) -> None:
         self.lookup = lookup
@@ -90,18 +92,18 @@ class Assembly:
         self._lock = threading.Lock()
         self._inverse: NDArray[np.int64] | None = None
         self._owed: list[ShardPart] = []
+        self.shard_rows: dict[str, int] = {}
         self._over = False
 
-    def split(self, addresses: tuple[ShardAddress, ...], max_rows: int) -> "Iterator[tuple[int, ShardPart]]":
-        """The shard indices and the parts to ask of them, at most `max_rows` each."""
-        parts = []
-        present, starts = np.unique(self._shards, return_index=True)
-        for shard, start, end in zip(present.tolist(), starts, [*starts[1:], len(self._shards)], strict=True):
+    def split(self, addresses: Sequence[ShardAddress], max_rows: int) -> "list[ShardPart]":
+        """The parts to ask for, of at most `max_rows` each; call once."""
+        shards, starts = np.unique(self._shards, return_index=True)
+        ends = [*starts[1:].tolist(), len(self._shards)]
+        for shard, start, end in zip(shards.tolist(), starts.tolist(), ends, strict=True):
+            self.shard_rows[addresses[shard].shard] = end - start
             for low in range(start, end, max_rows):
-                part = ShardPart(self, addresses[shard], low, min(low + max_rows, end))
-                parts.append((shard, part))
-        self._owed = [part for _, part in parts]
-        return iter(parts)
+                self._owed.append(ShardPart(self, addresses[shard], low, min(low + max_rows, end)))
+        return list(self._owed)
 
     def rearrange(self) -> None:
         """Compute the inverse; call once, after the parts were sent."""
@@ -110,12 +112,7 @@ class Assembly:
         self._inverse = rank[self.lookup.inverse]
         self._finish_if_complete()
 
-    def owing(self) -> list[ShardAddress]:
-        """Shards whose rows have not landed."""
-        with self._lock:
-            return list(dict.fromkeys(part.shard for part in self._owed))
-
-    def outstanding(self) -> "list[ShardPart]":
+    def owed(self) -> "list[ShardPart]":
         """Parts that have not landed."""
         with self._lock:
             return list(self._owed)
@@ -143,7 +140,7 @@ class Assembly:
             complete = self._inverse is not None and not self._owed
         if complete and self._end():
             assert self._inverse is not None
-            self._done(self.lookup, Rows(self._buffer, self._inverse))
+            self._done(self.lookup, self, Rows(self._buffer, self._inverse))
 
     def _end(self) -> bool:
         with self._lock:
@@ -162,6 +159,8 @@ class ShardPart:
         self.ids = assembly.ids(low, high)
         self.epoch = assembly.epoch
         self.deadline = assembly.lookup.deadline
+        self.stream: RowStream | None = None
+        """The stream that the part was sent on."""
 
     def land(self, rows: NDArray[np.uint8]) -> None:
         """Take the rows."""

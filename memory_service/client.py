@@ -15,14 +15,16 @@ from memory_service.deadlines import Deadlines
 from memory_service.directory import Directory
 from memory_service.errors import MemoryServiceError, ShardUnavailable, WrongEpoch
 from memory_service.memory import MemoryStats, Rows, distinct_rows, require_table
+from memory_service.placement import Placement, ShardAddress
 from memory_service.snapshot import refuse_existing, seal_snapshot
 from memory_service.spec import TableSpec
 from memory_service.stats import LookupCounters
 from memory_service.store import Store
 from memory_service.stream import RowStream
 
-_ATTEMPTS = 2  # the second one under a placement read anew
-_JOIN_S = 2.0
+_ATTEMPTS = {ShardUnavailable: 2, WrongEpoch: 6}  # all but the first under a placement read anew
+_PAUSE_S = 0.01  # before the second retry, then doubled: shards take up a new placement one after the other
+_LEAVE_S = 2.0  # for all shards together to end their streams on close
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class MemoryClient:
         self._deadlines = Deadlines()
         self._retries = ThreadPoolExecutor(1, thread_name_prefix="memory-retry")
         self._lock = Lock()
-        self._streams: dict[tuple[str, str], RowStream] = {}
+        self._streams: dict[tuple[ShardAddress, str], RowStream] = {}
         self._down_until: dict[str, float] = {}
         self._closed = False
 
@@ -74,9 +76,10 @@ class MemoryClient:
         if self._closed:
             raise MemoryServiceError("this client is closed: connect a new one")
         spec = require_table(self.specs, table)
-        timeout_s = self._config.lookup_timeout_s if timeout_s is None else timeout_s
+        started = time.monotonic()
         with self._counters.stage("dedup"):
-            lookup = Lookup(spec, *distinct_rows(spec, rows), timeout_s)
+            ids, inverse = distinct_rows(spec, rows)
+        lookup = Lookup(spec, ids, inverse, started, self._config.lookup_timeout_s if timeout_s is None else timeout_s)
         key = self._deadlines.watch(lookup.deadline, lambda: self._expire(lookup))
         lookup.future.add_done_callback(lambda _: self._deadlines.cancel(key))
         with self._counters.stage("send"):
@@ -106,73 +109,80 @@ class MemoryClient:
             stream.break_off("this client was closed")
         self._retries.shutdown(wait=True)
         self._deadlines.close()
+        deadline = time.monotonic() + _LEAVE_S
         for stream in streams:
-            stream.join(_JOIN_S)
+            if not stream.join(max(0.0, deadline - time.monotonic())):
+                stream.abort("this client was closed")
 
     def _attempt(self, lookup: Lookup) -> None:
         """Ask every shard concerned under the current placement."""
         placement = self._directory.placement
         lookup.attempts += 1
-        shards = self._choose(placement.assigned(lookup.spec.name), lookup)
-        assembly = lookup.assembly = Assembly(lookup, placement.epoch, shards, self._done, self._failed)
-        for shard, part in assembly.split(placement.shards, self._config.request_rows):
-            self._stream(placement.shards[shard].shard, lookup.spec).send(part)
-        assembly.rearrange()
+        try:
+            shards = self._choose(placement, lookup)
+            assembly = lookup.assembly = Assembly(lookup, placement.epoch, shards, self._done, self._failed)
+            for part in assembly.split(placement.shards, self._config.request_rows):
+                part.stream = self._stream(part.shard, lookup.spec)
+                part.stream.send(part)
+            assembly.rearrange()
+        except MemoryServiceError as error:
+            self._reject(lookup, error)
 
-    def _choose(self, assigned: NDArray[np.uint16], lookup: Lookup) -> NDArray[np.uint16]:
+    def _choose(self, placement: Placement, lookup: Lookup) -> NDArray[np.uint16]:
         """A shard for each id, [U]: the first replica, or the next one where that is down."""
-        replicas = assigned[:, lookup.ids >> lookup.spec.block_shift]
+        replicas = placement.assigned(lookup.spec.name)[:, lookup.ids >> lookup.spec.block_shift]
+        now = time.monotonic()
+        down = [i for i, shard in enumerate(placement.shards) if self._down_until.get(shard.shard, 0.0) > now]
         chosen = replicas[0]
-        down = self._down()
         for other in replicas[1:] if down else ():
             chosen = np.where(np.isin(chosen, down), other, chosen)
         return chosen
 
-    def _down(self) -> list[int]:
-        now = time.monotonic()
-        names = [shard.shard for shard in self._directory.placement.shards]
-        return [index for index, name in enumerate(names) if self._down_until.get(name, 0.0) > now]
-
-    def _stream(self, shard: str, spec: TableSpec) -> RowStream:
+    def _stream(self, shard: ShardAddress, spec: TableSpec) -> RowStream:
         with self._lock:
+            if self._closed:
+                raise MemoryServiceError("this client is closed: connect a new one")
             stream = self._streams.get((shard, spec.name))
-            if (stream is None or stream.broken) and not self._closed:
-                address = self._directory.address_of(shard)
-                stream = RowStream(address, spec, self._config.connect_timeout_s)
-                self._streams[shard, spec.name] = stream
-        if stream is None:
-            raise MemoryServiceError("this client is closed")
-        return stream
+            if stream is None or stream.broken:
+                stream = self._streams[shard, spec.name] = RowStream(shard, spec, self._config.connect_timeout_s)
+            return stream
 
-    def _done(self, lookup: Lookup, rows: Rows) -> None:
-        if not lookup.resolve(rows):
-            return
-        seconds = time.monotonic() - lookup.started
-        self._counters.answered(lookup.inverse.size, len(rows.unique), lookup.spec.row_bytes, seconds)
-        for shard, count in lookup.assembly.shard_rows().items() if lookup.assembly else ():
-            self._counters.delivered(shard, count)
+    def _done(self, lookup: Lookup, assembly: Assembly, rows: Rows) -> None:
+        if lookup.resolve(rows):
+            seconds = time.monotonic() - lookup.started
+            self._counters.answered(lookup.spec, lookup.inverse.size, len(lookup.ids), seconds, assembly.shard_rows)
 
     def _failed(self, lookup: Lookup, assembly: Assembly, error: MemoryServiceError) -> None:
         """Try once more where the fault lies with a shard or the placement; otherwise end in the error."""
-        if isinstance(error, ShardUnavailable):
-            error.epoch = assembly.epoch
-            if error.shard:
-                self._down_until[error.shard] = time.monotonic() + self._config.down_s
-        retry = isinstance(error, ShardUnavailable | WrongEpoch) and lookup.attempts < _ATTEMPTS
-        if retry and not self._closed and not lookup.future.done():
-            self._retries.submit(self._retry, lookup, assembly.epoch, error)
-        else:
+        if isinstance(error, ShardUnavailable) and error.shard:
+            self._down_until[error.shard] = time.monotonic() + self._config.down_s
+        if not (lookup.attempts < _ATTEMPTS.get(type(error), 1) and self._submit_retry(lookup, assembly.epoch)):
             self._reject(lookup, error)
 
-    def _retry(self, lookup: Lookup, epoch: int, error: MemoryServiceError) -> None:
+    def _submit_retry(self, lookup: Lookup, epoch: int) -> bool:
+        try:
+            self._retries.submit(self._retry, lookup, epoch)
+        except RuntimeError:
+            return False  # the client is being closed
+        return True
+
+    def _retry(self, lookup: Lookup, epoch: int) -> None:
+        if lookup.attempts > 1:
+            time.sleep(_PAUSE_S * 2 ** (lookup.attempts - 2))
         try:
             self._directory.refresh(epoch, max(0.1, lookup.deadline - time.monotonic()))
-            self._attempt(lookup)
-        except MemoryServiceError:
-            self._reject(lookup, error)
+        except MemoryServiceError as error:
+            return self._reject(lookup, error)
+        return self._attempt(lookup)
+
+    def _reject(self, lookup: Lookup, error: MemoryServiceError) -> None:
+        if lookup.reject(error):
+            self._counters.failed()
 
     def _expire(self, lookup: Lookup) -> None:
-        error = lookup.overdue()
-        self._reject(lookup, error)
-        for part in lookup.assembly.outstanding() if lookup.assembly else ():
-            self._give_up(part.shard.shard, lookup.spec.name)
+        self._reject(lookup, lookup.overdue())
+        for part in lookup.assembly.owed() if lookup.assembly else ():
+            if part.stream is not None:
+                part.stream.forget(part)
+                if part.stream.stalled(self._config.stall_s):
+                    part.stream.abort(f"silent for {self._config.stall_s:g} s")

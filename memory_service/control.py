@@ -45,9 +45,7 @@ class ControlClient:
         """Have the shard serve under a placement."""
         self._call(self._stub.Activate, pb.ActivateRequest(placement=placement_to_proto(placement)), timeout_s)
 
-    def snapshot(
-        self, uri: str | Path, table: str, timeout_s: float = 3600.0
-    ) -> tuple[int, dict[int, BlockEntry]]:
+    def snapshot(self, uri: str | Path, table: str, timeout_s: float = 3600.0) -> tuple[int, dict[int, BlockEntry]]:
         """Have the shard write its part of a table; the table's version and the entries for the manifest."""
         reply = self._call(self._stub.Snapshot, pb.SnapshotRequest(uri=str(uri), table=table), timeout_s)
         return reply.version, blocks_from_proto(reply.blocks)

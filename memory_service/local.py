@@ -42,8 +42,7 @@ class LocalMemory:
             ids, inverse = distinct_rows(spec, rows)
         with self._counters.stage("gather"):
             unique = self._tables[table].take(ids, axis=0)
-        self._counters.delivered("local", len(ids))
-        self._counters.answered(inverse.size, len(ids), spec.row_bytes, time.perf_counter() - start)
+        self._counters.answered(spec, inverse.size, len(ids), time.perf_counter() - start, {"local": len(ids)})
         future: Future[Rows] = Future()
         future.set_result(Rows(unique, inverse))
         return future

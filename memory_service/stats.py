@@ -3,10 +3,11 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from memory_service.memory import MemoryStats
+from memory_service.spec import TableSpec
 
 
 class LookupCounters:
@@ -19,10 +20,13 @@ class LookupCounters:
         self._stage_seconds: dict[str, float] = {}
         self._lookup_seconds = 0.0
 
-    def answered(self, rows: int, unique_rows: int, row_bytes: int, seconds: float) -> None:
-        """One lookup ended in rows."""
+    def answered(
+        self, spec: TableSpec, rows: int, unique_rows: int, seconds: float, shard_rows: Mapping[str, int]
+    ) -> None:
+        """One lookup ended in rows, so many of them from each shard."""
         with self._lock:
-            self._totals.update(lookups=1, rows=rows, unique_rows=unique_rows, bytes=unique_rows * row_bytes)
+            self._totals.update(lookups=1, rows=rows, unique_rows=unique_rows, bytes=unique_rows * spec.row_bytes)
+            self._shard_rows.update(shard_rows)
             self._lookup_seconds += seconds
 
     def failed(self) -> None:
@@ -30,22 +34,14 @@ class LookupCounters:
         with self._lock:
             self._totals["failed"] += 1
 
-    def delivered(self, shard: str, rows: int) -> None:
-        """A shard delivered rows."""
-        with self._lock:
-            self._shard_rows[shard] += rows
-
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time spent in the block to a stage."""
         start = time.perf_counter()
         yield
-        self.spent(name, time.perf_counter() - start)
-
-    def spent(self, name: str, seconds: float) -> None:
-        """Add time to a stage."""
+        spent = time.perf_counter() - start
         with self._lock:
-            self._stage_seconds[name] = self._stage_seconds.get(name, 0.0) + seconds
+            self._stage_seconds[name] = self._stage_seconds.get(name, 0.0) + spent
 
     def snapshot(self) -> MemoryStats:
         """The counters as they stand."""

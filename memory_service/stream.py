@@ -1,5 +1,6 @@
 """The client's end of one rows stream: one shard, one table, many lookups on their way at once."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -24,6 +25,7 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
     ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt to connect may take
 ]
+_LEAVE_S = 1.0
 
 
 class Part(Protocol):
@@ -57,19 +59,19 @@ class RowStream:
         self._next_id = 1
         self._broken: ShardUnavailable | None = None
         self._reader: flight.FlightStreamReader | None = None
-        self._heard = time.monotonic()
-        self._threads = [threading.Thread(target=self._send_all, name=f"rows-send-{shard.shard}", daemon=True)]
-        self._threads[0].start()
+        self._asked: float | None = None  # since when an answer, any answer, has been due
+        self._sender = threading.Thread(target=self._run, name=f"rows-send-{shard.shard}", daemon=True)
+        self._sender.start()
 
     @property
     def broken(self) -> bool:
         """Whether this stream is of no more use."""
         return self._broken is not None
 
-    @property
-    def silent_s(self) -> float:
-        """Seconds since anything was heard from the shard."""
-        return time.monotonic() - self._heard
+    def stalled(self, limit_s: float) -> bool:
+        """Whether the shard has been silent for so long although it was asked."""
+        asked = self._asked
+        return asked is not None and time.monotonic() - asked > limit_s
 
     def send(self, part: Part) -> None:
         """Ask for a part's rows; `part.land` or `part.fail` follows from another thread, unless it is forgotten."""
@@ -79,6 +81,7 @@ class RowStream:
                 request_id = self._next_id
                 self._next_id += 1
                 self._pending[request_id] = part
+                self._asked = self._asked or time.monotonic()
                 self._outbox.put((request_id, part))
         if broken is not None:
             part.fail(broken)
@@ -90,7 +93,7 @@ class RowStream:
                 del self._pending[request_id]
 
     def break_off(self, why: str) -> None:
-        """Fail what is pending and end the stream."""
+        """Fail what is pending and take leave of the shard in the background."""
         with self._lock:
             if self._broken is not None:
                 return
@@ -100,52 +103,51 @@ class RowStream:
                 self._shard.shard,
             )
             pending, self._pending = list(self._pending.values()), {}
-            reader = self._reader
         self._outbox.put(None)
-        if reader is not None:
-            reader.cancel()
         for part in pending:
             part.fail(self._broken)
 
-    def join(self, timeout_s: float) -> None:
-        """Wait for the threads of a stream that was broken off."""
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+    def abort(self, why: str) -> None:
+        """Break off from a shard that does not react, even in the middle of a write."""
+        self.break_off(why)
+        if self._reader is not None:
+            self._reader.cancel()
 
-    def _send_all(self) -> None:
+    def join(self, timeout_s: float) -> bool:
+        """Wait for a stream that was broken off to have taken leave; False if `timeout_s` passed first."""
+        self._sender.join(timeout_s)
+        return not self._sender.is_alive()
+
+    def _run(self) -> None:
         try:
-            client, writer = self._open()
+            client, writer, reader = self._open()
         except (MemoryServiceError, pa.ArrowException, OSError) as error:
             return self.break_off(f"cannot open a stream: {error}")
+        self._reader = reader
+        receiver = threading.Thread(
+            target=self._receive_all, args=(reader,), name=f"rows-receive-{self._shard.shard}", daemon=True
+        )
+        receiver.start()
+        self._send_all(writer)
+        _leave(writer, reader, receiver)
+        client.close()
+        return None
+
+    def _open(self) -> tuple[flight.FlightClient, flight.FlightStreamWriter, flight.FlightStreamReader]:
+        with ControlClient(self._shard.address, self._shard.shard) as control:
+            rows_port = control.describe(self._connect_timeout_s).rows_port  # a restarted shard has another one
+        host = self._shard.address.rpartition(":")[0]
+        client = flight.FlightClient((host, rows_port), generic_options=_OPTIONS)
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_path(LOOKUP, self._spec.name))
+        writer.begin(_ID_SCHEMA)
+        return client, writer, reader
+
+    def _send_all(self, writer: flight.FlightStreamWriter) -> None:
         try:
             while (item := self._outbox.get()) is not None:
                 self._send_one(writer, *item)
         except (pa.ArrowException, OSError) as error:
             self.break_off(f"the stream broke: {error}")
-        client.close()
-        return None
-
-    def _open(self) -> tuple[flight.FlightClient, flight.FlightStreamWriter]:
-        with ControlClient(self._shard.address, self._shard.shard) as control:
-            rows_port = control.describe(self._connect_timeout_s).rows_port  # a restarted shard has another one
-        host = self._shard.address.rpartition(":")[0]
-        client = flight.FlightClient((host, rows_port), generic_options=_OPTIONS)
-        descriptor = flight.FlightDescriptor.for_path(LOOKUP, self._spec.name)
-        writer, reader = client.do_exchange(descriptor)
-        writer.begin(_ID_SCHEMA)
-        with self._lock:
-            self._reader = reader
-            broken = self._broken
-        if broken is not None:
-            reader.cancel()
-        self._threads.append(
-            threading.Thread(
-                target=self._receive_all, args=(reader,), name=f"rows-receive-{self._shard.shard}", daemon=True
-            )
-        )
-        self._threads[-1].start()
-        return client, writer
 
     def _send_one(self, writer: flight.FlightStreamWriter, request_id: int, part: Part) -> None:
         now = time.monotonic()
@@ -167,18 +169,35 @@ class RowStream:
                 self._receive_one(reader.read_chunk())
         except StopIteration:
             self.break_off("the shard ended the stream")
-        except (MemoryServiceError, pa.ArrowException, OSError) as error:
+        except Exception as error:  # whatever it is, nobody else will answer what is pending
             self.break_off(f"the stream broke: {error}")
 
     def _receive_one(self, chunk: flight.FlightStreamChunk) -> None:
-        self._heard = time.monotonic()
         reply = pb.LookupReply.FromString(chunk.app_metadata.to_pybytes())
         if reply.request_id == 0:
             return self.break_off(reply.message)
         with self._lock:
             part = self._pending.pop(reply.request_id, None)
+            self._asked = time.monotonic() if self._pending else None
         if part is None:
             return None  # forgotten: its time was up
         if reply.status != pb.STATUS_OK:
             return part.fail(error_of(reply.status, reply.message))
-        return part.land(view_rows(chunk.data, self._spec.row_bytes))
+        try:
+            return part.land(view_rows(chunk.data, self._spec.row_bytes))
+        except MemoryServiceError as error:
+            return part.fail(error)
+
+
+def _leave(writer: flight.FlightStreamWriter, reader: flight.FlightStreamReader, receiver: threading.Thread) -> None:
+    """Let the shard end the stream; where it does not, cancel. Closing both ways keeps Arrow from complaining later."""
+    try:
+        writer.done_writing()
+        receiver.join(_LEAVE_S)
+    except (pa.ArrowException, OSError):
+        pass  # broken already
+    if receiver.is_alive():
+        reader.cancel()
+    receiver.join()
+    with contextlib.suppress(pa.ArrowException, OSError):
+        writer.close()

@@ -23,7 +23,9 @@ _EXPERT = re.compile(r"(layers\.\d+\.mlp)\.experts\.(\d+)\.(gate|up|down)_proj\.
 _SCALES = (".weight_scale_inv", ".scale")  # of DeepSeek-V3's 128x128 and V4.1's 32x32 fp8 blocks
 
 
-def load_model(model_dir: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:
+def load_model(
+    model_dir: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Transformer:
     """Load a checkpoint of the DeepSeek-V3 architecture, with or without Engram layers.
 
     Block-quantised fp8 weights are dequantised. Multi-token-prediction layers and memory tables are left where
@@ -142,7 +144,9 @@ def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
     return weight.float() * full[: weight.shape[0], : weight.shape[1]]
 
 
-def save_model(model: Transformer, model_dir: str | Path, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 4 << 30) -> None:
+def save_model(
+    model: Transformer, model_dir: str | Path, dtype: torch.dtype = torch.bfloat16, shard_bytes: int = 4 << 30
+) -> None:
     """Write config.json and the weights, in files of at most `shard_bytes` where tensors allow it.
 
     The routers' correction biases stay in fp32: they are compared with each other, not multiplied.

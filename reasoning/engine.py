@@ -18,7 +18,7 @@ from reasoning.model.batch import Cache
 from reasoning.model.transformer import Transformer
 from reasoning.request import Completion, Request, RequestError, RequestFailure, Result
 from reasoning.scheduler import Scheduler, Sequence, batch_of
-from reasoning.tokenizer import Tokenizer
+from reasoning.tokenizer import TOKENIZER_FILE, Tokenizer
 
 MEMORY_DIR = "memory"
 
@@ -109,7 +109,7 @@ class Engine:
         directory = Path(model_dir)
         needs_memory = bool(ModelConfig.from_dir(directory).engram_layer_ids)
         model = load_model(directory)
-        has_tokenizer = (directory / "tokenizer.json").is_file()
+        has_tokenizer = (directory / TOKENIZER_FILE).is_file()
         tokenizer = Tokenizer.from_file(directory) if has_tokenizer else None
         if needs_memory and memory is None:
             memory = LocalMemory.load(str(directory / MEMORY_DIR))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tokenizers
 
+TOKENIZER_FILE = "tokenizer.json"
+
 
 class Tokenizer:
     """A trained tokenizer. Adds no special tokens unless asked to."""
@@ -20,7 +22,7 @@ class Tokenizer:
         """Read `path`, a `tokenizer.json` or the directory that holds one. ValueError if there is none to read."""
         file = Path(path)
         if file.is_dir():
-            file = file / "tokenizer.json"
+            file = file / TOKENIZER_FILE
         if not file.is_file():
             raise ValueError(f"tokenizer: no file {file}; give a tokenizer.json or a directory that holds one")
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,9 @@ def run_job(
             output.write([line.raw for line in chunk.lines], records)
             _count(report, records)
             report.seconds = time.perf_counter() - started
-            bar.set_postfix_str(f"{report.output_tokens / report.seconds:.0f} tok/s, {report.errors} errors", refresh=False)
+            bar.set_postfix_str(
+                f"{report.output_tokens / report.seconds:.0f} tok/s, {report.errors} errors", refresh=False
+            )
             bar.update(len(records))
     return report
 
@@ -127,7 +129,7 @@ def _start(chunk: _Chunk, running: dict[int, _Chunk], executor: Executor) -> Non
         chunk.outcomes = []
 
 
-def _count(report: JobReport, records: list[Mapping[str, Any]]) -> None:
+def _count(report: JobReport, records: Sequence[Mapping[str, Any]]) -> None:
     report.lines += len(records)
     report.errors += sum(record["finish_reason"] == "error" for record in records)
     report.prompt_tokens += sum(record["prompt_tokens"] for record in records)

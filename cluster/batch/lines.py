@@ -91,7 +91,9 @@ def _read_id(record: Mapping[str, Any], number: int) -> LineId:
 def _read_prompt(record: Mapping[str, Any]) -> tuple[str | None, tuple[int, ...] | None]:
     prompt, token_ids = record.get("prompt"), record.get("prompt_token_ids")
     if (prompt is None) == (token_ids is None):
-        raise RequestError("prompt", "give either prompt or prompt_token_ids" + ("" if prompt is None else ", not both"))
+        raise RequestError(
+            "prompt", "give either prompt or prompt_token_ids" + ("" if prompt is None else ", not both")
+        )
     if prompt is not None:
         if not isinstance(prompt, str):
             raise RequestError("prompt", f"{_show(prompt)} is not a string")

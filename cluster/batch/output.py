@@ -152,7 +152,9 @@ def _open_locked(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ValueError(f"--output: {path} is being written by another run; wait for it or choose another file") from None
+        raise ValueError(
+            f"--output: {path} is being written by another run; wait for it or choose another file"
+        ) from None
     return file
 
 

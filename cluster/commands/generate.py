@@ -55,31 +55,57 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
 
 
 def _add_sampling(group: Any) -> None:
-    group.add_argument("--max-new-tokens", metavar="N", type=int, default=_DEFAULTS.max_new_tokens, help="default %(default)s")
     group.add_argument(
-        "--temperature", metavar="T", type=float, default=_DEFAULTS.temperature, help="0 takes the likeliest token (default %(default)s)"
+        "--max-new-tokens", metavar="N", type=int, default=_DEFAULTS.max_new_tokens, help="default %(default)s"
     )
     group.add_argument(
-        "--top-p", metavar="P", type=float, default=_DEFAULTS.top_p, help="sample from this share of probability (default %(default)s)"
+        "--temperature",
+        metavar="T",
+        type=float,
+        default=_DEFAULTS.temperature,
+        help="0 takes the likeliest token (default %(default)s)",
     )
     group.add_argument(
-        "--top-k", metavar="K", type=int, default=_DEFAULTS.top_k, help="sample from the K likeliest, 0 for all (default %(default)s)"
+        "--top-p",
+        metavar="P",
+        type=float,
+        default=_DEFAULTS.top_p,
+        help="sample from this share of probability (default %(default)s)",
     )
     group.add_argument(
-        "--seed", metavar="S", type=int, default=0, help="of sampling; every line draws its own from it (default %(default)s)"
+        "--top-k",
+        metavar="K",
+        type=int,
+        default=_DEFAULTS.top_k,
+        help="sample from the K likeliest, 0 for all (default %(default)s)",
+    )
+    group.add_argument(
+        "--seed",
+        metavar="S",
+        type=int,
+        default=0,
+        help="of sampling; every line draws its own from it (default %(default)s)",
     )
     group.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-text token")
 
 
 def _add_placement(group: Any) -> None:
     group.add_argument(
-        "--workers", metavar="W", type=int, default=1, help="reasoning actors; 0: this process, no Ray (default %(default)s)"
+        "--workers",
+        metavar="W",
+        type=int,
+        default=1,
+        help="reasoning actors; 0: this process, no Ray (default %(default)s)",
     )
     group.add_argument(
         "--shards", metavar="S", type=int, default=2, help="memory shards to start for the job (default %(default)s)"
     )
     group.add_argument(
-        "--batch-size", metavar="N", type=int, default=16, help="lines a worker is given at a time (default %(default)s)"
+        "--batch-size",
+        metavar="N",
+        type=int,
+        default=16,
+        help="lines a worker is given at a time (default %(default)s)",
     )
     group.add_argument("--address", metavar="RAY", help="Ray cluster to run on, HOST:PORT (default: start a local Ray)")
     group.add_argument(
@@ -121,7 +147,7 @@ def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
     from cluster.ray_executor import ClusterOptions, open_executor
 
     _check_batch_arguments(args)
-    options = ClusterOptions(args.workers, args.shards, args.address, args.memory)
+    options = ClusterOptions(args.workers, args.shards, args.address, args.memory, args.batch_size)
     identity = JobIdentity(str(args.model.resolve()), dataclasses.asdict(sampling))
     with JobOutput(args.output, args.input, identity, args.overwrite) as output:
         if output.done == output.total:

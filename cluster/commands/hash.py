@@ -113,7 +113,9 @@ def _blocked(text: str | None, length: int) -> np.ndarray | None:
     positions = _integers("--blocked", text)
     for position in positions:
         if not 0 <= position < length:
-            raise ValueError(f"--blocked: position {position} is outside the text; it has {length} tokens, 0 is the first")
+            raise ValueError(
+                f"--blocked: position {position} is outside the text; it has {length} tokens, 0 is the first"
+            )
     mask = np.zeros(length, dtype=bool)
     mask[positions] = True
     return mask

@@ -1,2 +1,93 @@
-"""x"""
-def add_parser(c,f): c.add_parser("memory")
+"""`engram memory`: serve a snapshot's tables without Ray, and look at a memory that runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+_DESCRIPTION = "Serve memory tables from this machine's RAM, without Ray, or look at a memory that is running."
+_SERVE_DESCRIPTION = """\
+Serve a snapshot's tables until SIGTERM or Ctrl-C. Prints "engram memory shard-0 serving on HOST:PORT" once ready.
+
+Alone, the process serves every block. As one of several, it is told the control addresses of all of them, itself
+included, in the same order everywhere, and serves its share; --port must then be its own port in that list.
+"""
+_SERVE_EPILOG = """\
+examples:
+  engram memory serve --snapshot models/tiny-code/memory --port 7000
+  engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 \\
+    --shard-index 0 --peers 10.0.0.5:7000,10.0.0.6:7000
+"""
+_DESCRIBE_EPILOG = """\
+example:
+  engram memory describe 127.0.0.1:7000
+"""
+
+
+def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
+    """Add `memory` to the subparsers of `engram`."""
+    parser = commands.add_parser(
+        "memory", help="serve memory tables, or describe a memory", description=_DESCRIPTION, formatter_class=formatter
+    )
+    parser.set_defaults(parser=parser)
+    actions = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=type(parser))
+    _add_serve(actions, formatter)
+    _add_describe(actions, formatter)
+
+
+def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
+    parser = actions.add_parser(
+        "serve",
+        help="serve a snapshot's tables",
+        description=_SERVE_DESCRIPTION,
+        epilog=_SERVE_EPILOG,
+        formatter_class=formatter,
+    )
+    parser.add_argument("--snapshot", metavar="URI", required=True, help="snapshot directory, or a URI of one")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="control port, 0 for any free one (default %(default)s)")
+    parser.add_argument(
+        "--rows-port",
+        metavar="PORT",
+        type=int,
+        default=0,
+        help="port for rows, 0 for any free (default %(default)s)",
+    )
+    parser.add_argument(
+        "--shard-index", metavar="I", type=int, default=0, help="place in --peers, from 0 (default %(default)s)"
+    )
+    parser.add_argument("--peers", metavar="HOST:PORT,...", help="control addresses of all shards, this one included")
+    parser.set_defaults(run=serve)
+
+
+def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
+    parser = actions.add_parser(
+        "describe",
+        help="show shards, tables and counters of a running memory",
+        description="Show the shards of a memory, the tables they hold and the lookups they have served.",
+        epilog=_DESCRIBE_EPILOG,
+        formatter_class=formatter,
+    )
+    parser.add_argument("address", metavar="HOST:PORT", help="control address of any of its shards")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=describe)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve one shard until told to stop."""
+    from memory_service.serve import serve
+
+    if args.peers and not args.port:
+        raise ValueError("--port: with --peers, give the port that this shard has in the list")
+    peers = args.peers.split(",") if args.peers else None
+    return serve(args.snapshot, args.host, args.port, args.rows_port, args.shard_index, peers)
+
+
+def describe(args: argparse.Namespace) -> int:
+    """Print what a running memory is made of."""
+    from cluster.memory_report import MemoryReport
+
+    report = MemoryReport.of(args.address)
+    print(json.dumps(report.to_json(), indent=2) if args.json else report.to_text())
+    return 0

@@ -1,1 +1,65 @@
-"""x"""
+"""`engram train`: a model of one's own from a folder of Python files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from reasoning.training.recipe import MODELS, TrainingConfig
+
+_DEFAULT_MINUTES = 60.0
+_DESCRIPTION = """\
+Train a tokenizer, a backbone and its memory tables on Python source, in this process.
+
+--output becomes a model directory: config.json, model.safetensors, tokenizer.json, memory/ with the tables, and
+training.jsonl with the loss of every step. It is rewritten now and then, so an interrupted run leaves a usable model.
+"""
+_EPILOG = """\
+examples:
+  engram train --output runs/tiny-code --minutes 90
+  engram train --output runs/mine --data ~/src/project --steps 500 --seed 1
+"""
+
+
+def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
+    """Add `train` to the subparsers of `engram`."""
+    parser = commands.add_parser(
+        "train",
+        help="train a small code model",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=formatter,
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="model directory to write")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        help="folder of .py files, of which every 20th or so is held out (default: Python's standard library)",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", metavar="M", type=float, help=f"train for so long (default {_DEFAULT_MINUTES:g})")
+    length.add_argument("--steps", metavar="N", type=int, help="train for so many steps: repeatable on any machine")
+    parser.add_argument(
+        "--preset", choices=sorted(MODELS), default="tiny-code", help="shape of the model (default %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="S",
+        type=int,
+        default=TrainingConfig.seed,
+        help="of initial weights and order of the data (default %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train."""
+    if args.minutes is None and args.steps is None:
+        args.minutes = _DEFAULT_MINUTES
+    config = TrainingConfig(steps=args.steps or 0, minutes=args.minutes or 0.0, seed=args.seed)
+    from reasoning.training.run import train
+
+    train(MODELS[args.preset], config, args.output, args.data)
+    return 0

@@ -51,7 +51,11 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, config: ModelConfig, streams: int):
         super().__init__()
-        self.taps, self.dilation, self.reach = config.engram_conv_kernel, config.engram_max_ngram_size, config.conv_history
+        self.taps, self.dilation, self.reach = (
+            config.engram_conv_kernel,
+            config.engram_max_ngram_size,
+            config.conv_history,
+        )
         self.eps = config.rms_norm_eps
         self.norm_weight = nn.Parameter(torch.ones(streams, config.hidden_size))
         self.weight = nn.Parameter(torch.zeros(streams * config.hidden_size, 1, self.taps))

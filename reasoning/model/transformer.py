@@ -30,9 +30,7 @@ class DecoderLayer(nn.Module):
         dense = layer < config.first_k_dense_replace
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
-    def forward(
-        self, h: Tensor, cos: Tensor, sin: Tensor, batch: Batch, cached: Tensor | None
-    ) -> Tensor:
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, batch: Batch, cached: Tensor | None) -> Tensor:
         """[T, hidden] -> [T, hidden], attention and feed-forward only: the memory comes first, from outside."""
         h = h + self.self_attn(self.input_layernorm(h), cos, sin, batch, cached)
         return h + self.mlp(self.post_attention_layernorm(h))

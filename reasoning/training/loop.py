@@ -13,6 +13,7 @@ from torch import Tensor
 
 from memory_service.optimizer import AdamConfig
 from reasoning.config import ModelConfig
+from reasoning.hasher import table_specs
 from reasoning.hashing import NgramHasher
 from reasoning.model.batch import Batch
 from reasoning.model.moe import MixtureOfExperts
@@ -44,8 +45,9 @@ class Trainer:
         generator = torch.Generator().manual_seed(config.seed)
         self.model = Transformer(model_config).initialise(generator)
         adam = AdamConfig(learning_rate=config.learning_rate * config.table_rate_factor)
-        specs = hasher.table_specs(model_config.engram_row_format)  # type: ignore[arg-type]
-        self.tables = TrainableTables(specs, adam, model_config.initializer_range, config.seed)
+        self.tables = TrainableTables(
+            table_specs(model_config, hasher), adam, model_config.initializer_range, config.seed
+        )
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
     def _groups(self) -> list[dict[str, object]]:

@@ -15,7 +15,7 @@ class TrainingConfig:
     minutes: float = 0.0
     window: int = 512
     """Tokens in one training sequence."""
-    batch: int = 16
+    batch: int = 8
     """Sequences in one step."""
     learning_rate: float = 2e-3
     """Peak of the backbone's rate: linear warm-up, then linear decay to zero."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memory_service.optimizer import AdamConfig, RowAdam
-from memory_service.rows import RowFormat, pack_rows
+from memory_service.rows import pack_rows
 from memory_service.spec import TableSpec
 
 
@@ -19,7 +19,6 @@ class TrainableTables:
 
     def __init__(self, specs: Sequence[TableSpec], adam: AdamConfig, std: float, seed: int):
         rng = np.random.default_rng(seed)
-        self.specs = {spec.layer: spec for spec in specs}
         self.values = {spec.layer: _normal(rng, (spec.rows, spec.dim), std) for spec in specs}
         self._adam = {layer: RowAdam(values, adam) for layer, values in self.values.items()}
 
@@ -32,11 +31,11 @@ class TrainableTables:
         for layer, (unique, gradients) in gathered.gradients():
             self._adam[layer].step(unique, gradients, scale)
 
-    def packed_blocks(self, layer: int, row_format: RowFormat) -> Iterator[np.ndarray]:
-        """Yield the table's blocks in order, packed, [block rows, row_bytes] uint8."""
-        size, values = self.specs[layer].block_rows, self.values[layer]
-        for begin in range(0, len(values), size):
-            yield pack_rows(values[begin : begin + size], row_format)
+    def packed_blocks(self, spec: TableSpec) -> Iterator[np.ndarray]:
+        """Yield a table's blocks in order, packed as `spec` says, [block rows, row_bytes] uint8."""
+        values = self.values[spec.layer]
+        for begin in range(0, len(values), spec.block_rows):
+            yield pack_rows(values[begin : begin + spec.block_rows], spec.row_format)
 
 
 class GatheredRows:

@@ -24,7 +24,9 @@ def test_token_ids_stand_in_for_a_prompt_and_nulls_count_as_absent():
     assert (request.prompt, request.prompt_token_ids) == (None, (1, 2))
 
 
-@pytest.mark.parametrize(("given", "seen"), [({}, "line-5"), ({"id": None}, "line-5"), ({"id": 0}, 0), ({"id": ""}, "")])
+@pytest.mark.parametrize(
+    ("given", "seen"), [({}, "line-5"), ({"id": None}, "line-5"), ({"id": 0}, 0), ({"id": ""}, "")]
+)
 def test_ids_are_kept_as_given_and_made_up_where_missing(given, seen):
     assert parse({"prompt": "x", **given}, number=5).id == seen
 

@@ -1,4 +1,4 @@
-"""The backbone against transformers' DeepseekV3: weights through the checkpoint files, logits and greedy tokens equal."""
+"""The backbone against transformers' DeepseekV3, weights through the checkpoint files: logits and greedy tokens."""
 
 import pytest
 import torch
@@ -53,7 +53,12 @@ def test_greedy_tokens_are_those_of_transformers(pair):
     reference, model = pair
     prompt = torch.randint(2, SMALL["vocab_size"], (1, 17))
     expected = reference.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=32,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
     )[0, 17:]
     cache = Cache.empty(model.config, slots=1, context=64)
     batch, got = Batch(prompt[0], (17,), (0,), (0,)), []

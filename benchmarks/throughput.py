@@ -1,0 +1,118 @@
+"""Greedy generation from a random DeepSeek-V3-architecture checkpoint: this engine against transformers' `generate`.
+
+192 M parameters (8 layers, hidden 512, 16 experts of which 4 are used, vocabulary 129,280) in bf16 files, computed in
+fp32 by both; 32 prompts of 32 to 128 token ids with 64 new tokens each. Both must choose the same first tokens.
+Needs transformers: `pip install -e '.[test]'`.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.report import PACKAGES, Report, format_table, installed_versions, parse_arguments
+from reasoning.checkpoint import save_model
+from reasoning.config import ModelConfig
+from reasoning.engine import Engine, EngineConfig
+from reasoning.model.transformer import Transformer
+from reasoning.request import Completion, Request, SamplingParams
+
+CONFIG = ModelConfig(
+    vocab_size=129280,
+    hidden_size=512,
+    intermediate_size=1408,
+    moe_intermediate_size=256,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    n_routed_experts=16,
+    num_experts_per_tok=4,
+    n_group=4,
+    topk_group=2,
+    kv_lora_rank=512,
+    q_lora_rank=192,
+    qk_rope_head_dim=64,
+    qk_nope_head_dim=64,
+    v_head_dim=64,
+    first_k_dense_replace=1,
+)
+
+
+def main() -> None:
+    """Run the benchmark as the command line says."""
+    options = parse_arguments(__doc__)
+    count, new_tokens, rounds = (8, 16, 1) if options.quick else (32, 64, 3)
+    prompts = seeded_prompts(count)
+    with tempfile.TemporaryDirectory() as directory:
+        save_model(Transformer(CONFIG).initialise(torch.Generator().manual_seed(0)), directory)
+        rivals = {"engram-ray": ours(directory, count), "transformers": theirs(directory)}
+    first = {name: rival(prompts, 1) for name, rival in rivals.items()}
+    assert first["engram-ray"] == first["transformers"], "the two disagree on the first tokens"
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(rounds):
+        for name, rival in rivals.items():
+            begin = time.perf_counter()
+            rival(prompts, new_tokens)
+            seconds[name].append(time.perf_counter() - begin)
+
+    report = Report("throughput", options.quick, versions=installed_versions((*PACKAGES, "transformers")))
+    rates = {name: count * new_tokens / sorted(took)[len(took) // 2] for name, took in seconds.items()}
+    report.results = {"prompts": count, "new_tokens": new_tokens, "rounds": rounds, "tokens_per_s": rates}
+    report.ratios["engram-ray / transformers, output tokens a second"] = rates["engram-ray"] / rates["transformers"]
+    print(f"{count} prompts, {new_tokens} new tokens each, median of {rounds}")
+    print(format_table(("", "tok/s"), [(name, f"{rate:.1f}") for name, rate in rates.items()]))
+    report.publish(options.json)
+
+
+Rival = Callable[[list[list[int]], int], list[list[int]]]
+
+
+def seeded_prompts(count: int) -> list[list[int]]:
+    """Token-id prompts of 32 to 128 tokens, the same on every machine."""
+    rng = random.Random(0)
+    return [[rng.randint(10, 10_000) for _ in range(rng.randint(32, 128))] for _ in range(count)]
+
+
+def ours(directory: str, batch: int) -> Rival:
+    """Prompts and a number of new tokens -> token ids, by this project's engine."""
+    engine = Engine.from_pretrained(Path(directory), config=EngineConfig(max_batch=batch, max_context=256))
+
+    def generate(prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+        sampling = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
+        requests = [Request(str(i), prompt_token_ids=tuple(p), sampling=sampling) for i, p in enumerate(prompts)]
+        done = {result.id: result for result in engine.generate(requests)}
+        return [list(c.token_ids) for i in range(len(prompts)) if isinstance(c := done[str(i)], Completion)]
+
+    return generate
+
+
+def theirs(directory: str) -> Rival:
+    """The same by `transformers`, left-padded as its documentation advises."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def generate(prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        return out[:, longest:].tolist()
+
+    return generate
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What a client knows of the shards: the newest placement, and how to read a newer one."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from memory_service.control import ControlClient
+from memory_service.errors import FingerprintMismatch, MemoryServiceError, ShardUnavailable, SnapshotError
+from memory_service.manifest import BlockEntry, TableEntry
+from memory_service.placement import Placement, ShardAddress
+from memory_service.spec import TableSpec
+from memory_service.wire import ShardInfo
+
+_REFRESH_S = 1.0  # for one shard's answer when the placement is read anew; the others' answers will do
+_THREADS = 16
+
+_Result = TypeVar("_Result")
+
+
+class Directory:
+    """The specs, and a placement that `refresh` may replace."""
+
+    def __init__(self, entry: ShardAddress, placement: Placement, specs: dict[str, TableSpec]) -> None:
+        self._entry = entry
+        self._lock = threading.Lock()
+        self.specs = specs
+        self.placement = self._reachable(placement)
+
+    @classmethod
+    def read(cls, address: str, timeout_s: float) -> "Directory":
+        """Ask one shard for the placement, then every shard of it what it holds."""
+        with ControlClient(address) as control:
+            info = control.describe(timeout_s)
+        entry = ShardAddress(info.shard, address)
+        specs = {name: table.spec for name, table in info.tables.items()}
+        directory = cls(entry, _placement_of(info, address), specs)
+        for other in each_shard(directory.placement.shards, lambda control: control.describe(timeout_s)):
+            directory._adopt(other)
+        return directory
+
+    def refresh(self, epoch: int, timeout_s: float) -> None:
+        """Look for a placement other than that of `epoch`, unless another thread has found one."""
+        with self._lock:
+            if self.placement.epoch != epoch:
+                return
+            for info in each_shard(self.placement.shards, _describe_if_up(min(timeout_s, _REFRESH_S))):
+                if info is not None:
+                    self._adopt(info)
+
+    def write_tables(self, uri: str | Path) -> list[TableEntry]:
+        """Have every shard write its blocks of every table; the entries of all of them together."""
+        return [self._write_table(uri, spec) for spec in self.specs.values()]
+
+    def _write_table(self, uri: str | Path, spec: TableSpec) -> TableEntry:
+        parts = each_shard(self.placement.shards, lambda control: control.snapshot(uri, spec.name))
+        if len(versions := {version for version, _ in parts}) != 1:
+            raise SnapshotError(f"table {spec.name!r}: the shards are at versions {sorted(versions)}: try again")
+        blocks: dict[int, BlockEntry] = {}
+        for _, entries in parts:
+            blocks.update(entries)
+        if missing := sorted(set(range(spec.blocks)) - blocks.keys()):
+            raise SnapshotError(
+                f"table {spec.name!r}: no shard wrote block {missing[0]}: the placement changed, try again"
+            )
+        return TableEntry(spec, versions.pop(), tuple(blocks[block] for block in range(spec.blocks)))
+
+    def _adopt(self, info: ShardInfo) -> None:
+        for name, held in info.tables.items():
+            if name in self.specs and held.spec.fingerprint != self.specs[name].fingerprint:
+                raise FingerprintMismatch(
+                    f"table {name!r} on {info.shard} differs from {self._entry.shard}'s in "
+                    f"{', '.join(self.specs[name].differing_fields(held.spec))}: load both from the same snapshot"
+                )
+        if info.placement is not None and info.placement.epoch > self.placement.epoch:
+            self.placement = self._reachable(info.placement)
+
+    def _reachable(self, placement: Placement) -> Placement:
+        """The shard that was joined by an address is reachable there, whatever address it goes by itself."""
+        shards = tuple(self._entry if shard.shard == self._entry.shard else shard for shard in placement.shards)
+        return replace(placement, shards=shards)
+
+
+def each_shard(shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Result]) -> list[_Result]:
+    """Call every shard at once; the results in order, or the first error."""
+
+    def call_one(shard: ShardAddress) -> _Result:
+        with ControlClient(shard.address, shard.shard) as control:
+            return call(control)
+
+    with ThreadPoolExecutor(min(_THREADS, len(shards))) as pool:
+        return list(pool.map(call_one, shards))
+
+
+def _describe_if_up(timeout_s: float) -> Callable[[ControlClient], ShardInfo | None]:
+    def describe(control: ControlClient) -> ShardInfo | None:
+        try:
+            return control.describe(timeout_s)
+        except MemoryServiceError:
+            return None
+
+    return describe
+
+
+def _placement_of(info: ShardInfo, address: str) -> Placement:
+    if info.placement is None:
+        raise ShardUnavailable(
+            f"{info.shard} at {address} has no active placement yet: load it first", None, info.shard
+        )
+    return info.placement

@@ -1,0 +1,94 @@
+"""One shard as a plain process, without Ray: loads its blocks from a snapshot and serves them until told to stop."""
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from memory_service.errors import MemoryServiceError
+from memory_service.placement import Placement, ShardAddress
+from memory_service.server import ShardServer
+from memory_service.shard import Shard
+from memory_service.snapshot import Snapshot
+
+STATIC_EPOCH = 1
+
+
+def serve(
+    snapshot: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    rows_port: int = 0,
+    shard_index: int = 0,
+    peers: Sequence[str] | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Call from the main thread.
+
+    `peers` are the control addresses host:port of all shards in order, this one included, equal on all of them; the
+    shards are named shard-0, shard-1, ... in that order. Without peers this shard serves every block. ValueError,
+    OSError or MemoryServiceError if it cannot start.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server = start_static(snapshot, host, port, rows_port, shard_index, peers)
+    print(f"engram memory {server.shard.name} serving on {server.address}", flush=True)
+    stop.wait()
+    server.stop()
+    return 0
+
+
+def start_static(
+    snapshot: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    rows_port: int = 0,
+    shard_index: int = 0,
+    peers: Sequence[str] | None = None,
+) -> ShardServer:
+    """A started server whose placement never changes: one epoch, computed alike by every peer."""
+    if not 0 <= shard_index < len(peers or [""]):
+        raise ValueError(f"shard_index={shard_index} is not among the {len(peers or [''])} shards: count from 0")
+    specs = Snapshot.open(snapshot).specs.values()
+    server = ShardServer(Shard(f"shard-{shard_index}"), host, port, rows_port).start()
+    try:
+        addresses = [ShardAddress(f"shard-{i}", address) for i, address in enumerate(peers or [server.address])]
+        placement = Placement.build(STATIC_EPOCH, addresses, specs)
+        server.shard.load(snapshot, placement)
+        server.shard.activate(placement)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m memory_service.serve`."""
+    parser = argparse.ArgumentParser(prog="python -m memory_service.serve", description=__doc__)
+    _add_arguments(parser)
+    options = parser.parse_args(arguments)
+    try:
+        return serve(**vars(options))
+    except (MemoryServiceError, ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--snapshot", required=True, metavar="DIR", help="snapshot directory or pyarrow.fs URI")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=0, help="control door, 0 for any free port (default)")
+    parser.add_argument("--rows-port", type=int, default=0, help="rows door, 0 for any free port (default)")
+    parser.add_argument("--shard-index", type=int, default=0, metavar="I", help="this shard's place among --peers")
+    parser.add_argument(
+        "--peers",
+        type=lambda text: text.split(","),
+        metavar="HOST:PORT,...",
+        help="control doors of all shards in order, this one included; without it, one shard serves every block",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

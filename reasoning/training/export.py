@@ -1,0 +1,39 @@
+"""From a trainer to a model directory that the engine loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from tokenizers import Tokenizer as BpeTokenizer
+
+from memory_service import write_snapshot
+from reasoning.checkpoint import save_model
+from reasoning.engine import MEMORY_DIR
+from reasoning.hasher import table_specs
+from reasoning.model.transformer import Transformer
+from reasoning.tokenizer import TOKENIZER_FILE
+from reasoning.training.loop import Trainer
+
+
+def export(trainer: Trainer, bpe: BpeTokenizer, directory: Path) -> None:
+    """Write backbone, tokenizer and tables, the rows packed as the model's configuration says.
+
+    A directory that exists is replaced in one step, so that a reader never sees half a model.
+    """
+    fresh = directory.with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(fresh, ignore_errors=True)
+    save_model(_with_map_size(trainer), fresh)
+    bpe.save(str(fresh / TOKENIZER_FILE), pretty=False)
+    specs = table_specs(trainer.model.config, trainer.hasher)
+    write_snapshot(fresh / MEMORY_DIR, {spec: trainer.tables.packed_blocks(spec) for spec in specs})
+    shutil.rmtree(directory, ignore_errors=True)
+    fresh.rename(directory)
+
+
+def _with_map_size(trainer: Trainer) -> Transformer:
+    """Record in the configuration which token map the rows were trained under."""
+    size = trainer.hasher.token_map.size
+    trainer.model.config = dataclasses.replace(trainer.model.config, engram_compressed_vocab_size=size)
+    return trainer.model

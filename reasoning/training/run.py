@@ -1,0 +1,75 @@
+"""A whole training run: files in, model directory out."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer as BpeTokenizer
+from tqdm import tqdm
+
+from reasoning.config import ModelConfig
+from reasoning.hasher import build_hasher
+from reasoning.tokenizer import Tokenizer
+from reasoning.training.corpus import Corpus, Stream, train_tokenizer
+from reasoning.training.export import export
+from reasoning.training.loop import Progress, Trainer
+from reasoning.training.recipe import TrainingConfig
+
+LOG_FILE = "training.jsonl"
+
+
+def train(model: ModelConfig, config: TrainingConfig, output: Path, data: Path | None = None) -> None:
+    """Train a tokenizer, a backbone and its memory on a folder of Python files, and write `output`.
+
+    Args:
+        model: the backbone; its vocabulary is that of the tokenizer trained here.
+        config: the run.
+        output: model directory, replaced by each export; training.jsonl in it has the loss of every step.
+        data: folder of .py files; None takes the interpreter's standard library.
+
+    Raises:
+        ValueError: `data` has too few files, or `output` holds something that is no model.
+    """
+    _refuse_foreign(output)
+    torch.set_float32_matmul_precision("medium")  # bf16 products where the CPU has them, fp32 sums
+    corpus = Corpus.find(data)
+    bpe = train_tokenizer(corpus.train, model.vocab_size)
+    hasher = build_hasher(model, Tokenizer(bpe))
+    trainer = Trainer(model, hasher, Stream.encode(bpe, corpus.train), config)
+    _Run(trainer, bpe, output).to_the_end()
+
+
+class _Run:
+    """Progress bar, log and exports of one run."""
+
+    def __init__(self, trainer: Trainer, bpe: BpeTokenizer, output: Path):
+        self.trainer, self.bpe, self.output = trainer, bpe, output
+        self.log: list[str] = []
+        self.exported = time.monotonic()
+        self.bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+
+    def to_the_end(self) -> None:
+        with self.bar:
+            self.trainer.run(self.on_step)
+        self.export()
+
+    def on_step(self, progress: Progress) -> None:
+        self.log.append(json.dumps(vars(progress)))
+        self.bar.update(100 * progress.share - self.bar.n)
+        self.bar.set_postfix(step=progress.step, loss=f"{progress.loss:.3f}", tokens=f"{progress.tokens:,}")
+        if time.monotonic() - self.exported > 60 * self.trainer.config.export_minutes:
+            self.export()
+
+    def export(self) -> None:
+        export(self.trainer, self.bpe, self.output)
+        (self.output / LOG_FILE).write_text("\n".join(self.log) + "\n")
+        self.exported = time.monotonic()
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Exports replace the directory: make sure that it is one of ours."""
+    if output.exists() and not (output / LOG_FILE).is_file():
+        raise ValueError(f"output: {output} exists and was not written by a training run; choose another directory")
