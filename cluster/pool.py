@@ -129,10 +129,10 @@ class MemoryPool:
                 _log.warning("memory pool: %s", error)
 
 
-def start_pool(snapshot_uri: str, shards: int, name: str | None = None) -> ActorHandle:
-    """Start `shards` shards of a snapshot on the connected Ray and wait until they serve.
+def start_pool(snapshot_uri: str, shards: int, name: str, detached: bool = False) -> ActorHandle:
+    """Start `shards` shards of a snapshot on the connected Ray, or join the pool of that name, and wait for it.
 
-    A pool with a name outlives this process and is joined, not started, where it is running already.
+    A detached pool outlives this process, until `stop_pool`.
 
     Raises:
         SnapshotError: the snapshot is missing or damaged.
@@ -141,11 +141,19 @@ def start_pool(snapshot_uri: str, shards: int, name: str | None = None) -> Actor
     import ray
 
     specs = list(Snapshot.open(snapshot_uri).specs.values())
-    lasting = {"name": name, "namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached"} if name else {}
-    actor: Any = ray.remote(MemoryPool).options(num_cpus=0, **_FOREVER, **lasting)
+    identity = {"name": name, "namespace": NAMESPACE, "get_if_exists": True}
+    lifetime = "detached" if detached else None
+    actor: Any = ray.remote(MemoryPool).options(num_cpus=0, lifetime=lifetime, **identity, **_FOREVER)
     pool = actor.remote(snapshot_uri, specs, shards)
     fetch(pool.refresh.remote())
     return pool
+
+
+def pool_address(name: str) -> str:
+    """Wait until the pool of that name serves; return the address of one of its shards."""
+    import ray
+
+    return fetch(ray.get_actor(name, NAMESPACE).refresh.remote())
 
 
 def stop_pool(pool: ActorHandle) -> None:

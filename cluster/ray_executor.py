@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.executor import Executor, InProcessExecutor
-from cluster.pool import start_pool, stop_pool
+from cluster.pool import pool_address, start_pool, stop_pool
 from cluster.ray_runtime import fetch, ray_session
 from cluster.worker import Locate, ReasoningWorker
 from reasoning.config import ModelConfig
-from reasoning.engine import EngineStats
+from reasoning.engine import MEMORY_DIR, EngineStats
 from reasoning.request import Request, Result
 
 if TYPE_CHECKING:
@@ -57,14 +58,18 @@ def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor
         yield InProcessExecutor(worker)
         return
     with ray_session(options.address, options.workers), _memory(model_dir, config, options) as locate:
-        yield RayExecutor(start_workers(model_dir, options, locate))
+        actors = start_workers(model_dir, options, locate)
+        try:
+            yield RayExecutor(actors)
+        finally:
+            stop_workers(actors)
 
 
 class RayExecutor:
     """Spreads chunks over reasoning actors, the least loaded first."""
 
     def __init__(self, actors: Sequence[ActorHandle]) -> None:
-        self._actors = actors
+        self.actors = actors
         self.workers = len(actors)
         self._running: dict[Any, tuple[int, int]] = {}
         self._load: Counter[int] = Counter()
@@ -76,7 +81,7 @@ class RayExecutor:
     def submit(self, chunk: int, requests: Sequence[Request]) -> None:
         """Send a chunk to the worker with the fewest."""
         worker = min(range(self.workers), key=self._load.__getitem__)
-        self._running[self._actors[worker].generate.remote(requests)] = (chunk, worker)
+        self._running[self.actors[worker].generate.remote(requests)] = (chunk, worker)
         self._load[worker] += 1
 
     def next_done(self) -> tuple[int, list[Result]]:
@@ -90,11 +95,11 @@ class RayExecutor:
 
     def stats(self) -> list[EngineStats]:
         """Counters of every engine, since its worker last started."""
-        return list(itertools.chain.from_iterable(fetch([actor.stats.remote() for actor in self._actors])))
+        return list(itertools.chain.from_iterable(fetch([actor.stats.remote() for actor in self.actors])))
 
 
 def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | None) -> list[ActorHandle]:
-    """Start reasoning actors on the connected Ray, the cluster's processors and GPUs shared out evenly, and wait."""
+    """Start reasoning actors on the connected Ray, its processors shared out evenly, and wait."""
     import ray
 
     workers, resources = options.workers, ray.cluster_resources()
@@ -104,7 +109,6 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
         )
     placing = {
         "num_cpus": 1,
-        "num_gpus": min(1.0, resources.get("GPU", 0) / workers),
         "max_restarts": -1,
         "max_task_retries": -1,
         "scheduling_strategy": "SPREAD",
@@ -116,6 +120,14 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
     return actors
 
 
+def stop_workers(actors: Sequence[ActorHandle]) -> None:
+    """End reasoning actors for good. They keep nothing that a chunk generated anew would not bring back."""
+    import ray
+
+    for actor in actors:
+        ray.kill(actor)
+
+
 @contextmanager
 def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> Iterator[Locate | None]:
     if options.memory is not None:
@@ -123,16 +135,14 @@ def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> It
     elif not config.engram_layer_ids:
         yield None
     else:
-        pool = start_pool(str(model_dir.resolve() / "memory"), options.shards)
+        # Workers get its name: a handle among their arguments would not survive a restart.
+        name = f"memory-{uuid.uuid4().hex[:8]}"
+        pool = start_pool(str(model_dir.resolve() / MEMORY_DIR), options.shards, name)
         try:
-            yield partial(_ask_pool, pool)
+            yield partial(pool_address, name)
         finally:
             stop_pool(pool)
 
 
 def _fixed(address: str | None) -> Locate | None:
     return None if address is None else partial(str, address)
-
-
-def _ask_pool(pool: ActorHandle) -> str:
-    return fetch(pool.refresh.remote())

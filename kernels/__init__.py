@@ -1,1 +1,1 @@
-"""Triton kernels, each beside its torch reference. Hugging Face publishes a package of this name: see README."""
+"""What turns rows into hidden states: torch references now, with room for a Triton kernel beside each."""

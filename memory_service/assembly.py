@@ -3,7 +3,9 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,27 +32,29 @@ class Lookup:
     future: Future[Rows] = field(default_factory=Future)
     attempts: int = 0
     assembly: "Assembly | None" = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _claimed: bool = False
 
     @property
     def deadline(self) -> float:
         """Moment of the monotonic clock at which the lookup fails."""
         return self.started + self.timeout_s
 
-    def resolve(self, rows: Rows) -> bool:
-        """End in rows; False if it had ended already."""
-        try:
-            self.future.set_result(rows)
-        except InvalidStateError:
-            return False
-        return True
+    def claim(self) -> bool:
+        """Whether the caller is the one to end this lookup; call before `resolve` or `reject`."""
+        with self._lock:
+            claimed, self._claimed = self._claimed, True
+        return not claimed
 
-    def reject(self, error: MemoryServiceError) -> bool:
-        """End in an error; False if it had ended already."""
-        try:
+    def resolve(self, rows: Rows) -> None:
+        """End in rows."""
+        with suppress(InvalidStateError):  # the caller cancelled the future
+            self.future.set_result(rows)
+
+    def reject(self, error: MemoryServiceError) -> None:
+        """End in an error."""
+        with suppress(InvalidStateError):
             self.future.set_exception(error)
-        except InvalidStateError:
-            return False
-        return True
 
     def overdue(self) -> DeadlineExceeded:
         """The error for a deadline that passed, naming the shards still owing rows."""
@@ -98,8 +102,8 @@ class Assembly:
     def split(self, addresses: Sequence[ShardAddress], max_rows: int) -> "list[ShardPart]":
         """The parts to ask for, of at most `max_rows` each; call once."""
         shards, starts = np.unique(self._shards, return_index=True)
-        ends = [*starts[1:].tolist(), len(self._shards)]
-        for shard, start, end in zip(shards.tolist(), starts.tolist(), ends, strict=True):
+        bounds = pairwise([*starts.tolist(), len(self._shards)])
+        for shard, (start, end) in zip(shards.tolist(), bounds, strict=True):
             self.shard_rows[addresses[shard].shard] = end - start
             for low in range(start, end, max_rows):
                 self._owed.append(ShardPart(self, addresses[shard], low, min(low + max_rows, end)))

@@ -148,9 +148,10 @@ class MemoryClient:
             return stream
 
     def _done(self, lookup: Lookup, assembly: Assembly, rows: Rows) -> None:
-        if lookup.resolve(rows):
+        if lookup.claim():
             seconds = time.monotonic() - lookup.started
             self._counters.answered(lookup.spec, lookup.inverse.size, len(lookup.ids), seconds, assembly.shard_rows)
+            lookup.resolve(rows)
 
     def _failed(self, lookup: Lookup, assembly: Assembly, error: MemoryServiceError) -> None:
         """Try once more where the fault lies with a shard or the placement; otherwise end in the error."""
@@ -176,8 +177,9 @@ class MemoryClient:
         return self._attempt(lookup)
 
     def _reject(self, lookup: Lookup, error: MemoryServiceError) -> None:
-        if lookup.reject(error):
+        if lookup.claim():
             self._counters.failed()
+            lookup.reject(error)
 
     def _expire(self, lookup: Lookup) -> None:
         self._reject(lookup, lookup.overdue())

@@ -38,7 +38,9 @@ class SnapshotError(MemoryServiceError):
     """A snapshot that is missing, unfinished, damaged or already there."""
 
 
-class _ShardError(MemoryServiceError):
+class ShardError(MemoryServiceError):
+    """Base of the errors that concern one shard. Carries `table`, `shard` and `epoch` where known."""
+
     def __init__(
         self, message: str, table: str | None = None, shard: str | None = None, epoch: int | None = None
     ) -> None:
@@ -48,9 +50,9 @@ class _ShardError(MemoryServiceError):
         self.epoch = epoch
 
 
-class ShardUnavailable(_ShardError):
-    """A shard that refuses connections, broke one off or is stopping. Carries `table`, `shard` and `epoch`."""
+class ShardUnavailable(ShardError):
+    """A shard that refuses connections, broke one off or is stopping."""
 
 
-class DeadlineExceeded(_ShardError):
-    """A shard that did not answer in time. Carries `table`, `shard` and `epoch`."""
+class DeadlineExceeded(ShardError):
+    """A shard that did not answer in time."""

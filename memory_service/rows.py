@@ -87,7 +87,7 @@ def _scale_bytes(amax: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _unpack_fp8(packed: NDArray[np.uint8], dim: int) -> NDArray[np.float32]:
     values = np.ascontiguousarray(packed[:, :dim]).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     scales = np.ascontiguousarray(packed[:, dim:]).view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
-    return (values.reshape(len(packed), -1, FP8_GROUP) * scales[..., None]).reshape(len(packed), dim)
+    return (values.reshape(len(packed), dim // FP8_GROUP, FP8_GROUP) * scales[..., None]).reshape(len(packed), dim)
 
 
 def _require_finite(values: np.ndarray) -> None:

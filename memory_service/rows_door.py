@@ -81,6 +81,7 @@ class _Stream:
         self._reader = reader
         self._writer = writer
         self._write_lock = threading.Lock()
+        self._open = False
         self._queue = QueueClock()
         if table not in shard.tables:
             raise flight.FlightServerError(f"{shard.name} has no table {table!r}")
@@ -91,8 +92,13 @@ class _Stream:
         """Read requests and write replies until the client ends the stream."""
         with self._write_lock:
             self._writer.begin(self._schema)
-        while (chunk := self._next()) is not None:
-            self._answer(chunk)
+            self._open = True
+        try:
+            while (chunk := self._next()) is not None:
+                self._answer(chunk)
+        finally:
+            with self._write_lock:
+                self._open = False  # Flight frees the writer when this returns: say_goodbye must not touch it any more
 
     def say_goodbye(self) -> None:
         """Tell the client that this shard is stopping, so that it leaves."""
@@ -132,7 +138,8 @@ class _Stream:
 
     def _write(self, rows: NDArray[np.uint8], reply: pb.LookupReply) -> None:
         with self._write_lock:
-            self._writer.write_with_metadata(wrap_rows(rows, self._schema), reply.SerializeToString())
+            if self._open:
+                self._writer.write_with_metadata(wrap_rows(rows, self._schema), reply.SerializeToString())
 
 
 class QueueClock:

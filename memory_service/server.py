@@ -81,7 +81,7 @@ def _check_free(host: str, port: int) -> None:
     """Flight would share a taken port with its owner without a word (SO_REUSEPORT)."""
     if port == 0:
         return
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -13,7 +13,7 @@ from pyarrow import flight
 
 from memory_service.arrow_rows import view_rows
 from memory_service.control import ControlClient
-from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.errors import MemoryServiceError, ShardError, ShardUnavailable
 from memory_service.placement import ShardAddress
 from memory_service.rows_door import LOOKUP
 from memory_service.spec import TableSpec
@@ -57,7 +57,7 @@ class RowStream:
         self._pending: dict[int, Part] = {}
         self._outbox: queue.SimpleQueue[tuple[int, Part] | None] = queue.SimpleQueue()
         self._next_id = 1
-        self._broken: ShardUnavailable | None = None
+        self._broken: str | None = None
         self._reader: flight.FlightStreamReader | None = None
         self._asked: float | None = None  # since when an answer, any answer, has been due
         self._sender = threading.Thread(target=self._run, name=f"rows-send-{shard.shard}", daemon=True)
@@ -84,7 +84,7 @@ class RowStream:
                 self._asked = self._asked or time.monotonic()
                 self._outbox.put((request_id, part))
         if broken is not None:
-            part.fail(broken)
+            part.fail(self._unavailable(broken, part))
 
     def forget(self, part: Part) -> None:
         """Drop a part whose time is up; a late reply to it is ignored."""
@@ -97,15 +97,11 @@ class RowStream:
         with self._lock:
             if self._broken is not None:
                 return
-            self._broken = ShardUnavailable(
-                f"{self._shard.shard} at {self._shard.address}, table {self._spec.name!r}: {why}",
-                self._spec.name,
-                self._shard.shard,
-            )
+            self._broken = why
             pending, self._pending = list(self._pending.values()), {}
         self._outbox.put(None)
         for part in pending:
-            part.fail(self._broken)
+            part.fail(self._unavailable(why, part))
 
     def abort(self, why: str) -> None:
         """Break off from a shard that does not react, even in the middle of a write."""
@@ -182,11 +178,21 @@ class RowStream:
         if part is None:
             return None  # forgotten: its time was up
         if reply.status != pb.STATUS_OK:
-            return part.fail(error_of(reply.status, reply.message))
+            return part.fail(self._error_of(reply, part))
         try:
             return part.land(view_rows(chunk.data, self._spec.row_bytes))
         except MemoryServiceError as error:
             return part.fail(error)
+
+    def _error_of(self, reply: pb.LookupReply, part: Part) -> MemoryServiceError:
+        error = error_of(reply.status, reply.message)
+        if isinstance(error, ShardError):
+            error.table, error.shard, error.epoch = self._spec.name, self._shard.shard, part.epoch
+        return error
+
+    def _unavailable(self, why: str, part: Part) -> ShardUnavailable:
+        where = f"{self._shard.shard} at {self._shard.address}, table {self._spec.name!r}, epoch {part.epoch}"
+        return ShardUnavailable(f"{where}: {why}", self._spec.name, self._shard.shard, part.epoch)
 
 
 def _leave(writer: flight.FlightStreamWriter, reader: flight.FlightStreamReader, receiver: threading.Thread) -> None:

@@ -19,8 +19,8 @@ from reasoning.model.transformer import Transformer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_EXPERT = re.compile(r"(layers\.\d+\.mlp)\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 _SCALES = (".weight_scale_inv", ".scale")  # of DeepSeek-V3's 128x128 and V4.1's 32x32 fp8 blocks
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def load_model(
@@ -104,25 +104,43 @@ def _elsewhere(name: str, config: ModelConfig) -> bool:
 
 def _files(model_dir: Path) -> list[Path]:
     index = model_dir / INDEX
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = [SINGLE]
+    names = _sharded_names(index) if index.is_file() else [SINGLE]
     for name in names:
         if not (model_dir / name).is_file():
             raise ValueError(f"model: {model_dir / name} does not exist; copy the whole checkpoint")
     return [model_dir / name for name in names]
 
 
+def _sharded_names(index: Path) -> list[str]:
+    try:
+        return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"model: {index} is not an index of safetensors files ({error!r}); copy it again") from error
+
+
 def _tensors(model_dir: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of all files one at a time, fp8 weights dequantised."""
     files = _files(model_dir)
+    block = _block_size(model_dir)
     scales = {name: tensor for path in files for name, tensor in _read(path, scales=True)}
     for path in files:
         for name, tensor in _read(path, scales=False):
             stem = name.removesuffix(".weight")
             scale = next((scales[stem + end] for end in _SCALES if stem + end in scales), None)
-            yield name, tensor if scale is None else dequantise(tensor, scale)
+            if scale is None and tensor.dtype in _FP8:
+                raise ValueError(f"checkpoint: tensor {name} is fp8 but {stem}{_SCALES[0]} is absent; copy every file")
+            yield name, tensor if scale is None else dequantise(name, tensor, scale, block)
+
+
+def _block_size(model_dir: Path) -> tuple[int, ...] | None:
+    """Return (rows, columns) of config.json's quantization_config, None where it has no blocks."""
+    quantization = json.loads((model_dir / "config.json").read_text()).get("quantization_config") or {}
+    block = quantization.get("weight_block_size") if isinstance(quantization, dict) else quantization
+    if block is None:
+        return None
+    if not isinstance(block, list) or len(block) != 2 or not all(isinstance(b, int) and b > 0 for b in block):
+        raise ValueError(f"quantization_config: weight_block_size {block!r} is not supported; expected [rows, columns]")
+    return tuple(block)
 
 
 def _read(path: Path, scales: bool) -> Iterator[tuple[str, Tensor]]:
@@ -135,13 +153,33 @@ def _read(path: Path, scales: bool) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"model: {path} is damaged or cut short ({error}); copy it again") from error
 
 
-def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
-    """Multiply blocks of an fp8 matrix [m, n] by their scales [ceil(m / b), ceil(n / b)]; returns fp32."""
-    rows, columns = (-(-size // count) for size, count in zip(weight.shape, scale.shape, strict=True))
-    block = max(rows, columns)
-    block = 1 << (block - 1).bit_length()  # the last block may be cut short; block sizes are powers of two
-    full = scale.float().repeat_interleave(block, 0).repeat_interleave(block, 1)
+def dequantise(name: str, weight: Tensor, scale: Tensor, block: tuple[int, ...] | None = None) -> Tensor:
+    """Multiply blocks of an fp8 matrix [m, n] by their scales [ceil(m / rows), ceil(n / columns)]; returns fp32.
+
+    `block` is (rows, columns) as config.json has it. Where it is absent or does not fit the scales, as for
+    tensors with blocks of their own, blocks are square and a power of two.
+    """
+    fits = (b for b in (block, _implied_block(weight, scale)) if b and _scales_shape(weight, b) == scale.shape)
+    found = next(fits, None)
+    if found is None:
+        shapes = f"shape {tuple(weight.shape)} and its scales {tuple(scale.shape)}"
+        raise ValueError(f"checkpoint: tensor {name} has {shapes}, which fit no block size; is the file damaged?")
+    full = scale.float().repeat_interleave(found[0], 0).repeat_interleave(found[1], 1)
     return weight.float() * full[: weight.shape[0], : weight.shape[1]]
+
+
+def _implied_block(weight: Tensor, scale: Tensor) -> tuple[int, ...] | None:
+    """The square block that explains the scales' shape: an axis cut in two or more shows over half of it."""
+    if weight.ndim != 2 or scale.ndim != 2 or not scale.numel():
+        return None
+    size = max(-(-size // count) for size, count in zip(weight.shape, scale.shape, strict=True))
+    return (1 << (size - 1).bit_length(),) * 2
+
+
+def _scales_shape(weight: Tensor, block: tuple[int, ...]) -> tuple[int, ...] | None:
+    if weight.ndim != 2:
+        return None
+    return tuple(-(-size // part) for size, part in zip(weight.shape, block, strict=True))
 
 
 def save_model(
@@ -162,6 +200,7 @@ def save_model(
     groups = _split(tensors, shard_bytes)
     if len(groups) == 1:
         save_file(tensors, directory / SINGLE, metadata={"format": "pt"})
+        (directory / INDEX).unlink(missing_ok=True)  # of an earlier save: readers would follow it
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
@@ -171,6 +210,7 @@ def save_model(
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (directory / SINGLE).unlink(missing_ok=True)
 
 
 def _split(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:

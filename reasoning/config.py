@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reasoning.config_checks import check_types, is_number, is_whole, require
+
 GATES = ("sqrt", "sigmoid")
 ROW_FORMATS = ("bf16", "fp32", "fp8_e4m3_ue8m0")
 
@@ -23,6 +25,8 @@ _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "rope_interleave": (True,),
     "hc_mult": (1,),
 }
+# Keys of a YaRN description whose other values would mean another embedding than RopeConfig's.
+_ONLY_ROPE_VALUE: dict[str, tuple[Any, ...]] = {"attention_factor": (None,), "truncate": (True, None)}
 
 
 @dataclass(frozen=True)
@@ -44,22 +48,36 @@ class RopeConfig:
     mscale_all_dim: float = 0.0
     """Denominator of the cos/sin magnitude, applied to the softmax scale squared; 0 means unset."""
 
+    def __post_init__(self) -> None:
+        require(is_number(self.theta) and self.theta > 1, "rope_theta", self.theta, "a number above 1, such as 10000")
+        check_types(self, "rope_scaling.")
+        require(self.factor >= 1, "rope_scaling.factor", self.factor, "at least 1")
+        for name in ("beta_fast", "beta_slow"):
+            require(getattr(self, name) > 0, f"rope_scaling.{name}", getattr(self, name), "a number above 0")
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RopeConfig:
         """Read `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-        rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-        theta = float(rope.get("rope_theta", raw.get("rope_theta", cls.theta)))
+        rope: dict[str, Any] = {}
+        for name in ("rope_scaling", "rope_parameters"):
+            part = raw.get(name) or {}
+            require(isinstance(part, dict), name, part, "an object")
+            rope |= {key: value for key, value in part.items() if value is not None}
+        theta = rope.get("rope_theta", raw.get("rope_theta", cls.theta))
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind in ("default", None):
+        if kind == "default":
             return cls(theta=theta)
-        if kind != "yarn":
-            raise ValueError(f"rope_scaling.type: {kind!r} is not supported; use 'yarn' or remove rope_scaling")
-        names = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-        values = {name: float(rope[name]) for name in names if rope.get(name) is not None}
-        original = int(rope.get("original_max_position_embeddings", raw.get("max_position_embeddings", 4096)))
-        if "factor" not in values:
-            values["factor"] = int(raw.get("max_position_embeddings", original)) / original
-        return cls(theta=theta, original_max_position_embeddings=original, **values)
+        require(kind == "yarn", "rope_scaling.type", kind, "'yarn', or no rope_scaling")
+        for name, accepted in _ONLY_ROPE_VALUE.items():
+            require(rope.get(name) in accepted, f"rope_scaling.{name}", rope.get(name), f"{accepted[0]!r}")
+        names = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "original_max_position_embeddings")
+        values = {name: rope[name] for name in names if name in rope}
+        longest = raw.get("max_position_embeddings", cls.original_max_position_embeddings)
+        require(is_whole(longest, 1), "max_position_embeddings", longest, "a whole number of at least 1")
+        made = cls(theta=theta, **{"original_max_position_embeddings": longest, **values})
+        if "factor" in values:
+            return made
+        return dataclasses.replace(made, factor=longest / made.original_max_position_embeddings)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the keys that `from_dict` reads, in the form every version of transformers understands."""
@@ -125,15 +143,8 @@ class ModelConfig:
     """How the tables store a row."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        _require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "an even number")
+        check_types(self)
+        require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "an even number")
         if self.num_hidden_layers > self.first_k_dense_replace:
             self._check_experts()
         if self.engram_layer_ids:
@@ -141,27 +152,29 @@ class ModelConfig:
 
     def _check_experts(self) -> None:
         groups, experts = self.n_group, self.n_routed_experts
-        _require(groups > 0 and experts % groups == 0, "n_group", groups, f"a divisor of n_routed_experts={experts}")
-        _require(0 < self.topk_group <= groups, "topk_group", self.topk_group, f"1 to n_group={groups}")
+        require(experts > 0, "n_routed_experts", experts, "1 or more, or first_k_dense_replace = num_hidden_layers")
+        require(groups > 0 and experts % groups == 0, "n_group", groups, f"a divisor of n_routed_experts={experts}")
+        require(0 < self.topk_group <= groups, "topk_group", self.topk_group, f"1 to n_group={groups}")
         reachable = self.topk_group * (experts // groups)
         top = self.num_experts_per_tok
-        _require(
-            0 < top <= reachable, "num_experts_per_tok", top, f"1 to {reachable}, the experts of topk_group groups"
-        )
+        require(0 < top <= reachable, "num_experts_per_tok", top, f"1 to {reachable}, the experts of topk_group groups")
 
     def _check_engram(self) -> None:
         orders = self.engram_max_ngram_size - 1
-        _require(orders >= 1, "engram_max_ngram_size", self.engram_max_ngram_size, "2 or more")
+        require(orders >= 1, "engram_max_ngram_size", self.engram_max_ngram_size, "2 or more")
         sizes = self.engram_vocab_size
-        _require(len(sizes) == orders, "engram_vocab_size", sizes, f"one number for each of the {orders} n-gram orders")
-        last = self.num_hidden_layers - 1
-        for layer in self.engram_layer_ids:
-            _require(0 <= layer <= last, "engram_layer_ids", layer, f"layers 0 to {last}")
-        _require(self.engram_gate in GATES, "engram_gate", self.engram_gate, f"one of {GATES}")
-        _require(
+        require(len(sizes) == orders, "engram_vocab_size", sizes, f"one number for each of the {orders} n-gram orders")
+        layers, last = self.engram_layer_ids, self.num_hidden_layers - 1
+        in_order = list(layers) == sorted(set(layers)) and layers[-1] <= last
+        require(in_order, "engram_layer_ids", layers, f"layers 0 to {last} in ascending order, once each")
+        pad, dim = self.engram_pad_token_id, self.engram_head_dim
+        require(pad < self.vocab_size, "engram_pad_token_id", pad, f"a token id below vocab_size={self.vocab_size}")
+        require(self.engram_gate in GATES, "engram_gate", self.engram_gate, f"one of {GATES}")
+        require(
             self.engram_row_format in ROW_FORMATS, "engram_row_format", self.engram_row_format, f"one of {ROW_FORMATS}"
         )
-        _require(self.engram_conv_kernel >= 0, "engram_conv_kernel", self.engram_conv_kernel, "0 or more")
+        whole_groups = self.engram_row_format != "fp8_e4m3_ue8m0" or dim % 32 == 0
+        require(whole_groups, "engram_head_dim", dim, f"a multiple of 32 for engram_row_format {ROW_FORMATS[2]!r}")
 
     @property
     def engram_columns(self) -> int:
@@ -191,7 +204,7 @@ class ModelConfig:
             ValueError: naming the field, its value and what is accepted.
         """
         for name, accepted in _ONLY_VALUE.items():
-            _require(
+            require(
                 raw.get(name, accepted[0]) in accepted,
                 name,
                 raw.get(name),
@@ -201,7 +214,7 @@ class ModelConfig:
         ignored = {"engram_num_embeddings"}  # follows from the geometry
         for name in raw:
             unknown = name.startswith("engram_") and name not in known | ignored
-            _require(not unknown, name, raw[name], "a known engram_* key; check its spelling")
+            require(not unknown, name, raw[name], "a known engram_* key; check its spelling")
         values = {name: raw[name] for name in known if name in raw and raw[name] is not None}
         if "q_lora_rank" in raw:
             values["q_lora_rank"] = raw["q_lora_rank"]
@@ -217,7 +230,7 @@ class ModelConfig:
             raw = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"model: {path} is not valid JSON ({error}); copy the checkpoint again") from error
-        _require(isinstance(raw, dict), "config.json", type(raw).__name__, "a JSON object")
+        require(isinstance(raw, dict), "config.json", type(raw).__name__, "a JSON object")
         return cls.from_dict(raw)
 
     def to_dict(self) -> dict[str, Any]:
@@ -232,15 +245,12 @@ class ModelConfig:
 
 def _normalised(values: dict[str, Any]) -> dict[str, Any]:
     """Bring JSON's looser forms (lists, a single end token, one size for all orders) to the fields' types."""
-    orders = int(values.get("engram_max_ngram_size", ModelConfig.engram_max_ngram_size)) - 1
-    repeat = {"eos_token_id": 1, "engram_vocab_size": orders}
+    order = values.get("engram_max_ngram_size", ModelConfig.engram_max_ngram_size)
+    repeat = {"eos_token_id": 1, "engram_vocab_size": order - 1 if is_whole(order) else 1}
     for name in ("eos_token_id", "engram_vocab_size", "engram_layer_ids"):
-        if name in values:
-            value = values[name]
-            values[name] = (value,) * repeat.get(name, 1) if isinstance(value, int) else tuple(value)
+        value = values.get(name)
+        if isinstance(value, list | tuple):
+            values[name] = tuple(value)
+        elif is_whole(value) and name in repeat:
+            values[name] = (value,) * repeat[name]
     return values
-
-
-def _require(condition: bool, name: str, value: Any, accepted: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}: {value!r} is not supported; expected {accepted}")

@@ -132,26 +132,32 @@ class Engine:
         """Queue a request; RequestError says which field of it cannot be served."""
         prompt = self._prompt_ids(request)
         if not prompt:
-            raise RequestError("prompt", "is empty; give at least one token")
+            raise RequestError(_field(request), "is empty; give at least one token")
         if len(prompt) >= self.context:
             message = f"{len(prompt)} tokens leave no room in a context of {self.context}; shorten the prompt"
-            raise RequestError("prompt", message)
+            raise RequestError(_field(request), message)
         limit = min(len(prompt) + request.sampling.max_new_tokens, self.context)
         self.scheduler.add(Sequence(request, prompt, limit))
 
     def _prompt_ids(self, request: Request) -> list[int]:
         if (request.prompt is None) == (request.prompt_token_ids is None):
             raise RequestError("prompt", "give exactly one of prompt and prompt_token_ids")
-        if request.prompt is not None:
-            if self.tokenizer is None:
-                raise RequestError("prompt", "this model has no tokenizer.json; give prompt_token_ids instead")
-            return self.tokenizer.encode(request.prompt)
-        ids = list(request.prompt_token_ids or ())
+        ids = self._encode(request.prompt) if request.prompt is not None else request.prompt_token_ids
+        if not isinstance(ids, list | tuple):
+            raise RequestError(_field(request), f"{ids!r} is not a list of token ids")
         for position, token in enumerate(ids):
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.vocab_size:
                 message = f"{token!r} at position {position} is not a token id from 0 to {self.vocab_size - 1}"
-                raise RequestError("prompt_token_ids", message)
-        return ids
+                raise RequestError(_field(request), message)
+        return list(ids)
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self.tokenizer is None:
+            raise RequestError("prompt", "this model has no tokenizer.json; give prompt_token_ids instead")
+        try:
+            return self.tokenizer.encode(prompt)
+        except ValueError as error:
+            raise RequestError("prompt", str(error).removeprefix("text: ")) from error
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Run requests to the end, yielding each as it finishes; a request that fails yields a RequestFailure."""
@@ -226,3 +232,7 @@ class Engine:
         """Let go of the memory."""
         if self.memory is not None:
             self.memory.close()
+
+
+def _field(request: Request) -> str:
+    return "prompt" if request.prompt_token_ids is None else "prompt_token_ids"

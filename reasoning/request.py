@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
 class RequestError(ValueError):
@@ -32,26 +33,24 @@ class SamplingParams:
     """Go on after the model's end-of-text token."""
 
     def __post_init__(self) -> None:
-        _check("max_new_tokens", self.max_new_tokens, int, self.max_new_tokens, 1, None)
-        _check("temperature", self.temperature, (int, float), self.temperature, 0, 100)
-        _check("top_p", self.top_p, (int, float), self.top_p, 0, 1)
+        _check("max_new_tokens", self.max_new_tokens, 1)
+        _check("temperature", self.temperature, 0, 100, whole=False)
+        _check("top_p", self.top_p, 0, 1, whole=False)
         if self.top_p == 0:
             raise RequestError("top_p", "0 leaves no token to choose; use a value above 0, at most 1")
-        _check("top_k", self.top_k, int, self.top_k, 0, None)
+        _check("top_k", self.top_k, 0)
         if self.seed is not None:
-            _check("seed", self.seed, int, self.seed, 0, 2**63 - 1)
+            _check("seed", self.seed, 0, 2**63 - 1)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError("ignore_eos", f"{self.ignore_eos!r} is not true or false")
 
 
-def _check(
-    name: str, value: object, kind: type | tuple[type, ...], number: float, least: float, most: float | None
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(number):
-        wanted = "a whole number" if kind is int else "a number"
-        raise RequestError(name, f"{value!r} is not {wanted}")
-    if number < least or (most is not None and number > most):
-        bound = f"at least {least}" if most is None else f"{least} to {most}"
+def _check(name: str, value: Any, least: int, most: float = math.inf, whole: bool = True) -> None:
+    numeric = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not numeric or not -math.inf < value < math.inf:
+        raise RequestError(name, f"{value!r} is not {'a whole number' if whole else 'a number'}")
+    if not least <= value <= most:
+        bound = f"at least {least}" if most == math.inf else f"{least} to {most}"
         raise RequestError(name, f"{value!r} is out of range; use {bound}")
 
 

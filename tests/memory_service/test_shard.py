@@ -1,0 +1,152 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memory_service import (
+    FingerprintMismatch,
+    InvalidRequest,
+    Placement,
+    RequestTooLarge,
+    RowOutOfRange,
+    Shard,
+    ShardAddress,
+    ShardConfig,
+    ShardUnavailable,
+    Snapshot,
+    TableSpec,
+    UnknownTable,
+    WrongEpoch,
+    write_snapshot,
+)
+
+
+def placement_of(spec: TableSpec, epoch: int = 1, shards: int = 2, replicas: int = 1) -> Placement:
+    return Placement.build(epoch, [ShardAddress(f"shard-{i}", "") for i in range(shards)], [spec], replicas)
+
+
+@pytest.fixture
+def shard(snapshot: Path, spec: TableSpec) -> Shard:
+    shard = Shard("shard-0", ShardConfig(max_rows=100))
+    shard.load(snapshot, placement_of(spec))
+    shard.activate(placement_of(spec))
+    return shard
+
+
+@pytest.fixture
+def mine(spec: TableSpec) -> np.ndarray:
+    return placement_of(spec).blocks_of(spec.name, "shard-0") * spec.block_rows
+
+
+def test_answers_for_its_own_blocks(shard: Shard, spec: TableSpec, packed: np.ndarray, mine: np.ndarray) -> None:
+    rows, epoch, version = shard.lookup("engram.1", mine, 1, spec.fingerprint)
+    np.testing.assert_array_equal(rows, packed[mine])
+    assert (epoch, version) == (1, 0)
+
+
+def test_holds_only_what_the_placement_gives_it(shard: Shard, spec: TableSpec) -> None:
+    other = placement_of(spec).blocks_of(spec.name, "shard-1") * spec.block_rows
+    assert other.size
+    with pytest.raises(RowOutOfRange, match="does not hold"):
+        shard.lookup("engram.1", other, 1, spec.fingerprint)
+
+
+def test_every_named_refusal(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
+    with pytest.raises(UnknownTable, match=r"engram\.9"):
+        shard.lookup("engram.9", mine, 1, spec.fingerprint)
+    with pytest.raises(FingerprintMismatch, match=r"engram\.1.*shard-0"):
+        shard.lookup("engram.1", mine, 1, "00" * 32)
+    for epoch in (0, 2):
+        with pytest.raises(WrongEpoch, match=f"shard-0 serves epoch 1, asked under epoch {epoch}"):
+            shard.lookup("engram.1", mine, epoch, spec.fingerprint)
+    with pytest.raises(InvalidRequest, match="int32"):
+        shard.lookup("engram.1", mine.astype(np.int32), 1, spec.fingerprint)
+    with pytest.raises(RequestTooLarge, match="101 rows .* takes 100"):
+        shard.lookup("engram.1", np.repeat(mine[0], 101), 1, spec.fingerprint)
+    with pytest.raises(RowOutOfRange, match="1650"):
+        shard.lookup("engram.1", np.array([1650]), 1, spec.fingerprint)
+    assert shard.stats().refused == 7
+    assert shard.stats().requests == 0
+
+
+def test_counts_what_it_serves(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
+    for _ in range(3):
+        shard.lookup("engram.1", mine, 1, spec.fingerprint)
+    stats = shard.stats()
+    assert (stats.requests, stats.rows, stats.bytes) == (3, 3 * len(mine), 3 * len(mine) * spec.row_bytes)
+    assert set(stats.stage_seconds) == {"locate", "gather"}
+
+
+def test_serves_nothing_before_activation(snapshot: Path, spec: TableSpec, mine: np.ndarray) -> None:
+    shard = Shard("shard-0")
+    with pytest.raises(ShardUnavailable, match="no active placement"):
+        shard.lookup("engram.1", mine, 1, spec.fingerprint)
+    with pytest.raises(WrongEpoch, match="has not loaded"):
+        shard.activate(placement_of(spec))
+    shard.load(snapshot, placement_of(spec))
+    with pytest.raises(ShardUnavailable, match="no active placement"):
+        shard.lookup("engram.1", mine, 1, spec.fingerprint)
+
+
+def test_an_older_epoch_is_refused_and_the_same_one_is_not(shard: Shard, spec: TableSpec) -> None:
+    shard.activate(placement_of(spec, 5))
+    shard.activate(placement_of(spec, 5))
+    with pytest.raises(WrongEpoch, match="serves epoch 5 and does not go back to 4"):
+        shard.activate(placement_of(spec, 4))
+    assert shard.placement is not None
+    assert shard.placement.epoch == 5
+
+
+def test_a_placement_with_more_blocks_needs_a_load_first(
+    shard: Shard, spec: TableSpec, packed: np.ndarray, snapshot: Path, mine: np.ndarray
+) -> None:
+    alone = placement_of(spec, 2, shards=1)
+    with pytest.raises(WrongEpoch, match="has not loaded"):
+        shard.activate(alone)
+    shard.load(snapshot, alone)
+    shard.lookup("engram.1", mine, 1, spec.fingerprint)  # the old placement serves until the new one is activated
+    shard.activate(alone)
+    rows, _, _ = shard.lookup("engram.1", np.arange(0, 1650, 20), 2, spec.fingerprint)
+    np.testing.assert_array_equal(rows, packed[::20])
+
+
+def test_a_failed_load_changes_nothing(shard: Shard, spec: TableSpec, snapshot: Path, mine: np.ndarray) -> None:
+    content = bytearray((snapshot / "engram.1/00000.arrow").read_bytes())
+    content[len(content) // 2] ^= 1
+    (snapshot / "engram.1/00000.arrow").write_bytes(content)
+    with pytest.raises(Exception, match="checksum"):
+        shard.load(snapshot, placement_of(spec, 2, shards=1))
+    shard.lookup("engram.1", mine, 1, spec.fingerprint)
+
+
+def test_a_placement_for_other_tables_is_refused(snapshot: Path, make_spec: object) -> None:
+    other = make_spec(block_rows=32)  # type: ignore[operator]
+    with pytest.raises(InvalidRequest, match="52 blocks .* the snapshot 26"):
+        Shard("shard-0").load(snapshot, placement_of(other))
+    with pytest.raises(UnknownTable, match=r"engram\.4"):
+        Shard("shard-0").load(snapshot, placement_of(make_spec("engram.4")))  # type: ignore[operator]
+
+
+def test_the_version_of_a_snapshot_is_reported(tmp_path: Path, spec: TableSpec, packed: np.ndarray) -> None:
+    write_snapshot(tmp_path / "trained", {spec: packed}, version=41)
+    alone = placement_of(spec, shards=1)
+    shard = Shard("shard-0")
+    shard.load(tmp_path / "trained", alone)
+    shard.activate(alone)
+    assert shard.lookup("engram.1", np.array([0]), 1, spec.fingerprint)[2] == 41
+    version, entries = shard.write_snapshot(tmp_path / "again", "engram.1")
+    assert version == 41
+    assert sorted(entries) == list(range(spec.blocks))
+
+
+def test_callbacks_hear_of_every_activation(shard: Shard, spec: TableSpec) -> None:
+    heard: list[int] = []
+    shard.when_serving(lambda: heard.append(1))
+    shard.activate(placement_of(spec, 2))
+    assert len(heard) == 2
+
+
+def test_write_snapshot_refuses_a_sealed_directory(shard: Shard, snapshot: Path) -> None:
+    with pytest.raises(Exception, match="already holds a snapshot"):
+        shard.write_snapshot(snapshot, "engram.1")
+    assert Snapshot.open(snapshot).specs
