@@ -44,6 +44,7 @@ class Lookup:
         """Whether the caller is the one to end this lookup; call before `resolve` or `reject`."""
         with self._lock:
             claimed, self._claimed = self._claimed, True
+            self.assembly = None  # the two point at each other, and the buffer is too large to wait for the collector
         return not claimed
 
     def resolve(self, rows: Rows) -> None:
@@ -56,12 +57,16 @@ class Lookup:
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
-    def overdue(self) -> DeadlineExceeded:
-        """The error for a deadline that passed, naming the shards still owing rows."""
-        owed = self.assembly.owed() if self.assembly else []
+    def owed(self) -> "list[ShardPart]":
+        """Parts that have not landed."""
+        assembly = self.assembly
+        return assembly.owed() if assembly else []
+
+    def overdue(self, owed: "list[ShardPart]") -> DeadlineExceeded:
+        """The error for a deadline that passed while these parts were owed."""
         shards = list(dict.fromkeys(part.shard for part in owed))
-        names = ", ".join(f"{shard.shard} at {shard.address}" for shard in shards) or "the placement"
-        epoch = self.assembly.epoch if self.assembly else None
+        names = ", ".join(f"{shard.shard} at {shard.address}" for shard in shards) or "the shards"
+        epoch = owed[0].epoch if owed else None
         return DeadlineExceeded(
             f"table {self.spec.name!r}: no answer within {self.timeout_s:g} s from {names}, epoch {epoch}",
             self.spec.name,

@@ -182,8 +182,9 @@ class MemoryClient:
             lookup.reject(error)
 
     def _expire(self, lookup: Lookup) -> None:
-        self._reject(lookup, lookup.overdue())
-        for part in lookup.assembly.owed() if lookup.assembly else ():
+        owed = lookup.owed()
+        self._reject(lookup, lookup.overdue(owed))
+        for part in owed:
             if part.stream is not None:
                 part.stream.forget(part)
                 if part.stream.stalled(self._config.stall_s):

@@ -1,6 +1,7 @@
 """One shard as a plain process, without Ray: loads its blocks from a snapshot and serves them until told to stop."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -36,7 +37,10 @@ def serve(
     server = start_static(snapshot, host, port, rows_port, shard_index, peers)
     print(f"engram memory {server.shard.name} serving on {server.address}", flush=True)
     stop.wait()
-    server.stop()
+    if not server.stop():
+        # A client that does not react would keep Flight, and with it the interpreter's own end, waiting for it.
+        print("engram memory: stopped while a client still held a stream open", file=sys.stderr, flush=True)
+        os._exit(0)
     return 0
 
 

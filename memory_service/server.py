@@ -78,12 +78,12 @@ class ShardServer:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Flight would share a taken port with its owner without a word (SO_REUSEPORT)."""
-    if port == 0:
-        return
+    """Flight would share a taken port with its owner (SO_REUSEPORT), and does not say why it cannot listen."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: choose a free port, or 0 for any ({error})") from error
+            raise OSError(
+                f"cannot listen on {host}:{port}: choose an address of this machine and a free port or 0 ({error})"
+            ) from error

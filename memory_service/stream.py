@@ -140,10 +140,16 @@ class RowStream:
 
     def _send_all(self, writer: flight.FlightStreamWriter) -> None:
         try:
-            while (item := self._outbox.get()) is not None:
-                self._send_one(writer, *item)
+            while self._send_next(writer):
+                pass
         except (pa.ArrowException, OSError) as error:
             self.break_off(f"the stream broke: {error}")
+
+    def _send_next(self, writer: flight.FlightStreamWriter) -> bool:
+        item = self._outbox.get()
+        if item is not None:
+            self._send_one(writer, *item)
+        return item is not None
 
     def _send_one(self, writer: flight.FlightStreamWriter, request_id: int, part: Part) -> None:
         now = time.monotonic()

@@ -108,8 +108,13 @@ class Stream:
     def windows(self, length: int, batch: int, seed: int) -> Iterator[np.ndarray]:
         """Yield starts of windows, [batch] int64 each, for ever; every epoch covers the stream once, shuffled.
 
-        A window at s needs tokens s to s + length inclusive.
+        A window at s needs tokens s to s + length inclusive. ValueError when the stream has too few.
         """
+        if len(self.tokens) < length + 2:
+            raise ValueError(
+                f"window: {length} tokens do not fit into {len(self.tokens)} tokens of data; use a shorter window "
+                "or give more files"
+            )
         rng = np.random.default_rng(seed)
         rest = np.empty(0, np.int64)
         while True:

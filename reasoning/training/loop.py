@@ -41,6 +41,9 @@ class Trainer:
     """A model, its tables, and the optimizers of both."""
 
     def __init__(self, model_config: ModelConfig, hasher: NgramHasher, stream: Stream, config: TrainingConfig):
+        positions = model_config.max_position_embeddings
+        if config.window > positions:
+            raise ValueError(f"window={config.window}: the model has {positions} positions; use at most that many")
         self.config, self.hasher, self.stream = config, hasher, stream
         generator = torch.Generator().manual_seed(config.seed)
         self.model = Transformer(model_config).initialise(generator)

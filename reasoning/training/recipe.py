@@ -34,10 +34,12 @@ class TrainingConfig:
     """Time between exports of the unfinished model."""
 
     def __post_init__(self) -> None:
-        if (self.steps > 0) == (self.minutes > 0):
+        if (self.steps > 0) == (self.minutes > 0) or min(self.steps, self.minutes) < 0:
             raise ValueError(f"steps={self.steps}, minutes={self.minutes}: give exactly one of the two, above zero")
         if self.window < 2 or self.batch < 1:
             raise ValueError(f"window={self.window}, batch={self.batch}: use at least 2 and 1")
+        if not 0 < self.warm_up < 1:
+            raise ValueError(f"warm_up={self.warm_up}: use a share of the run above 0 and below 1, such as 0.02")
 
 
 TINY_CODE = ModelConfig(

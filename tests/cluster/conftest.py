@@ -43,7 +43,7 @@ ENGRAM = {
     "engram_layer_ids": (0, 2),
     "engram_n_heads": 2,
     "engram_head_dim": 8,
-    "engram_vocab_size": (3000, 3000),
+    "engram_vocab_size": (40000, 40000),
     "engram_conv_kernel": 2,
 }
 
@@ -111,6 +111,7 @@ def read_records():
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Two threads of a tiny model on a busy machine wait for each other most of the time."""
+def _torch():
+    """One thread: two, for a tiny model on a busy machine, wait for each other. Full precision: training lowers it."""
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")

@@ -21,7 +21,17 @@ def jobs(tmp_path):
     return tmp_path
 
 
-BATCH = ["generate", "--model", "{tiny}", "--workers", "0", "--input", "{jobs}/in.jsonl", "--output", "{jobs}/out.jsonl"]
+BATCH = [
+    "generate",
+    "--model",
+    "{tiny}",
+    "--workers",
+    "0",
+    "--input",
+    "{jobs}/in.jsonl",
+    "--output",
+    "{jobs}/out.jsonl",
+]
 PROMPT = ["generate", "--model", "{tiny}", "--prompt", "x"]
 PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
 

@@ -1,6 +1,7 @@
 """Lookups over the network, against the packed source."""
 
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,6 @@ from memory_service import (
     check_fingerprints,
     write_snapshot,
 )
-from memory_service.assembly import Lookup
 
 Cluster = Callable[..., object]
 
@@ -132,14 +132,18 @@ def test_stats_say_what_was_fetched_from_whom(cluster, spec: TableSpec) -> None:
     assert stats.lookup_seconds > 0
 
 
-def test_a_finished_lookup_is_not_kept(cluster) -> None:
+def test_a_finished_lookup_is_let_go_without_the_garbage_collector(cluster) -> None:
     client = cluster.start(2).connect()
-    future = client.lookup("engram.1", np.arange(500), timeout_s=60)
-    buffer = weakref.ref(future.result().unique)
-    del future
     gc.collect()
-    assert buffer() is None
-    assert not [item for item in gc.get_objects() if isinstance(item, Lookup)]
+    gc.disable()
+    try:
+        future = client.lookup("engram.1", np.arange(500), timeout_s=60)
+        buffer = weakref.ref(future.result().unique)
+        del future
+        while buffer() is not None:  # a thread may be on its way out of the callback; the test's time limit bounds this
+            time.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 def test_a_cancelled_future_is_the_callers_affair(cluster, packed: np.ndarray) -> None:

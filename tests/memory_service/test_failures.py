@@ -46,9 +46,14 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, os.WUNTRACED)  # the signal takes effect in its own time
+
+
 @contextlib.contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         yield
     finally:
@@ -60,7 +65,7 @@ def rows_of(server: ShardServer, spec: TableSpec) -> np.ndarray:
     return server.shard.placement.blocks_of(spec.name, server.shard.name) * spec.block_rows
 
 
-def eventually(ask) -> None:  # noqa: ANN001
+def eventually(ask) -> None:
     """Shards come back in their own time; the test's time limit is the only limit."""
     while True:
         try:
@@ -175,7 +180,7 @@ def test_a_shard_left_behind_under_an_old_epoch(cluster, spec: TableSpec) -> Non
 
 def test_a_request_beyond_the_limit(cluster, spec: TableSpec) -> None:
     client = cluster.start(1, config=ShardConfig(max_rows=100)).connect()
-    with pytest.raises(RequestTooLarge, match="101 rows .* shard-0 takes 100"):
+    with pytest.raises(RequestTooLarge, match=r"101 rows .* shard-0 takes 100"):
         client.lookup("engram.1", np.arange(101)).result()
     client.lookup("engram.1", np.arange(100)).result()
 
@@ -190,14 +195,14 @@ def test_a_dead_shard_of_two_replicas_is_not_noticed(cluster, spec: TableSpec, p
     assert client.stats().failed == 0
 
 
-def test_a_hung_shard_ends_in_a_deadline_that_names_it_and_recovers(processes, spec: TableSpec, packed) -> None:  # noqa: ANN001
+def test_a_hung_shard_ends_in_a_deadline_that_names_it_and_recovers(processes, spec: TableSpec, packed) -> None:
     started = processes(2)
     client = started.connect(lookup_timeout_s=0.4)
     client.lookup("engram.1", np.arange(spec.rows), timeout_s=30).result()
     with frozen(started.pids[1]):
         futures = [client.lookup("engram.1", np.arange(spec.rows)) for _ in range(5)]
         for future in futures:
-            with pytest.raises(DeadlineExceeded, match=rf"engram\.1.*0\.4 s from shard-1.*epoch 1") as caught:
+            with pytest.raises(DeadlineExceeded, match=r"engram\.1.*0\.4 s from shard-1.*epoch 1") as caught:
                 future.result(timeout=30)
             assert (caught.value.table, caught.value.shard, caught.value.epoch) == ("engram.1", "shard-1", 1)
     found = client.lookup("engram.1", np.arange(spec.rows), timeout_s=30).result()
@@ -233,7 +238,7 @@ def test_a_killed_shard_fails_what_was_under_way(processes, spec: TableSpec) -> 
     started = processes(2)
     client = started.connect(lookup_timeout_s=60)
     client.lookup("engram.1", np.arange(spec.rows)).result()
-    os.kill(started.pids[1], signal.SIGSTOP)
+    stop(started.pids[1])
     future = client.lookup("engram.1", np.arange(spec.rows))
     os.kill(started.pids[1], signal.SIGKILL)
     with pytest.raises(ShardUnavailable, match="shard-1"):

@@ -108,7 +108,7 @@ def test_a_value_that_is_not_finite_is_refused_by_row(row_format: RowFormat, bad
 
 
 def test_a_value_beyond_bf16_is_refused() -> None:
-    with pytest.raises(ValueError, match="row 0 .*bfloat16"):
+    with pytest.raises(ValueError, match=r"row 0 .*bfloat16"):
         pack_rows(np.full((1, 2), np.finfo(np.float32).max), "bf16")
 
 

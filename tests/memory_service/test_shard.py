@@ -61,7 +61,7 @@ def test_every_named_refusal(shard: Shard, spec: TableSpec, mine: np.ndarray) ->
             shard.lookup("engram.1", mine, epoch, spec.fingerprint)
     with pytest.raises(InvalidRequest, match="int32"):
         shard.lookup("engram.1", mine.astype(np.int32), 1, spec.fingerprint)
-    with pytest.raises(RequestTooLarge, match="101 rows .* takes 100"):
+    with pytest.raises(RequestTooLarge, match=r"101 rows .* takes 100"):
         shard.lookup("engram.1", np.repeat(mine[0], 101), 1, spec.fingerprint)
     with pytest.raises(RowOutOfRange, match="1650"):
         shard.lookup("engram.1", np.array([1650]), 1, spec.fingerprint)
@@ -121,7 +121,7 @@ def test_a_failed_load_changes_nothing(shard: Shard, spec: TableSpec, snapshot: 
 
 def test_a_placement_for_other_tables_is_refused(snapshot: Path, make_spec: object) -> None:
     other = make_spec(block_rows=32)  # type: ignore[operator]
-    with pytest.raises(InvalidRequest, match="52 blocks .* the snapshot 26"):
+    with pytest.raises(InvalidRequest, match=r"52 blocks .* the snapshot 26"):
         Shard("shard-0").load(snapshot, placement_of(other))
     with pytest.raises(UnknownTable, match=r"engram\.4"):
         Shard("shard-0").load(snapshot, placement_of(make_spec("engram.4")))  # type: ignore[operator]

@@ -1,6 +1,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ MakePacked = Callable[..., np.ndarray]
 
 def read_all(uri: Path | str, name: str = "engram.1") -> np.ndarray:
     snapshot = Snapshot.open(uri)
-    blocks = dict((block, rows.copy()) for block, rows in snapshot.read_blocks(name, range(snapshot.specs[name].blocks)))
+    wanted = range(snapshot.specs[name].blocks)
+    blocks = {block: rows.copy() for block, rows in snapshot.read_blocks(name, wanted)}
     return np.concatenate([blocks[block] for block in sorted(blocks)])
 
 
@@ -28,6 +30,15 @@ def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1 << bit
     path.write_bytes(content)
+
+
+@contextmanager
+def allowing_error_about(file: str) -> Iterator[None]:
+    try:
+        yield
+    except SnapshotError as error:
+        if file not in str(error):
+            raise
 
 
 @pytest.mark.parametrize("row_format", list(RowFormat))
@@ -155,16 +166,13 @@ def test_swapped_blocks_are_noticed(tmp_path: Path, spec: TableSpec, packed: np.
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_any_flipped_bit_is_an_error_or_harmless(
-    snapshot: Path, packed: np.ndarray, where: float, bit: int
-) -> None:
+def test_any_flipped_bit_is_an_error_or_harmless(snapshot: Path, packed: np.ndarray, where: float, bit: int) -> None:
     """Arrow pads its headers; a bit there means nothing. No flip may crash, or change a row."""
     path = snapshot / "engram.1/00000.arrow"
     flip_bit(path, int(where * path.stat().st_size), bit)
     try:
-        np.testing.assert_array_equal(read_all(snapshot), packed)
-    except SnapshotError as error:
-        assert "engram.1/00000.arrow" in str(error)
+        with allowing_error_about("engram.1/00000.arrow"):
+            np.testing.assert_array_equal(read_all(snapshot), packed)
     finally:
         flip_bit(path, int(where * path.stat().st_size), bit)
 

@@ -80,9 +80,9 @@ def deepseek_map(deepseek_tokenizer: Tokenizer) -> TokenMap:
     return TokenMap.build(deepseek_tokenizer)
 
 
-def byte_tokenizer(*more: str) -> tokenizers.Tokenizer:
-    """Every byte is a token, id 256 is the special end token, then `more`."""
-    vocab = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+def byte_tokenizer(*more: str, reverse: bool = False) -> tokenizers.Tokenizer:
+    """Every byte is a token, in either order, id 256 is the special end token, then `more`."""
+    vocab = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=reverse))}
     backend = tokenizers.Tokenizer(models.BPE(vocab, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -27,7 +27,7 @@ def quantise(weight, rows, columns):
     for i in range(count[0]):
         for j in range(count[1]):
             here = slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns)
-            scale[i, j] = 2.0 ** ((i - 3 * j) % 16 - 12)
+            scale[i, j] = 2.0 ** ((i - 3 * j) % 8 - 8)
             quantised[here] = (weight[here] / scale[i, j]).to(torch.float8_e4m3fn)
             exact[here] = quantised[here].float() * scale[i, j]
     return quantised, scale, exact

@@ -1,0 +1,226 @@
+"""The whole path on a real Ray: two memory shards, two reasoning workers, and what happens when one of them dies."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from cluster.batch.job import run_job
+from cluster.batch.output import JobIdentity, JobOutput
+from cluster.cli import main
+from cluster.pool import start_pool, stop_pool
+from cluster.ray_executor import ClusterOptions, open_executor
+from cluster.ray_runtime import fetch, ray_session
+from reasoning.request import Request, SamplingParams
+
+pytestmark = pytest.mark.slow
+
+LINES = 60
+SAMPLING = SamplingParams(max_new_tokens=6, seed=0)
+IDENTITY = JobIdentity("tiny", vars(SAMPLING))
+
+
+@pytest.fixture(scope="session")
+def ray():
+    with ray_session(cpus=4) as ray:
+        yield ray
+
+
+@pytest.fixture(scope="session")
+def executor(ray, tiny_model):
+    with open_executor(tiny_model, ClusterOptions(workers=2, shards=2, batch_size=4)) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory, write_prompts):
+    return write_prompts(tmp_path_factory.mktemp("job") / "in.jsonl", LINES)
+
+
+@pytest.fixture(scope="session")
+def expected(tiny_model, source, read_records):
+    """What one process with embedded tables answers."""
+    target = source.with_name("expected.jsonl")
+    assert generate(tiny_model, source, target, "--workers", 0) == 0
+    return read_records(target)
+
+
+def generate(model, source, target, *extra):
+    argv = ["generate", "--model", model, "--input", source, "--output", target, "--max-new-tokens", 6]
+    return main([str(arg) for arg in [*argv, *extra]])
+
+
+def run(source, target, executor, during=lambda: None):
+    """Run a job, and do something once after its first lines are written."""
+    todo = [during]
+
+    class Output(JobOutput):
+        def write(self, raws, records):
+            super().write(raws, records)
+            while todo:
+                todo.pop()()
+
+    with Output(target, source, IDENTITY) as output:
+        return run_job(source, output, SAMPLING, executor, batch_size=4)
+
+
+def process_of(actor):
+    return fetch(actor.__ray_call__.remote(lambda _: os.getpid()))
+
+
+def shard_processes(pool):
+    """Process id by shard name."""
+
+    def ask(self):
+        return {name: process_of(shard) for name, shard in self._shards.items()}
+
+    return fetch(pool.__ray_call__.remote(ask))
+
+
+def wait_until(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened for a minute"
+        time.sleep(0.05)
+
+
+@contextmanager
+def pool_of(model, shards, name, **options):
+    pool = start_pool(str(model / "memory"), shards, name, **options)
+    try:
+        yield pool
+    finally:
+        stop_pool(pool)
+
+
+def test_two_workers_and_two_shards_answer_as_one_process_does(executor, source, expected, tmp_path, read_records):
+    report = run(source, tmp_path / "out.jsonl", executor)
+    assert read_records(tmp_path / "out.jsonl") == expected
+    assert (report.lines, report.errors, report.output_tokens) == (LINES, 0, 6 * LINES)
+    stats = executor.stats()
+    assert len(stats) == 2
+    assert all(set(one.memory.shard_rows) == {"shard-0", "shard-1"} for one in stats)
+    assert all(one.output_tokens > 0 and min(one.memory.shard_rows.values()) > 0 for one in stats)
+
+
+def test_one_worker_and_three_shards_answer_alike(ray, tiny_model, source, expected, tmp_path, read_records, capsys):
+    target = tmp_path / "out.jsonl"
+    assert generate(tiny_model, source, target, "--workers", 1, "--shards", 3, "--batch-size", 1) == 0
+    assert read_records(target) == expected
+    err = capsys.readouterr().err
+    assert f"{LINES} lines (0 with errors)" in err
+    assert all(f"shard-{index} " in err for index in range(3))
+
+
+def test_bad_lines_do_not_end_a_job(executor, tmp_path, read_records):
+    source = tmp_path / "in.jsonl"
+    source.write_text(
+        '{"prompt": "x"}\nnonsense\n{"id": 3, "prompt": ""}\n{"prompt_token_ids": [9999]}\n{"prompt": "y"}\n'
+    )
+    assert run(source, tmp_path / "out.jsonl", executor).errors == 3
+    records = read_records(tmp_path / "out.jsonl")
+    assert [(r["id"], r["finish_reason"]) for r in records] == [
+        ("line-1", "length"),
+        (None, "error"),
+        (3, "error"),
+        ("line-4", "error"),
+        ("line-5", "length"),
+    ]
+
+
+def test_a_killed_worker_costs_no_line(executor, source, expected, tmp_path, read_records):
+    victim = process_of(executor.actors[0])
+    run(source, tmp_path / "out.jsonl", executor, lambda: os.kill(victim, signal.SIGKILL))
+    assert read_records(tmp_path / "out.jsonl") == expected
+    assert process_of(executor.actors[0]) != victim
+
+
+def test_killed_shards_cost_no_line(ray, tiny_model, source, expected, tmp_path, read_records, monkeypatch):
+    monkeypatch.setattr("cluster.ray_executor.uuid.uuid4", lambda: type("Fixed", (), {"hex": "f" * 8}))
+    with open_executor(tiny_model, ClusterOptions(workers=1, shards=2, batch_size=4)) as executor:
+        pool = ray.get_actor("memory-ffffffff", "engram")
+        before = shard_processes(pool)
+
+        def kill_all():
+            for process in before.values():
+                os.kill(process, signal.SIGKILL)
+
+        run(source, tmp_path / "out.jsonl", executor, kill_all)
+        description = fetch(pool.describe.remote())
+        after = shard_processes(pool)
+    assert read_records(tmp_path / "out.jsonl") == expected
+    assert description.placement.epoch > 1
+    assert all(description.stats[shard].rows > 0 for shard in before)
+    assert not set(before.values()) & set(after.values())
+
+
+def test_a_pool_heals_by_itself_and_can_be_described(ray, tiny_model, capsys):
+    with pool_of(tiny_model, 2, "healing") as pool:
+        address = fetch(pool.refresh.remote())
+        assert main(["memory", "describe", address]) == 0
+        assert "epoch 1, 2 shards, 2 tables" in capsys.readouterr().out
+        os.kill(shard_processes(pool)["shard-1"], signal.SIGKILL)
+
+        def epoch():
+            assert main(["memory", "describe", address, "--json"]) == 0
+            return json.loads(capsys.readouterr().out)
+
+        wait_until(lambda: epoch()["epoch"] == 2)  # nobody has called refresh()
+        report = epoch()
+    assert [shard["shard"] for shard in report["shards"]] == ["shard-0", "shard-1"]
+    assert sum(shard["blocks"]["engram.0"] for shard in report["shards"]) == report["tables"][0]["blocks"]
+
+
+def test_a_detached_pool_is_joined_by_name_and_leaves_no_process(ray, tiny_model):
+    with pool_of(tiny_model, 1, "shared", detached=True) as pool:
+        again = start_pool(str(tiny_model / "memory"), 3, "shared")
+        processes = shard_processes(pool)
+        assert shard_processes(again) == processes
+        assert len(processes) == 1
+    wait_until(lambda: not any(map(psutil.pid_exists, processes.values())))
+
+
+@pytest.mark.parametrize("damaged", ["memory", "model"])
+def test_damaged_files_are_named(ray, tiny_model, source, tmp_path, capsys, damaged):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    victim = next(model.rglob("*.arrow")) if damaged == "memory" else model / "model.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content if damaged == "memory" else content[: len(content) // 2])
+    assert generate(model, source, tmp_path / "out.jsonl", "--shards", 1) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert victim.name in err.splitlines()[-1]
+
+
+def test_a_killed_job_leaves_no_process_and_repeats_no_line(tiny_model, source, expected, tmp_path, read_records):
+    target = tmp_path / "out.jsonl"
+    argv = ["generate", "--model", tiny_model, "--input", source, "--output", target]
+    argv += ["--max-new-tokens", "6", "--batch-size", "1", "--shards", "1"]
+    with subprocess.Popen([sys.executable, "-m", "cluster.cli", *map(str, argv)], stderr=subprocess.DEVNULL) as job:
+        wait_until(lambda: target.exists() and target.read_bytes().count(b"\n") >= 5)
+        family = psutil.Process(job.pid).children(recursive=True)
+        job.kill()
+    assert len(family) >= 4
+    assert 5 <= len(read_records(target)) < LINES
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    assert generate(tiny_model, source, target, "--workers", 0) == 0
+    assert read_records(target) == expected
+
+
+def test_requests_go_to_the_worker_with_the_fewest_chunks(executor):
+    requests = [Request("1", "x", sampling=SamplingParams(max_new_tokens=1))]
+    for chunk in range(4):
+        assert executor.has_room()
+        executor.submit(chunk, requests)
+    assert not executor.has_room()
+    assert sorted(executor.next_done()[0] for _ in range(4)) == [0, 1, 2, 3]

@@ -1,0 +1,180 @@
+"""The control door: what each method answers, and which gRPC code each error becomes."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from memory_service import (
+    InvalidRequest,
+    MemoryClient,
+    Placement,
+    Shard,
+    ShardAddress,
+    ShardServer,
+    SnapshotError,
+    TableSpec,
+    UnknownTable,
+    WrongEpoch,
+)
+from memory_service.control import ControlClient
+from memory_service.control_door import SERVICE
+from memory_service.wire import placement_from_proto, placement_to_proto
+from protos import memory_pb2 as pb
+from protos import memory_pb2_grpc
+
+
+@pytest.fixture
+def server() -> Iterator[ShardServer]:
+    with ShardServer(Shard("shard-0")) as server:
+        yield server
+
+
+@pytest.fixture
+def control(server: ShardServer, stack: ExitStack) -> ControlClient:
+    return stack.enter_context(ControlClient(server.address, "shard-0"))
+
+
+@pytest.fixture
+def channel(server: ShardServer, stack: ExitStack) -> grpc.Channel:
+    return stack.enter_context(grpc.insecure_channel(server.address))
+
+
+def placement_of(server: ShardServer, spec: TableSpec, epoch: int = 1) -> Placement:
+    return Placement.build(epoch, [ShardAddress("shard-0", server.address)], [spec])
+
+
+def test_a_shard_is_loaded_and_activated_from_outside(
+    server: ShardServer, control: ControlClient, snapshot: Path, spec: TableSpec, packed: np.ndarray
+) -> None:
+    empty = control.describe()
+    assert (empty.shard, empty.incarnation, empty.placement, empty.tables) == (
+        "shard-0",
+        server.incarnation,
+        None,
+        {},
+    )
+    placement = placement_of(server, spec)
+    assert control.load(snapshot, placement) == spec.blocks * spec.block_rows * spec.row_bytes
+    control.activate(placement)
+    info = control.describe()
+    assert info.placement is not None
+    assert info.placement.shards == placement.shards
+    assert info.rows_port == server.rows_port
+    assert info.tables["engram.1"].spec == spec
+    assert info.tables["engram.1"].blocks == tuple(range(spec.blocks))
+    client = MemoryClient.connect(server.address)
+    np.testing.assert_array_equal(client.lookup("engram.1", np.arange(9)).result().unique, packed[:9])
+    client.close()
+    stats = control.stats()
+    assert (stats.requests, stats.rows, stats.bytes) == (1, 9, 9 * spec.row_bytes)
+    assert set(stats.stage_seconds) == {"locate", "gather"}
+
+
+def test_errors_come_back_as_what_they_were(
+    server: ShardServer, control: ControlClient, snapshot: Path, spec: TableSpec, tmp_path: Path, make_spec
+) -> None:
+    with pytest.raises(SnapshotError, match="no such directory"):
+        control.load(tmp_path / "nowhere", placement_of(server, spec))
+    with pytest.raises(UnknownTable, match=r"engram\.3"):
+        control.load(snapshot, placement_of(server, make_spec("engram.3")))
+    with pytest.raises(WrongEpoch, match="has not loaded"):
+        control.activate(placement_of(server, spec))
+    control.load(snapshot, placement_of(server, spec))
+    control.activate(placement_of(server, spec, 5))
+    with pytest.raises(WrongEpoch, match="does not go back to 4"):
+        control.activate(placement_of(server, spec, 4))
+    with pytest.raises(UnknownTable, match=r"engram\.3"):
+        control.snapshot(tmp_path / "out", "engram.3")
+    with pytest.raises(SnapshotError, match="already holds"):
+        control.snapshot(snapshot, "engram.1")
+
+
+def test_codes(channel: grpc.Channel, server: ShardServer, snapshot: Path, spec: TableSpec) -> None:
+    stub = memory_pb2_grpc.MemoryShardStub(channel)
+    good = placement_to_proto(placement_of(server, spec, 5))
+    wrong = pb.Placement(epoch=6, shards=good.shards, tables=[pb.TablePlacement(table="engram.1", shards=b"xyz")])
+    strange = pb.Placement(
+        epoch=6, shards=good.shards, tables=[pb.TablePlacement(table="engram.3", replicas=1, shards=b"\0\0")]
+    )
+    stub.Load(pb.LoadRequest(snapshot_uri=str(snapshot), placement=good))
+    stub.Activate(pb.ActivateRequest(placement=good))
+    older = placement_to_proto(placement_of(server, spec, 4))
+    for call, code in [
+        (lambda: stub.Activate(pb.ActivateRequest(placement=wrong)), grpc.StatusCode.INVALID_ARGUMENT),
+        (lambda: stub.Activate(pb.ActivateRequest()), grpc.StatusCode.INVALID_ARGUMENT),
+        (lambda: stub.Activate(pb.ActivateRequest(placement=older)), grpc.StatusCode.FAILED_PRECONDITION),
+        (
+            lambda: stub.Load(pb.LoadRequest(snapshot_uri="/nowhere", placement=good)),
+            grpc.StatusCode.FAILED_PRECONDITION,
+        ),
+        (lambda: stub.Load(pb.LoadRequest(snapshot_uri=str(snapshot), placement=strange)), grpc.StatusCode.NOT_FOUND),
+        (lambda: stub.Snapshot(pb.SnapshotRequest(uri="/tmp", table="engram.3")), grpc.StatusCode.NOT_FOUND),
+    ]:
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert caught.value.code() is code, caught.value
+
+
+def test_a_bug_becomes_internal_and_the_shard_goes_on(
+    server: ShardServer, control: ControlClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(server.shard, "stats", lambda: 1 / 0)
+        with pytest.raises(Exception, match=r"INTERNAL.*Stats failed"):
+            control.stats()
+    assert control.stats().requests == 0
+
+
+def test_health_follows_activation(server: ShardServer, channel: grpc.Channel, snapshot: Path, spec: TableSpec) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+
+    def status(service: str) -> int:
+        return health.Check(health_pb2.HealthCheckRequest(service=service)).status
+
+    assert status("") == status(SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+    server.shard.load(snapshot, placement_of(server, spec))
+    server.shard.activate(placement_of(server, spec))
+    assert status("") == status(SERVICE) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_reflection_describes_the_service(channel: grpc.Channel) -> None:
+    database = ProtoReflectionDescriptorDatabase(channel)
+    assert SERVICE in database.get_services()
+    service = DescriptorPool(database).FindServiceByName(SERVICE)
+    assert set(service.methods_by_name) == {"Describe", "Load", "Activate", "Snapshot", "Stats"}
+
+
+def test_a_taken_port_is_named(server: ShardServer) -> None:
+    port = int(server.address.rpartition(":")[2])
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+        ShardServer(Shard("shard-1"), port=port).start()
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.rows_port}"):
+        ShardServer(Shard("shard-1"), rows_port=server.rows_port).start()
+
+
+def test_every_start_is_another_incarnation(server: ShardServer) -> None:
+    with ShardServer(Shard("shard-0")) as other:
+        assert other.incarnation != server.incarnation
+        assert other.address != server.address
+
+
+def test_stop_ends_wait_and_may_be_repeated() -> None:
+    server = ShardServer(Shard("shard-0")).start()
+    assert not server.wait(0)
+    assert server.stop()
+    assert server.wait(0)
+    assert server.stop()
+
+
+def test_placement_needs_matching_shapes(server: ShardServer, spec: TableSpec) -> None:
+    message = placement_to_proto(placement_of(server, spec))
+    message.tables[0].shards = message.tables[0].shards[:-1]
+    with pytest.raises(InvalidRequest, match="not a placement"):
+        placement_from_proto(message)
