@@ -1,17 +1,25 @@
-"""The demo: a local Ray, two memory shards and two reasoning workers continue real Python with the shipped model."""
+"""The demo: the shipped model continues real Python, on a local Ray with two memory shards and two reasoning workers.
+
+It is a batch job like any other: demo-out/prompts.jsonl in, demo-out/completions.jsonl out.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
 
-from cluster.batch.job import JobReport
+from cluster.batch.job import JobReport, run_job
+from cluster.batch.output import JobIdentity, JobOutput
 from cluster.batch.summary import job_lines
+from cluster.cli import guarded
 from cluster.ray_executor import ClusterOptions, open_executor
-from reasoning.request import Request, RequestFailure, Result, SamplingParams
+from reasoning.engine import EngineStats
+from reasoning.request import SamplingParams
 
-MODEL = Path("models/tiny-code")
+MODEL = Path(__file__).parents[1] / "models" / "tiny-code"
+OUTPUT = Path("demo-out")
 PROMPTS = (
     'def read_json(path):\n    """Read a JSON file."""\n',
     "import os\nimport sys\n\n\ndef main(argv=None):\n",
@@ -23,36 +31,32 @@ PROMPTS = (
     'if __name__ == "__main__":\n',
 )
 _SAMPLING = SamplingParams(max_new_tokens=48)
+_OPTIONS = ClusterOptions(workers=2, shards=2, batch_size=4)
 _DIM, _PLAIN = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
 
-def main() -> None:
-    """Generate, print, and say what the memory did."""
-    options = ClusterOptions(workers=2, shards=2, batch_size=4)
-    print(f"Starting Ray with {options.shards} memory shards and {options.workers} reasoning workers ...", flush=True)
-    with open_executor(MODEL, options) as executor:
-        requests = [Request(str(number), prompt, sampling=_SAMPLING) for number, prompt in enumerate(PROMPTS)]
-        started, results = time.perf_counter(), []
-        for chunk in range(options.workers):
-            executor.submit(chunk, requests[chunk :: options.workers])
-        for _ in range(options.workers):
-            results += executor.next_done()[1]
-        seconds, stats = time.perf_counter() - started, executor.stats()
-    for prompt, result in zip(PROMPTS, sorted(results, key=lambda result: int(result.id)), strict=True):
-        _show(prompt, result)
-    print(*job_lines(_report(results, seconds), stats), sep="\n")
+def main() -> int:
+    """Run the job, print each prompt with its continuation, and say what the memory did."""
+    print(f"Starting Ray, {_OPTIONS.shards} memory shards and {_OPTIONS.workers} reasoning workers ...", flush=True)
+    report, stats = _run()
+    records = map(json.loads, (OUTPUT / "completions.jsonl").read_text().splitlines())
+    for prompt, record in zip(PROMPTS, records, strict=True):
+        print(f"{'-' * 80}\n{_DIM}{prompt}{_PLAIN}{record['text']}")
+    print("-" * 80, *job_lines(report, stats), sep="\n")
+    return 0
 
 
-def _show(prompt: str, result: Result) -> None:
-    if isinstance(result, RequestFailure):
-        sys.exit(f"{result.field}: {result.message}")
-    print(f"{'-' * 80}\n{_DIM}{prompt}{_PLAIN}{result.text}")
-
-
-def _report(results: list[Result], seconds: float) -> JobReport:
-    tokens = sum(len(result.token_ids) for result in results if not isinstance(result, RequestFailure))
-    return JobReport(lines=len(results), output_tokens=tokens, seconds=seconds)
+def _run() -> tuple[JobReport, list[EngineStats]]:
+    OUTPUT.mkdir(exist_ok=True)
+    source = OUTPUT / "prompts.jsonl"
+    source.write_text("".join(json.dumps({"id": n, "prompt": p}) + "\n" for n, p in enumerate(PROMPTS)))
+    identity = JobIdentity(str(MODEL), asdict(_SAMPLING))
+    with (
+        JobOutput(OUTPUT / "completions.jsonl", source, identity, overwrite=True) as output,
+        open_executor(MODEL, _OPTIONS) as executor,
+    ):
+        return run_job(source, output, _SAMPLING, executor, _OPTIONS.batch_size), executor.stats()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -58,11 +58,10 @@ def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor
         yield InProcessExecutor(worker)
         return
     with ray_session(options.address, options.workers), _memory(model_dir, config, options) as locate:
+        # No try: where the job failed, leaving Ray ends its actors, and quicker than stopping them in the midst of work.
         actors = start_workers(model_dir, options, locate)
-        try:
-            yield RayExecutor(actors)
-        finally:
-            stop_workers(actors)
+        yield RayExecutor(actors)
+        stop_workers(actors)
 
 
 class RayExecutor:
@@ -138,10 +137,8 @@ def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> It
         # Workers get its name: a handle among their arguments would not survive a restart.
         name = f"memory-{uuid.uuid4().hex[:8]}"
         pool = start_pool(str(model_dir.resolve() / MEMORY_DIR), options.shards, name)
-        try:
-            yield partial(pool_address, name)
-        finally:
-            stop_pool(pool)
+        yield partial(pool_address, name)
+        stop_pool(pool)
 
 
 def _fixed(address: str | None) -> Locate | None:

@@ -1,4 +1,8 @@
-"""The memory tier: tables of packed rows, the shards that serve them and the client that asks. No Ray, no torch."""
+"""The memory tier: tables of packed rows, the shards that serve them and the client that asks. No Ray, no torch.
+
+What a client needs is importable from here; the serving side is in `memory_service.shard` and `memory_service.server`,
+so that a client runs without the packages of a server.
+"""
 
 from memory_service.client import ClientConfig, MemoryClient
 from memory_service.errors import (
@@ -17,8 +21,6 @@ from memory_service.local import LocalMemory
 from memory_service.memory import Memory, MemoryStats, Rows, check_fingerprints
 from memory_service.placement import Placement, ShardAddress, assign_blocks
 from memory_service.rows import RowFormat, pack_rows, unpack_rows
-from memory_service.server import ShardServer
-from memory_service.shard import Shard, ShardConfig
 from memory_service.snapshot import Snapshot, write_snapshot
 from memory_service.spec import TableSpec
 
@@ -37,10 +39,7 @@ __all__ = [
     "RowFormat",
     "RowOutOfRange",
     "Rows",
-    "Shard",
     "ShardAddress",
-    "ShardConfig",
-    "ShardServer",
     "ShardUnavailable",
     "Snapshot",
     "SnapshotError",

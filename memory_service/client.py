@@ -143,7 +143,7 @@ class MemoryClient:
             if self._closed:
                 raise MemoryServiceError("this client is closed: connect a new one")
             stream = self._streams.get((shard, spec.name))
-            if stream is None or stream.broken:
+            if stream is None or stream.retired:
                 stream = self._streams[shard, spec.name] = RowStream(shard, spec, self._config.connect_timeout_s)
             return stream
 

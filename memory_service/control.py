@@ -6,13 +6,12 @@ from typing import Any
 
 import grpc
 
-from memory_service.control_door import MAX_MESSAGE_BYTES
 from memory_service.errors import MemoryServiceError, ShardUnavailable
 from memory_service.manifest import BlockEntry
 from memory_service.placement import Placement
 from memory_service.shard import ShardStats
 from memory_service.status import STATUS_KEY, error_of
-from memory_service.wire import ShardInfo, blocks_from_proto, info_from_proto, placement_to_proto
+from memory_service.wire import MAX_MESSAGE_BYTES, ShardInfo, blocks_from_proto, info_from_proto, placement_to_proto
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
 

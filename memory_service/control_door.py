@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any, TypeVar
@@ -13,12 +14,17 @@ from grpc_reflection.v1alpha import reflection
 from memory_service.errors import MemoryServiceError
 from memory_service.shard import Shard
 from memory_service.status import STATUS_KEY, status_of
-from memory_service.wire import blocks_to_proto, held_to_proto, placement_from_proto, placement_to_proto
+from memory_service.wire import (
+    MAX_MESSAGE_BYTES,
+    blocks_to_proto,
+    held_to_proto,
+    placement_from_proto,
+    placement_to_proto,
+)
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
 
 SERVICE = "engram.memory.v1.MemoryShard"
-MAX_MESSAGE_BYTES = 64 << 20  # a placement of 30 million blocks; rows do not pass here
 _THREADS = 8
 
 _log = logging.getLogger(__name__)
@@ -46,10 +52,10 @@ class ControlDoor:
         self._server.start()
         shard.when_serving(lambda: self._set_health(health_pb2.HealthCheckResponse.SERVING))
 
-    def stop(self, grace_s: float) -> None:
-        """Refuse new calls at once, and end those under way within `grace_s`."""
+    def stop(self, grace_s: float) -> threading.Event:
+        """Refuse new calls at once; the event is set when those under way have ended, within `grace_s`."""
         self._health.enter_graceful_shutdown()
-        self._server.stop(grace_s).wait(grace_s + 1)
+        return self._server.stop(grace_s)
 
     def _bind(self, host: str, port: int) -> int:
         try:

@@ -1,6 +1,7 @@
 """What a client knows of the shards: the newest placement, and how to read a newer one."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,6 +26,7 @@ class Directory:
 
     def __init__(self, entry: ShardAddress, placement: Placement, specs: dict[str, TableSpec]) -> None:
         self._entry = entry
+        self._advertised = next((shard for shard in placement.shards if shard.shard == entry.shard), None)
         self._lock = threading.Lock()
         self.specs = specs
         self.placement = self._reachable(placement)
@@ -32,12 +34,14 @@ class Directory:
     @classmethod
     def read(cls, address: str, timeout_s: float) -> "Directory":
         """Ask one shard for the placement, then every shard of it what it holds."""
+        deadline = time.monotonic() + timeout_s
         with ControlClient(address) as control:
             info = control.describe(timeout_s)
         entry = ShardAddress(info.shard, address)
         specs = {name: table.spec for name, table in info.tables.items()}
         directory = cls(entry, _placement_of(info, address), specs)
-        for other in each_shard(directory.placement.shards, lambda control: control.describe(timeout_s)):
+        left = max(0.1, deadline - time.monotonic())
+        for other in each_shard(directory.placement.shards, lambda control: control.describe(left)):
             directory._adopt(other)
         return directory
 
@@ -78,8 +82,8 @@ class Directory:
             self.placement = self._reachable(info.placement)
 
     def _reachable(self, placement: Placement) -> Placement:
-        """The shard that was joined by an address is reachable there, whatever address it goes by itself."""
-        shards = tuple(self._entry if shard.shard == self._entry.shard else shard for shard in placement.shards)
+        """The shard that was joined is reachable where it was joined, while it goes by the address it had then."""
+        shards = tuple(self._entry if shard == self._advertised else shard for shard in placement.shards)
         return replace(placement, shards=shards)
 
 

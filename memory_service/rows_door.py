@@ -82,6 +82,7 @@ class _Stream:
         self._writer = writer
         self._write_lock = threading.Lock()
         self._open = False
+        self._leaving = False
         self._queue = QueueClock()
         if table not in shard.tables:
             raise flight.FlightServerError(f"{shard.name} has no table {table!r}")
@@ -93,6 +94,8 @@ class _Stream:
         with self._write_lock:
             self._writer.begin(self._schema)
             self._open = True
+        if self._leaving:
+            self.say_goodbye()
         try:
             while (chunk := self._next()) is not None:
                 self._answer(chunk)
@@ -101,7 +104,8 @@ class _Stream:
                 self._open = False  # Flight frees the writer when this returns: say_goodbye must not touch it any more
 
     def say_goodbye(self) -> None:
-        """Tell the client that this shard is stopping, so that it leaves."""
+        """Tell the client that this shard is stopping, so that it leaves once it has its answers."""
+        self._leaving = True
         status, _ = status_of(ShardUnavailable(""))
         try:
             self._write(self._no_rows, pb.LookupReply(status=status, message=f"{self._shard.name} is stopping"))

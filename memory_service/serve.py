@@ -33,8 +33,10 @@ def serve(
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, _leave)  # at once, while still loading
     server = start_static(snapshot, host, port, rows_port, shard_index, peers)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     print(f"engram memory {server.shard.name} serving on {server.address}", flush=True)
     stop.wait()
     if not server.stop():
@@ -42,6 +44,10 @@ def serve(
         print("engram memory: stopped while a client still held a stream open", file=sys.stderr, flush=True)
         os._exit(0)
     return 0
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def start_static(

@@ -60,11 +60,10 @@ class ShardServer:
 
         False if a client that does not react still holds a stream open; its port is closed all the same.
         """
-        clean = True
-        if self._rows is not None:
-            clean = self._rows.stop(grace_s)
-        if self._control is not None:
-            self._control.stop(grace_s)
+        ended = self._control.stop(grace_s) if self._control else None
+        clean = self._rows.stop(grace_s) if self._rows else True
+        if ended:
+            ended.wait(grace_s)
         self._stopped.set()
         return clean
 

@@ -38,9 +38,8 @@ class Store:
     @contextmanager
     def reading(self, path: str) -> Iterator[pa.NativeFile]:
         """Open a file for reading."""
-        with self._naming(path):
-            source = pa.memory_map(self._at(path)) if self._local else self._fs.open_input_file(self._at(path))
-        with source:
+        opened = pa.memory_map if self._local else self._fs.open_input_file
+        with self._naming(path), opened(self._at(path)) as source:
             yield source
 
     @contextmanager
@@ -48,9 +47,8 @@ class Store:
         """Open a file for writing, its folder created where needed."""
         with self._naming(path):
             self._fs.create_dir(self._at(path).rpartition("/")[0], recursive=True)
-            sink = self._fs.open_output_stream(self._at(path))
-        with sink:
-            yield sink
+            with self._fs.open_output_stream(self._at(path)) as sink:
+                yield sink
 
     def write_whole(self, path: str, content: bytes) -> None:
         """Write a small file under another name and rename it, so that nobody ever sees half of it."""

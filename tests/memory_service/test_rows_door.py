@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import flight
 
-from memory_service import ShardConfig, TableSpec
+from memory_service import TableSpec
 from memory_service.rows_door import QueueClock
+from memory_service.shard import ShardConfig
 from protos import memory_pb2 as pb
 
 IDS = pa.schema([("row", pa.int64())])

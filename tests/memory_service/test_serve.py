@@ -37,6 +37,7 @@ def test_a_signal_ends_it_although_a_client_is_connected(processes, number: int)
     assert (process.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_although_a_client_hangs(processes) -> None:
     process = processes.start()
     address = processes.ready(process)

@@ -9,9 +9,7 @@ from memory_service import (
     Placement,
     RequestTooLarge,
     RowOutOfRange,
-    Shard,
     ShardAddress,
-    ShardConfig,
     ShardUnavailable,
     Snapshot,
     TableSpec,
@@ -19,6 +17,7 @@ from memory_service import (
     WrongEpoch,
     write_snapshot,
 )
+from memory_service.shard import Shard, ShardConfig
 
 
 def placement_of(spec: TableSpec, epoch: int = 1, shards: int = 2, replicas: int = 1) -> Placement:

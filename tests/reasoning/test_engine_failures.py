@@ -160,7 +160,7 @@ def test_missing_parts_are_named(parts, tiny_dir, tmp_path):
     with pytest.raises(ValueError, match=r"add its tokenizer\.json"):
         Engine.from_pretrained(tmp_path)
     shutil.rmtree(tmp_path / "memory")
-    with pytest.raises(SnapshotError, match="no snapshot at .*memory: there is no such directory"):
+    with pytest.raises(SnapshotError, match=r"no snapshot at .*memory: there is no such directory"):
         Engine.from_pretrained(tmp_path)
 
 

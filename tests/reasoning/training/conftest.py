@@ -1,13 +1,36 @@
 """A folder of small Python files, and what is made of it."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as BpeTokenizer
 
-from reasoning.training.corpus import Corpus, train_tokenizer
+from reasoning.hasher import build_hasher
+from reasoning.hashing import NgramHasher
+from reasoning.tokenizer import Tokenizer
+from reasoning.training.corpus import Corpus, Stream, train_tokenizer
+from reasoning.training.recipe import TINY_CODE, TrainingConfig
 
 FILES = 60
+MODEL = dataclasses.replace(
+    TINY_CODE,
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=64,
+    moe_intermediate_size=16,
+    num_hidden_layers=3,
+    n_routed_experts=4,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=8,
+    v_head_dim=8,
+    max_position_embeddings=64,
+    engram_layer_ids=(0, 2),
+    engram_n_heads=2,
+    engram_vocab_size=(500, 500),
+)
+RUN = TrainingConfig(steps=40, window=32, batch=4, learning_rate=5e-3)
 
 
 def source(number: int) -> str:
@@ -36,3 +59,9 @@ def corpus(corpus_dir: Path) -> Corpus:
 @pytest.fixture(scope="session")
 def bpe(corpus: Corpus) -> BpeTokenizer:
     return train_tokenizer(corpus.train, 300)
+
+
+@pytest.fixture(scope="session")
+def parts(bpe: BpeTokenizer, corpus: Corpus) -> tuple[NgramHasher, Stream]:
+    """What a Trainer of MODEL takes besides its configurations."""
+    return build_hasher(MODEL, Tokenizer(bpe)), Stream.encode(bpe, corpus.train)

@@ -9,35 +9,10 @@ import pytest
 import torch
 
 from reasoning.config import ModelConfig
-from reasoning.hasher import build_hasher
-from reasoning.tokenizer import Tokenizer
-from reasoning.training.corpus import Stream
 from reasoning.training.loop import Trainer
-from reasoning.training.recipe import TINY_CODE, TrainingConfig
+from reasoning.training.recipe import TrainingConfig
 
-MODEL = dataclasses.replace(
-    TINY_CODE,
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    moe_intermediate_size=16,
-    num_hidden_layers=3,
-    n_routed_experts=4,
-    kv_lora_rank=16,
-    qk_nope_head_dim=8,
-    qk_rope_head_dim=8,
-    v_head_dim=8,
-    max_position_embeddings=64,
-    engram_layer_ids=(0, 2),
-    engram_n_heads=2,
-    engram_vocab_size=(500, 500),
-)
-RUN = TrainingConfig(steps=40, window=32, batch=4, learning_rate=5e-3)
-
-
-@pytest.fixture(scope="module")
-def parts(bpe, corpus):
-    return build_hasher(MODEL, Tokenizer(bpe)), Stream.encode(bpe, corpus.train)
+from .conftest import MODEL, RUN
 
 
 def train(parts, config, model: ModelConfig = MODEL):
