@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from cluster.commands import generate, hash, memory, train
@@ -50,13 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `engram`. Returns the exit code: 0 done, 2 the user can fix it (one line on stderr), 130 interrupted."""
+    """Run `engram`. Returns the exit code, as `guarded` does."""
+    return guarded(lambda: _run(argv))
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """Run a command. Returns its exit code, 2 for what the user can fix (one line on stderr), 130 when interrupted."""
     try:
-        args = build_parser().parse_args(argv)
-        if args.run is None:
-            args.parser.print_help()
-            return 0
-        return args.run(args)
+        return action()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -68,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"engram: error: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.run is None:
+        args.parser.print_help()
+        return 0
+    return args.run(args)
 
 
 def _is_user_error(error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,13 +43,18 @@ class MemoryReport:
     def to_text(self) -> str:
         """The report as lines of text."""
         report = self.to_json()
-        head = f"epoch {report['epoch']}, {len(report['shards'])} shards, {len(report['tables'])} tables"
-        tables = [
+        shards, tables = _count(report["shards"], "shard"), _count(report["tables"], "table")
+        head = f"epoch {report['epoch']}, {shards}, {tables}"
+        details = [
             "{name}: {rows:,} rows of {row_bytes} bytes ({row_format}), {blocks:,} blocks of {block_rows:,} rows, "
             "fingerprint {fingerprint:.12}".format(**table)
             for table in report["tables"]
         ]
-        return "\n".join([head, *tables, *map(_shard_text, report["shards"])])
+        return "\n".join([head, *details, *map(_shard_text, report["shards"])])
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}" + ("s" if len(things) != 1 else "")
 
 
 def _ask(control: ControlClient) -> tuple[ShardInfo, ShardStats] | None:

@@ -58,7 +58,7 @@ def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor
         yield InProcessExecutor(worker)
         return
     with ray_session(options.address, options.workers), _memory(model_dir, config, options) as locate:
-        # No try: where the job failed, leaving Ray ends its actors, and quicker than stopping them in the midst of work.
+        # No try: after a failure, leaving Ray ends the actors, and sooner than stopping them in the midst of work.
         actors = start_workers(model_dir, options, locate)
         yield RayExecutor(actors)
         stop_workers(actors)

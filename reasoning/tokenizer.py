@@ -14,7 +14,8 @@ class Tokenizer:
     """A trained tokenizer. Adds no special tokens unless asked to."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        self._backend = backend
+        self.backend = backend
+        """The `tokenizers` object, for what this class does not wrap."""
         self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
@@ -38,7 +39,7 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`. ValueError if it holds unpaired surrogates, which are no Unicode text."""
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         except TypeError as error:
             raise ValueError(
                 f"text: cannot be tokenized ({error}); give a str without unpaired surrogates (\\ud800-\\udfff)"
@@ -46,16 +47,16 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
-        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def decode_each(self, ids: Sequence[int]) -> list[str]:
         """Text of each id by itself, special tokens kept; a part of a UTF-8 character reads as U+FFFD."""
-        return self._backend.decode_batch([[token_id] for token_id in ids], skip_special_tokens=False)
+        return self.backend.decode_batch([[token_id] for token_id in ids], skip_special_tokens=False)
 
     def id_to_token(self, token_id: int) -> str | None:
         """The vocabulary's own string for an id; None where the vocabulary has a gap."""
-        return self._backend.id_to_token(token_id)
+        return self.backend.id_to_token(token_id)
 
     def token_id(self, token: str) -> int | None:
         """The id of a vocabulary string such as `<eos>`; None if the vocabulary lacks it."""
-        return self._backend.token_to_id(token)
+        return self.backend.token_to_id(token)

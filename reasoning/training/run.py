@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,12 +36,23 @@ def train(model: ModelConfig, config: TrainingConfig, output: Path, data: Path |
         ValueError: `data` has too few files, or `output` holds something that is no model.
     """
     _refuse_foreign(output)
-    torch.set_float32_matmul_precision("medium")  # bf16 products where the CPU has them, fp32 sums
     corpus = Corpus.find(data)
     bpe = train_tokenizer(corpus.train, model.vocab_size)
     hasher = build_hasher(model, Tokenizer(bpe))
     trainer = Trainer(model, hasher, Stream.encode(bpe, corpus.train), config)
-    _Run(trainer, bpe, output).to_the_end()
+    with _fast_products():
+        _Run(trainer, bpe, output).to_the_end()
+
+
+@contextmanager
+def _fast_products() -> Iterator[None]:
+    """bf16 products where the CPU has them, fp32 sums; whoever computes next in this process gets fp32 again."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _Run:

@@ -1,6 +1,7 @@
 """Batch jobs in this process, with the memory embedded or on the network."""
 
 import json
+import shutil
 
 import pytest
 
@@ -142,6 +143,18 @@ def test_a_memory_on_the_network_gives_the_same_answers(expected, generate, tmp_
         assert generate("out.jsonl", "--memory", server.address) == 0
         assert server.shard.stats().rows > 0
     assert read_records(tmp_path / "out.jsonl") == expected
+
+
+def test_a_memory_of_another_model_is_refused(expected, generate, tmp_path, tiny_model, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"engram_pad_token_id": 5}))
+    with start_static(tiny_model / "memory") as server:
+        assert generate("out.jsonl", "--memory", server.address, model=other) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "fingerprint" in err
+    assert "pad_id" in err
 
 
 def test_a_memory_that_comes_back_is_used_again(

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from memory_service import LocalMemory, pack_rows
 from reasoning.engine import Engine
@@ -46,6 +47,7 @@ def test_a_run_writes_a_model_and_its_log(corpus_dir, tmp_path):
     assert [line["step"] for line in log] == [1, 2]
     assert all(math.isfinite(line["loss"]) for line in log)
     Engine.from_pretrained(output)
+    assert torch.get_float32_matmul_precision() == "highest"  # as it was: other models in this process stay exact
 
 
 def test_a_folder_that_is_no_model_is_not_replaced(corpus_dir, tmp_path):
