@@ -73,10 +73,13 @@ def start(stack: contextlib.ExitStack, spec: TableSpec, packed: np.ndarray) -> d
     }
     for shards in (1, 2):
         client = stack.enter_context(service(directory / "snapshot", shards))
-        rivals[f"service, {shards} shard{'s' * (shards > 1)}"] = lambda rows, client=client: (
-            client.lookup(spec.name, rows).result().unique
-        )
+        rivals[f"service, {shards} shard{'s' * (shards > 1)}"] = asking(client, spec.name)
     return rivals
+
+
+def asking(client: MemoryClient, table: str) -> Lookup:
+    """Bind a client to a table."""
+    return lambda rows: client.lookup(table, rows).result().unique
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,11 +112,13 @@ class Engine:
         model = load_model(directory)
         has_tokenizer = (directory / TOKENIZER_FILE).is_file()
         tokenizer = Tokenizer.from_file(directory) if has_tokenizer else None
-        if needs_memory and memory is None:
-            memory = LocalMemory.load(str(directory / MEMORY_DIR))
-        elif needs_memory and isinstance(memory, str):
-            memory = MemoryClient.connect(memory)
-        return cls(model, tokenizer, memory if needs_memory else None, config)  # type: ignore[arg-type]
+        with ExitStack() as opened:
+            if needs_memory and (memory is None or isinstance(memory, str)):
+                memory = MemoryClient.connect(memory) if memory else LocalMemory.load(str(directory / MEMORY_DIR))
+                opened.callback(memory.close)
+            engine = cls(model, tokenizer, memory if needs_memory else None, config)  # type: ignore[arg-type]
+            opened.pop_all()  # from here on it is the engine's to close
+        return engine
 
     def _row_lookup(self) -> RowLookup | None:
         config = self.model.config

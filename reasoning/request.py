@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any
+
+_LARGEST = 2**63 - 1
 
 
 class RequestError(ValueError):
@@ -40,18 +43,18 @@ class SamplingParams:
             raise RequestError("top_p", "0 leaves no token to choose; use a value above 0, at most 1")
         _check("top_k", self.top_k, 0)
         if self.seed is not None:
-            _check("seed", self.seed, 0, 2**63 - 1)
+            _check("seed", self.seed, 0)
         if not isinstance(self.ignore_eos, bool):
-            raise RequestError("ignore_eos", f"{self.ignore_eos!r} is not true or false")
+            raise RequestError("ignore_eos", f"{reprlib.repr(self.ignore_eos)} is not true or false")
 
 
-def _check(name: str, value: Any, least: int, most: float = math.inf, whole: bool = True) -> None:
+def _check(name: str, value: Any, least: int, most: float = _LARGEST, whole: bool = True) -> None:
     numeric = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not numeric or not -math.inf < value < math.inf:
-        raise RequestError(name, f"{value!r} is not {'a whole number' if whole else 'a number'}")
+        raise RequestError(name, f"{reprlib.repr(value)} is not {'a whole number' if whole else 'a number'}")
     if not least <= value <= most:
-        bound = f"at least {least}" if most == math.inf else f"{least} to {most}"
-        raise RequestError(name, f"{value!r} is out of range; use {bound}")
+        bound = f"at least {least}" if value < least and most == _LARGEST else f"{least} to {most}"
+        raise RequestError(name, f"{reprlib.repr(value)} is out of range; use {bound}")
 
 
 @dataclass(frozen=True)

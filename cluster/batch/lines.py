@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import xxhash
 from reasoning.request import Request, RequestError, SamplingParams
 
 LineId = str | int | float | None
+
+_SAMPLING = [field.name for field in dataclasses.fields(SamplingParams)]
 
 
 @dataclass(frozen=True)
@@ -104,37 +106,10 @@ def _read_prompt(record: Mapping[str, Any]) -> tuple[str | None, tuple[int, ...]
 
 
 def _read_sampling(record: Mapping[str, Any], number: int, defaults: SamplingParams) -> SamplingParams:
-    given = {name: _convert(name, record[name]) for name in _CONVERTERS if record.get(name) is not None}
+    given = {name: record[name] for name in _SAMPLING if record.get(name) is not None}
     if "seed" not in given and defaults.seed is not None:
         given["seed"] = line_seed(defaults.seed, number)
     return dataclasses.replace(defaults, **given)
-
-
-def _convert(name: str, value: Any) -> Any:
-    accepts, wanted = _CONVERTERS[name]
-    if not accepts(value):
-        raise RequestError(name, f"{_show(value)} is not {wanted}")
-    return value
-
-
-def _is_integer(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    return _is_integer(value) or (type(value) is float and math.isfinite(value))
-
-
-_INTEGER: tuple[Callable[[Any], bool], str] = (_is_integer, "an integer")
-_NUMBER: tuple[Callable[[Any], bool], str] = (_is_number, "a number")
-_CONVERTERS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": _INTEGER,
-    "temperature": _NUMBER,
-    "top_p": _NUMBER,
-    "top_k": _INTEGER,
-    "seed": _INTEGER,
-    "ignore_eos": (lambda value: type(value) is bool, "true or false"),
-}
 
 
 def _check_unicode(name: str, text: str) -> None:

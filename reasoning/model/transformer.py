@@ -23,6 +23,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
+        self.layer = layer
         self.engram = Engram(config) if layer in config.engram_layer_ids else None
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = LatentAttention(config)
@@ -30,9 +31,15 @@ class DecoderLayer(nn.Module):
         dense = layer < config.first_k_dense_replace
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
-    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, batch: Batch, cached: Tensor | None) -> Tensor:
-        """[T, hidden] -> [T, hidden], attention and feed-forward only: the memory comes first, from outside."""
-        h = h + self.self_attn(self.input_layernorm(h), cos, sin, batch, cached)
+    def forward(
+        self, h: Tensor, cos: Tensor, sin: Tensor, batch: Batch, rows: RowSource | None, cache: Cache | None
+    ) -> Tensor:
+        """[T, hidden] -> [T, hidden]; the arguments are those of `Transformer.forward` and the tokens' rotations."""
+        if self.engram is not None and rows is not None:
+            history = None if cache is None else cache.conv.get(self.layer)
+            h = self.engram(h[:, None], rows(self.layer), batch, history)[:, 0]
+        latents = None if cache is None else cache.latents[self.layer]
+        h = h + self.self_attn(self.input_layernorm(h), cos, sin, batch, latents)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -69,11 +76,8 @@ class Transformer(nn.Module):
         positions = batch.positions
         cos, sin = self.cos[positions], self.sin[positions]
         h = self.embed_tokens(batch.token_ids)
-        for index, layer in enumerate(self.layers):
-            if layer.engram is not None and rows is not None:
-                history = cache.conv.get(index) if cache is not None else None
-                h = layer.engram(h[:, None], rows(index), batch, history)[:, 0]
-            h = layer(h, cos, sin, batch, None if cache is None else cache.latents[index])
+        for layer in self.layers:
+            h = layer(h, cos, sin, batch, rows, cache)
         return self.norm(h)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -43,7 +43,6 @@ class _Window:
     """Tokens of one document, of which the last `scored` predictions count."""
 
     tokens: np.ndarray  # [S + 1]
-    before: np.ndarray  # tokens of the document that precede it
     scored: int
 
 
@@ -62,8 +61,7 @@ def held_out_loss(model: Transformer, lookup: RowLookup | None, stream: Stream, 
         ids = torch.from_numpy(np.stack([item.tokens for item in group]).astype(np.int64))
         rows = None
         if lookup is not None:
-            history = [item.before[-lookup.history_length :].tolist() for item in group]
-            rows = lookup.request(ids[:, :-1].tolist(), history)
+            rows = lookup.request(ids[:, :-1].tolist(), [[]] * len(group))
         logits = model.logits(model(Batch.of_whole_sequences(ids[:, :-1]), rows)).unflatten(0, (len(group), -1))
         losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         for item, loss in zip(group, losses, strict=True):
@@ -79,7 +77,7 @@ def _windows(stream: Stream, window: int) -> Iterator[_Window]:
         while done < len(document) - 1:
             end = min(done + (window if done == 0 else window // 2), len(document) - 1)
             begin = max(0, end - window)
-            yield _Window(document[begin : end + 1], document[:begin], end - done)
+            yield _Window(document[begin : end + 1], end - done)
             done = end
 
 

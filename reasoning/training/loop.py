@@ -72,15 +72,19 @@ class Trainer:
             share = self._share(step, time.monotonic() - begin)
             if share >= 1.0:
                 break
-            loss = self.step(self._windows(starts), self._rate(share))
+            loss = self.step(starts, self._rate(share))
             tokens = (step + 1) * self.config.batch * self.config.window
             on_step(Progress(step + 1, share, loss, tokens, time.monotonic() - begin))
         self.model.eval()
 
-    def step(self, windows: np.ndarray, rate: float) -> float:
-        """Take one optimizer step on token ids [B, S + 1]; `rate` scales the learning rates. Returns the loss."""
-        ids = torch.from_numpy(windows.astype(np.int64))
-        rows = self.tables.gather(self.hasher.hash_batch(list(windows[:, :-1])))
+    def step(self, starts: np.ndarray, rate: float) -> float:
+        """Take one optimizer step on the windows at `starts` [B]; `rate` scales the learning rates.
+
+        Returns the loss before the step.
+        """
+        places = starts[:, None] + np.arange(self.config.window + 1)
+        ids = torch.from_numpy(self.stream.tokens[places].astype(np.int64))
+        rows = self.tables.gather(self._hash(places[:, :-1]))
         hidden = self.model(Batch.of_whole_sequences(ids[:, :-1]), rows)
         loss = F.cross_entropy(self.model.logits(hidden), ids[:, 1:].reshape(-1))
         loss.backward()
@@ -93,8 +97,10 @@ class Trainer:
         self._balance()
         return loss.item()
 
-    def _windows(self, starts: np.ndarray) -> np.ndarray:
-        return self.stream.tokens[starts[:, None] + np.arange(self.config.window + 1)]
+    def _hash(self, places: np.ndarray) -> dict[int, np.ndarray]:
+        """Row ids of windows [B, S], none looking back into another window or document."""
+        documents = self.stream.documents[places] + len(self.stream.sizes) * np.arange(len(places))[:, None]
+        return self.hasher.hash(self.stream.tokens[places].ravel(), documents=documents.ravel())
 
     def _share(self, step: int, seconds: float) -> float:
         if self.config.steps:

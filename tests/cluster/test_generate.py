@@ -117,7 +117,7 @@ def test_requests_that_the_model_cannot_serve_are_reported_in_their_place(genera
         None,
         "prompt",
         "prompt",
-        "prompt",
+        "prompt_token_ids",
         "prompt_token_ids",
         "prompt_token_ids",
         "prompt_token_ids",

@@ -89,6 +89,6 @@ def test_every_step_names_files_that_exist():
 def test_every_file_has_its_line():
     """The list is the first line of each module's docstring, so it cannot drift."""
     paths = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py") if "_pb2" not in p.name)
-    expected = {str(p.relative_to(ROOT)): (ast.get_docstring(ast.parse(p.read_text())) or "").split("\n")[0] for p in paths}
+    docstrings = {str(p.relative_to(ROOT)): ast.get_docstring(ast.parse(p.read_text())) or "" for p in paths}
     listed = dict(re.findall(r"^- `([^`]+)`: (.*)$", LIFE, re.M))
-    assert listed == expected
+    assert listed == {path: text.split("\n")[0] for path, text in docstrings.items()}

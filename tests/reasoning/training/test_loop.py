@@ -49,10 +49,22 @@ def test_a_seed_repeats_every_loss(parts):
 def test_the_correction_bias_moves_towards_experts_with_too_few_tokens(parts):
     trainer = Trainer(MODEL, *parts, dataclasses.replace(RUN, balance_rate=0.25))
     routers = [layer.mlp for layer in trainer.model.layers[1:]]
-    trainer.step(parts[1].tokens[None, :33], 1.0)
+    trainer.step(np.array([0]), 1.0)
     for moe in routers:
-        assert moe.load.sum() == 32 * MODEL.num_experts_per_tok
-        assert moe.gate.e_score_correction_bias.tolist() == (0.25 * (16 - moe.load).sign()).tolist()
+        assert moe.load.sum() == RUN.window * MODEL.num_experts_per_tok
+        even = moe.load.float().mean()
+        assert moe.gate.e_score_correction_bias.tolist() == (0.25 * (even - moe.load).sign()).tolist()
+
+
+def test_no_window_looks_back_into_another_window_or_document(parts):
+    trainer = Trainer(MODEL, *parts, RUN)
+    hasher, stream = parts
+    begin = int(np.flatnonzero(np.diff(stream.documents))[0]) - 3  # four tokens of one document, then the next one
+    places = np.array([begin, begin])[:, None] + np.arange(8)
+    rows = trainer._hash(places)
+    for layer in rows:
+        expected = np.concatenate([hasher.hash(stream.tokens[part])[layer] for part in (places[0, :4], places[0, 4:])])
+        assert rows[layer].tolist() == np.concatenate([expected, expected]).tolist()
 
 
 def imbalance(parts, rate):
