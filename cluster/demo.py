@@ -1,4 +1,4 @@
-"""The demo: the shipped model continues real Python, on a local Ray with two memory shards and two reasoning workers.
+"""The demo: a local Ray, two memory shards and two reasoning workers continue real Python with the shipped model.
 
 It is a batch job like any other: demo-out/prompts.jsonl in, demo-out/completions.jsonl out.
 """
@@ -30,7 +30,7 @@ PROMPTS = (
     "def test_append(self):\n        a = array.array(self.typecode, self.example)\n",
     'if __name__ == "__main__":\n',
 )
-_SAMPLING = SamplingParams(max_new_tokens=48)
+_SAMPLING = SamplingParams(max_new_tokens=48, temperature=0.4, top_p=0.95, seed=0)
 _OPTIONS = ClusterOptions(workers=2, shards=2, batch_size=4)
 _DIM, _PLAIN = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
 

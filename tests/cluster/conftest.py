@@ -111,7 +111,6 @@ def read_records():
 
 
 @pytest.fixture(autouse=True)
-def _torch():
-    """One thread: two, for a tiny model on a busy machine, wait for each other. Full precision: training lowers it."""
+def _one_thread():
+    """One thread: two, for a tiny model on a busy machine, wait for each other."""
     torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")
