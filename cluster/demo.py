@@ -20,15 +20,16 @@ from reasoning.request import SamplingParams
 
 MODEL = Path(__file__).parents[1] / "models" / "tiny-code"
 OUTPUT = Path("demo-out")
+# None ends in white space: a line break and the indentation after it are one token, which the model has to choose.
 PROMPTS = (
-    'def read_json(path):\n    """Read a JSON file."""\n',
-    "import os\nimport sys\n\n\ndef main(argv=None):\n",
-    "class Stack:\n    def __init__(self):\n        self._items = []\n\n    def push(self, item):\n",
-    "for name, value in sorted(self.items()):\n",
-    "    def __repr__(self):\n        return ",
+    'def read_json(path):\n    """Read a JSON file."""',
+    "import os\nimport sys\n\n\ndef main(argv=None):",
+    "class Stack:\n    def __init__(self):\n        self._items = []\n\n    def push(self, item):",
+    "for name, value in sorted(self.items()):",
+    "    def __repr__(self):\n        return",
     "    try:\n        return int(text)\n    except ValueError",
-    "def test_append(self):\n        a = array.array(self.typecode, self.example)\n",
-    'if __name__ == "__main__":\n',
+    "def test_append(self):\n        a = array.array(self.typecode, self.example)",
+    'if __name__ == "__main__":',
 )
 _SAMPLING = SamplingParams(max_new_tokens=48, temperature=0.4, top_p=0.95, seed=0)
 _OPTIONS = ClusterOptions(workers=2, shards=2, batch_size=4)

@@ -24,6 +24,7 @@ from reasoning.request import Request, Result
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+_CHUNK_RETRIES = 3  # after the death of a worker; a chunk that ends every worker it meets must not go on for ever
 _CHUNKS_A_WORKER = 2  # one being generated, one waiting, so that no worker waits for the driver
 
 
@@ -70,7 +71,7 @@ class RayExecutor:
     def __init__(self, actors: Sequence[ActorHandle]) -> None:
         self.actors = actors
         self.workers = len(actors)
-        self._running: dict[Any, tuple[int, int]] = {}
+        self._running: dict[Any, tuple[int, int, Sequence[Request]]] = {}
         self._load: Counter[int] = Counter()
 
     def has_room(self) -> bool:
@@ -80,17 +81,24 @@ class RayExecutor:
     def submit(self, chunk: int, requests: Sequence[Request]) -> None:
         """Send a chunk to the worker with the fewest."""
         worker = min(range(self.workers), key=self._load.__getitem__)
-        self._running[self.actors[worker].generate.remote(requests)] = (chunk, worker)
+        self._running[self.actors[worker].generate.remote(requests)] = (chunk, worker, requests)
         self._load[worker] += 1
 
     def next_done(self) -> tuple[int, list[Result]]:
-        """Wait for a chunk; raises what stopped its worker."""
+        """Wait for a chunk; raises what stopped its worker, ValueError if the chunk itself seems to end workers."""
         import ray
 
         [done], _ = ray.wait(list(self._running), num_returns=1)
-        chunk, worker = self._running.pop(done)
+        chunk, worker, requests = self._running.pop(done)
         self._load[worker] -= 1
-        return chunk, fetch(done)
+        try:
+            return chunk, fetch(done)
+        except ray.exceptions.RayActorError as error:
+            lines = f"{requests[0].id} to {requests[-1].id}"
+            raise ValueError(
+                f"--input: reasoning workers keep dying on lines {lines}; look for what ended them (memory?) in Ray's "
+                "logs, then run the command again to continue"
+            ) from error
 
     def stats(self) -> list[EngineStats]:
         """Counters of every engine, since its worker last started."""
@@ -109,7 +117,7 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
     placing = {
         "num_cpus": 1,
         "max_restarts": -1,
-        "max_task_retries": -1,
+        "max_task_retries": _CHUNK_RETRIES,
         "scheduling_strategy": "SPREAD",
     }
     threads = max(1, min(os.cpu_count() or 1, int(resources["CPU"])) // workers)

@@ -17,7 +17,7 @@ from cluster.batch.output import JobIdentity, JobOutput
 from cluster.cli import main
 from cluster.memory_report import MemoryReport
 from cluster.pool import start_pool, stop_pool
-from cluster.ray_executor import ClusterOptions, open_executor
+from cluster.ray_executor import ClusterOptions, RayExecutor, open_executor
 from cluster.ray_runtime import fetch, ray_session
 from reasoning.request import Request, SamplingParams
 
@@ -259,3 +259,19 @@ def test_requests_go_to_the_worker_with_the_fewest_chunks(executor):
         executor.submit(chunk, requests)
     assert not executor.has_room()
     assert sorted(executor.next_done()[0] for _ in range(4)) == [0, 1, 2, 3]
+
+
+class Mortal:
+    """A worker that does not survive a chunk."""
+
+    def generate(self, requests):
+        os._exit(1)
+
+
+def test_a_chunk_that_ends_every_worker_is_named(ray):
+    actor = ray.remote(Mortal).options(num_cpus=0, max_restarts=-1, max_task_retries=1).remote()
+    executor = RayExecutor([actor])
+    executor.submit(0, [Request(str(line), "x") for line in (17, 18, 19)])
+    with pytest.raises(ValueError, match="workers keep dying on lines 17 to 19"):
+        executor.next_done()
+    ray.kill(actor)
