@@ -6,7 +6,9 @@ import argparse
 import json
 from typing import Any
 
-_DESCRIPTION = "Serve memory tables from this machine's RAM, without Ray, or look at a memory that is running."
+from cluster.commands import memory_fill
+
+_DESCRIPTION = "Serve memory tables from this machine's RAM, without Ray, look at a running memory, or make a snapshot."
 _SERVE_DESCRIPTION = """\
 Serve a snapshot's tables until SIGTERM or Ctrl-C. Prints "engram memory shard-0 serving on HOST:PORT" once ready.
 
@@ -28,12 +30,14 @@ example:
 def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
     """Add `memory` to the subparsers of `engram`."""
     parser = commands.add_parser(
-        "memory", help="serve memory tables, or describe a memory", description=_DESCRIPTION, formatter_class=formatter
+        "memory", help="serve, describe or make memory tables", description=_DESCRIPTION, formatter_class=formatter
     )
     parser.set_defaults(parser=parser)
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=type(parser))
     _add_serve(actions, formatter)
     _add_describe(actions, formatter)
+    memory_fill.add_import(actions, formatter)
+    memory_fill.add_random(actions, formatter)
 
 
 def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:

@@ -1,0 +1,43 @@
+"""What a model's memory is made of, read from any `config.json` that has the `engram_*` keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from reasoning.config import ModelConfig
+
+_KEYS = {
+    "vocab_size",
+    "num_hidden_layers",
+    "engram_layer_ids",
+    "engram_max_ngram_size",
+    "engram_n_heads",
+    "engram_head_dim",
+    "engram_vocab_size",
+    "engram_pad_token_id",
+    "engram_compressed_vocab_size",
+    "engram_row_format",
+}
+
+
+def read_memory_config(model_dir: str | Path, head_dim: int | None = None) -> ModelConfig:
+    """Return a configuration whose memory is that of `model_dir`, and whose backbone means nothing.
+
+    The backbone may therefore be one that this project cannot run. `head_dim` stands in where the file has no
+    engram_head_dim.
+
+    Raises:
+        ValueError: there is no such file, it is not JSON, or it describes no memory.
+    """
+    path = Path(model_dir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; copy it from the checkpoint, or name a preset")
+    try:
+        raw = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+    if not isinstance(raw, dict) or not raw.get("engram_layer_ids"):
+        raise ValueError(f"{path} has no engram_layer_ids, so no memory; give another model, or name a preset")
+    values = {key: value for key, value in raw.items() if key in _KEYS}
+    return ModelConfig.from_dict({"engram_head_dim": head_dim, **values})
