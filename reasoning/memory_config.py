@@ -37,6 +37,7 @@ def read_memory_config(model_dir: str | Path, head_dim: int | None = None) -> Mo
         raw = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+    raw = raw.get("text_config", raw) if isinstance(raw, dict) else raw  # where a model also sees images
     if not isinstance(raw, dict) or not raw.get("engram_layer_ids"):
         raise ValueError(f"{path} has no engram_layer_ids, so no memory; give another model, or name a preset")
     values = {key: value for key, value in raw.items() if key in _KEYS}

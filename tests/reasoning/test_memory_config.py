@@ -33,6 +33,11 @@ def test_a_memory_is_read_beside_a_foreign_backbone(tmp_path):
     assert config.engram_compressed_vocab_size == 99092
 
 
+def test_the_text_part_of_a_model_that_sees_images_is_read(tmp_path):
+    write(tmp_path, {"model_type": "deepseek_v41", "text_config": RELEASED, "vision_config": {"depth": 2}})
+    assert read_memory_config(tmp_path, head_dim=256).engram_layer_ids == (1, 14)
+
+
 def test_a_width_that_the_file_gives_stands(tmp_path):
     write(tmp_path, RELEASED | {"engram_head_dim": 128})
     assert read_memory_config(tmp_path, head_dim=256).engram_head_dim == 128
