@@ -29,7 +29,7 @@ class Progress:
 
     step: int
     share: float
-    """Of the whole run, 0 to 1."""
+    """Of the whole run that is done, up to 1."""
     loss: float
     """Cross-entropy in nats a token."""
     tokens: int
@@ -68,13 +68,14 @@ class Trainer:
         """Train to the end of the configured steps or minutes."""
         begin = time.monotonic()
         self.model.train()
-        for step, starts in enumerate(self.stream.windows(self.config.window, self.config.batch, self.config.seed)):
-            share = self._share(step, time.monotonic() - begin)
+        share = 0.0
+        for step, starts in enumerate(self.stream.windows(self.config.window, self.config.batch, self.config.seed), 1):
+            loss = self.step(starts, self._rate(share))
+            seconds = time.monotonic() - begin
+            share = self._share(step, seconds)
+            on_step(Progress(step, share, loss, step * self.config.batch * self.config.window, seconds))
             if share >= 1.0:
                 break
-            loss = self.step(starts, self._rate(share))
-            tokens = (step + 1) * self.config.batch * self.config.window
-            on_step(Progress(step + 1, share, loss, tokens, time.monotonic() - begin))
         self.model.eval()
 
     def step(self, starts: np.ndarray, rate: float) -> float:
@@ -103,9 +104,7 @@ class Trainer:
         return self.hasher.hash(self.stream.tokens[places].ravel(), documents=documents.ravel())
 
     def _share(self, step: int, seconds: float) -> float:
-        if self.config.steps:
-            return step / self.config.steps
-        return seconds / (60 * self.config.minutes)
+        return min(1.0, step / self.config.steps if self.config.steps else seconds / (60 * self.config.minutes))
 
     def _rate(self, share: float) -> float:
         warm_up = self.config.warm_up
