@@ -1,5 +1,6 @@
 """The whole path on a real Ray: two memory shards, two reasoning workers, and what happens when one of them dies."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -23,6 +25,7 @@ from reasoning.request import Request, SamplingParams
 
 pytestmark = pytest.mark.slow
 
+SHIPPED = Path(__file__).parents[2] / "models" / "tiny-code"
 LINES = 40
 SAMPLING = SamplingParams(max_new_tokens=6, seed=0)
 IDENTITY = JobIdentity("tiny", vars(SAMPLING))
@@ -128,6 +131,21 @@ def test_one_worker_and_three_shards_answer_alike(ray, tiny_model, source, expec
     err = capsys.readouterr().err
     assert f"{LINES} lines (0 with errors)" in err
     assert all(f"shard-{index} " in err for index in range(3))
+
+
+def test_the_shipped_model_says_the_same_wherever_it_runs(ray, tmp_path, read_records):
+    source = tmp_path / "in.jsonl"
+    prompts = ["import os", "def main(argv=None):", "class Stack:", "for i in", "raise", "x = [", "# The", "with open("]
+    source.write_text("".join(json.dumps({"prompt": prompt, "max_new_tokens": 20}) + "\n" for prompt in prompts))
+    layouts = [(0, 1, 1), (1, 1, 16), (2, 3, 2)]  # workers, shards, batch
+    answers = []
+    for number, (workers, shards, batch) in enumerate(layouts):
+        target = tmp_path / f"{number}.jsonl"
+        layout = ["--workers", workers, "--shards", shards, "--batch-size", batch]
+        assert generate(SHIPPED, source, target, *layout) == 0
+        answers.append([record["token_ids"] for record in read_records(target)])
+    assert answers[0] == answers[1] == answers[2]
+    assert all(len(ids) > 1 for ids in answers[0])
 
 
 def test_bad_lines_do_not_end_a_job(executor, tmp_path, read_records):
