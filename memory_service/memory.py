@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.errors import FingerprintMismatch, InvalidRequest, RowOutOfRange, UnknownTable
 from memory_service.spec import TableSpec
+
+_Table = TypeVar("_Table")
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,11 @@ def out_of_range(spec: TableSpec, row: int) -> RowOutOfRange:
     return RowOutOfRange(f"table {spec.name!r} has rows 0 to {spec.rows - 1}, asked for row {row}")
 
 
-def require_table(specs: Mapping[str, TableSpec], table: str) -> TableSpec:
-    """The spec of a table, or UnknownTable naming those there are."""
-    if table not in specs:
-        raise UnknownTable(f"no table {table!r} in this memory: it has {', '.join(sorted(specs)) or 'none'}")
-    return specs[table]
+def require_table(tables: Mapping[str, _Table], table: str) -> _Table:
+    """What stands under a table's name, or UnknownTable naming those there are."""
+    if table not in tables:
+        raise UnknownTable(f"no table {table!r} in this memory: it has {', '.join(sorted(tables)) or 'none'}")
+    return tables[table]
 
 
 def check_fingerprints(memory: Memory, expected: Iterable[TableSpec]) -> None:

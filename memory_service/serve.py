@@ -61,6 +61,8 @@ def start_static(
     """A started server whose placement never changes: one epoch, computed alike by every peer."""
     if not 0 <= shard_index < len(peers or [""]):
         raise ValueError(f"shard_index={shard_index} is not among the {len(peers or [''])} shards: count from 0")
+    if peers and not port:
+        raise ValueError("--port: with --peers, give the port that this shard has in the list")
     specs = Snapshot.open(snapshot).specs.values()
     server = ShardServer(Shard(f"shard-{shard_index}"), host, port, rows_port).start()
     try:
@@ -77,7 +79,7 @@ def start_static(
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m memory_service.serve`."""
     parser = argparse.ArgumentParser(prog="python -m memory_service.serve", description=__doc__)
-    _add_arguments(parser)
+    add_arguments(parser)
     options = parser.parse_args(arguments)
     try:
         return serve(**vars(options))
@@ -86,17 +88,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--snapshot", required=True, metavar="DIR", help="snapshot directory or pyarrow.fs URI")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=0, help="control door, 0 for any free port (default)")
-    parser.add_argument("--rows-port", type=int, default=0, help="rows door, 0 for any free port (default)")
-    parser.add_argument("--shard-index", type=int, default=0, metavar="I", help="this shard's place among --peers")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `serve`, by name."""
+    parser.add_argument("--snapshot", metavar="URI", required=True, help="snapshot directory, or a URI of one")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="control port, 0 for any free one (default %(default)s)")
+    parser.add_argument(
+        "--rows-port",
+        metavar="PORT",
+        type=int,
+        default=0,
+        help="port for rows, 0 for any free (default %(default)s)",
+    )
+    parser.add_argument(
+        "--shard-index", metavar="I", type=int, default=0, help="place in --peers, from 0 (default %(default)s)"
+    )
     parser.add_argument(
         "--peers",
-        type=lambda text: text.split(","),
         metavar="HOST:PORT,...",
-        help="control doors of all shards in order, this one included; without it, one shard serves every block",
+        type=lambda text: text.split(",") if text else None,
+        help="control addresses of all shards, this one included",
     )
 
 

@@ -127,8 +127,7 @@ class Shard:
         serving = self._serving
         if serving is None:
             raise ShardUnavailable(f"{self.name} has no active placement yet: nothing to write", table, self.name)
-        require_table({name: held.spec for name, held in serving.tables.items()}, table)
-        held = serving.tables[table]
+        held = require_table(serving.tables, table)
         store = Store(uri)
         refuse_existing(store)
         mine = serving.placement.blocks_of(table, self.name, replica=0).tolist()
@@ -144,15 +143,15 @@ class Shard:
         serving = self._serving
         if serving is None:
             raise ShardUnavailable(f"{self.name} has no active placement yet: load and activate one", table, self.name)
-        held = require_table({name: held.spec for name, held in serving.tables.items()}, table)
-        if held.fingerprint != fingerprint:
+        held = require_table(serving.tables, table)
+        if held.spec.fingerprint != fingerprint:
             raise FingerprintMismatch(
-                f"table {table!r} on {self.name} has fingerprint {held.fingerprint}, asked for {fingerprint}: "
+                f"table {table!r} on {self.name} has fingerprint {held.spec.fingerprint}, asked for {fingerprint}: "
                 "use the snapshot and the tokenizer that the model was trained with"
             )
         if epoch != serving.placement.epoch:
             raise WrongEpoch(f"{self.name} serves epoch {serving.placement.epoch}, asked under epoch {epoch}")
-        return serving.tables[table]
+        return held
 
     def _gather(self, held: ShardTable, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         if rows.dtype != np.int64 or rows.ndim != 1:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reasoning.config import ModelConfig
+from reasoning.config import ModelConfig, read_config
 from reasoning.model.moe import MixtureOfExperts
 from reasoning.model.rope import cos_sin_table
 from reasoning.model.transformer import Transformer
@@ -134,7 +134,7 @@ def _tensors(model_dir: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _block_size(model_dir: Path) -> tuple[int, ...] | None:
     """Return (rows, columns) of config.json's quantization_config, None where it has no blocks."""
-    quantization = json.loads((model_dir / "config.json").read_text()).get("quantization_config") or {}
+    quantization = read_config(model_dir).get("quantization_config") or {}
     block = quantization.get("weight_block_size") if isinstance(quantization, dict) else quantization
     if block is None:
         return None

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memory_service.rows import FP8_GROUP, RowFormat
 from reasoning.config_checks import check_types, is_number, is_whole, require
 
 GATES = ("sqrt", "sigmoid")
-ROW_FORMATS = ("bf16", "fp32", "fp8_e4m3_ue8m0")
+ROW_FORMATS = tuple(sorted(row_format.value for row_format in RowFormat))
 
 # Keys whose other values would mean an architecture that this model does not implement.
 _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
@@ -173,8 +174,9 @@ class ModelConfig:
         require(
             self.engram_row_format in ROW_FORMATS, "engram_row_format", self.engram_row_format, f"one of {ROW_FORMATS}"
         )
-        whole_groups = self.engram_row_format != "fp8_e4m3_ue8m0" or dim % 32 == 0
-        require(whole_groups, "engram_head_dim", dim, f"a multiple of 32 for engram_row_format {ROW_FORMATS[2]!r}")
+        fp8 = RowFormat.FP8_E4M3_UE8M0.value
+        whole_groups = self.engram_row_format != fp8 or dim % FP8_GROUP == 0
+        require(whole_groups, "engram_head_dim", dim, f"a multiple of {FP8_GROUP} for engram_row_format {fp8!r}")
 
     @property
     def engram_columns(self) -> int:
@@ -223,13 +225,7 @@ class ModelConfig:
     @classmethod
     def from_dir(cls, model_dir: str | Path) -> ModelConfig:
         """Read `config.json` of a model directory; ValueError when it is missing or not JSON."""
-        path = Path(model_dir) / "config.json"
-        if not path.is_file():
-            raise ValueError(f"model: {path} does not exist; give a directory with config.json and *.safetensors")
-        try:
-            raw = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"model: {path} is not valid JSON ({error}); copy the checkpoint again") from error
+        raw = read_config(model_dir)
         require(isinstance(raw, dict), "config.json", type(raw).__name__, "a JSON object")
         return cls.from_dict(raw)
 
@@ -241,6 +237,21 @@ class ModelConfig:
         fixed = {name: accepted[0] for name, accepted in _ONLY_VALUE.items() if name != "hc_mult"}
         head = {"architectures": ["DeepseekV3ForCausalLM"], "num_key_value_heads": self.num_attention_heads}
         return head | fixed | values | self.rope.to_dict() | {"num_nextn_predict_layers": 0}
+
+
+def read_config(model_dir: str | Path, remedy: str = "give a directory with config.json and *.safetensors") -> Any:
+    """Return the JSON value in `config.json` of a model directory.
+
+    Raises:
+        ValueError: it is missing, for which `remedy` tells what to do, or not JSON.
+    """
+    path = Path(model_dir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"model: {path} does not exist; {remedy}")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"model: {path} is not valid JSON ({error}); copy the checkpoint again") from error
 
 
 def _normalised(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from reasoning.config import ModelConfig
+from reasoning.config import ModelConfig, read_config
 
 _KEYS = {
     "vocab_size",
@@ -30,15 +29,11 @@ def read_memory_config(model_dir: str | Path, head_dim: int | None = None) -> Mo
     Raises:
         ValueError: there is no such file, it is not JSON, or it describes no memory.
     """
-    path = Path(model_dir) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; copy it from the checkpoint, or name a preset")
-    try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+    raw = read_config(model_dir, remedy="copy it from the checkpoint, or name a preset")
     raw = raw.get("text_config", raw) if isinstance(raw, dict) else raw  # where a model also sees images
     if not isinstance(raw, dict) or not raw.get("engram_layer_ids"):
-        raise ValueError(f"{path} has no engram_layer_ids, so no memory; give another model, or name a preset")
+        raise ValueError(
+            f"{model_dir}/config.json has no engram_layer_ids, so no memory; give another model, or name a preset"
+        )
     values = {key: value for key, value in raw.items() if key in _KEYS}
     return ModelConfig.from_dict({"engram_head_dim": head_dim, **values})

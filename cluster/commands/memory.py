@@ -41,6 +41,8 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
 
 
 def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
+    from memory_service.serve import add_arguments
+
     parser = actions.add_parser(
         "serve",
         help="serve a snapshot's tables",
@@ -48,20 +50,7 @@ def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
         epilog=_SERVE_EPILOG,
         formatter_class=formatter,
     )
-    parser.add_argument("--snapshot", metavar="URI", required=True, help="snapshot directory, or a URI of one")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="control port, 0 for any free one (default %(default)s)")
-    parser.add_argument(
-        "--rows-port",
-        metavar="PORT",
-        type=int,
-        default=0,
-        help="port for rows, 0 for any free (default %(default)s)",
-    )
-    parser.add_argument(
-        "--shard-index", metavar="I", type=int, default=0, help="place in --peers, from 0 (default %(default)s)"
-    )
-    parser.add_argument("--peers", metavar="HOST:PORT,...", help="control addresses of all shards, this one included")
+    add_arguments(parser)
     parser.set_defaults(run=serve)
 
 
@@ -82,10 +71,7 @@ def serve(args: argparse.Namespace) -> int:
     """Serve one shard until told to stop."""
     from memory_service.serve import serve
 
-    if args.peers and not args.port:
-        raise ValueError("--port: with --peers, give the port that this shard has in the list")
-    peers = args.peers.split(",") if args.peers else None
-    return serve(args.snapshot, args.host, args.port, args.rows_port, args.shard_index, peers)
+    return serve(args.snapshot, args.host, args.port, args.rows_port, args.shard_index, args.peers)
 
 
 def describe(args: argparse.Namespace) -> int:
