@@ -1,8 +1,9 @@
 """A memory whose tables lie in shards on the network."""
 
+import itertools
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -10,20 +11,23 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.assembly import Assembly, Lookup
-from memory_service.deadlines import Deadlines
 from memory_service.directory import Directory
 from memory_service.errors import MemoryServiceError, ShardUnavailable, WrongEpoch
+from memory_service.lookup import Lookup, Part
 from memory_service.memory import MemoryStats, Rows, distinct_rows, require_table
 from memory_service.placement import Placement, ShardAddress
+from memory_service.retries import Retries
+from memory_service.routing import Budget, Patience, ShardHealth, choose
 from memory_service.snapshot import refuse_existing, seal_snapshot
 from memory_service.spec import TableSpec
 from memory_service.stats import LookupCounters
 from memory_service.store import Store
 from memory_service.stream import RowStream
+from memory_service.watch import Watch
 
-_ATTEMPTS = {ShardUnavailable: 2, WrongEpoch: 6}  # all but the first under a placement read anew
-_PAUSE_S = 0.01  # before the second retry, then doubled: shards take up a new placement one after the other
+_ROUNDS = {ShardUnavailable: 1, WrongEpoch: 5}  # times to read the placement anew after every replica has failed
+_TORN_ATTEMPTS = 5
+_TICK_S = 0.005
 _LEAVE_S = 2.0  # for all shards together to end their streams on close
 
 
@@ -38,9 +42,13 @@ class ClientConfig:
     request_rows: int = 1 << 17
     """Rows in one request; a lookup of more is asked for in several."""
     stall_s: float = 5.0
-    """A stream that was silent for so long when a deadline passes is given up and opened anew."""
+    """A stream that was silent for so long while an answer was due is given up and opened anew."""
     down_s: float = 1.0
-    """For how long a shard that failed is asked only for blocks that no other shard has."""
+    """For how long a shard that failed is asked only for what nobody else has; doubled each time it fails again."""
+    hedge_least_s: float = 0.005
+    """A replica is asked as well when an answer takes 3 times as long as usual, and at least so long."""
+    hedge_share: float = 0.05
+    """Share of the requests that may be asked of a second replica while the first is slow."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -56,32 +64,34 @@ class MemoryClient:
         self._directory = directory
         self._config = config
         self._counters = LookupCounters()
-        self._deadlines = Deadlines()
-        self._retries = ThreadPoolExecutor(1, thread_name_prefix="memory-retry")
+        self._health = ShardHealth(config.down_s)
+        self._patience = Patience(config.hedge_least_s)
+        self._hedges = Budget(config.hedge_share)
+        self._turns = itertools.count()
+        self._watch = Watch(_TICK_S)
+        self._retries = Retries(directory, self._again)
         self._lock = Lock()
         self._streams: dict[tuple[ShardAddress, str], RowStream] = {}
-        self._down_until: dict[str, float] = {}
         self._closed = False
 
     @classmethod
     def connect(cls, address: str, timeout_s: float = 5.0, config: ClientConfig | None = None) -> "MemoryClient":
         """Join by the host:port of any shard and learn the others from it.
 
-        ShardUnavailable naming the shard and its address if one does not answer within `timeout_s`.
+        ShardUnavailable naming the shard and its address if one that is needed does not answer within `timeout_s`.
         """
         return cls(Directory.read(address, timeout_s), config or ClientConfig())
 
     def lookup(self, table: str, rows: np.ndarray, timeout_s: float | None = None) -> Future[Rows]:
         """See Memory.lookup; the deadline is `timeout_s`, or the config's, from now on. Never blocks on a shard."""
-        if self._closed:
-            raise MemoryServiceError("this client is closed: connect a new one")
+        self._require_open()
         spec = require_table(self.specs, table)
         started = time.monotonic()
+        timeout_s = self._config.lookup_timeout_s if timeout_s is None else timeout_s
         with self._counters.stage("dedup"):
             ids, inverse = distinct_rows(spec, rows)
-        lookup = Lookup(spec, ids, inverse, started, self._config.lookup_timeout_s if timeout_s is None else timeout_s)
-        key = self._deadlines.watch(lookup.deadline, lambda: self._expire(lookup))
-        lookup.future.add_done_callback(lambda _: self._deadlines.cancel(key))
+        lookup = Lookup(self, spec, ids, inverse, started, timeout_s)
+        self._watch.add(lookup)
         with self._counters.stage("send"):
             self._attempt(lookup)
         return lookup.future
@@ -105,87 +115,135 @@ class MemoryClient:
             self._closed = True
             streams = list(self._streams.values())
             self._streams.clear()
+        self._retries.close()
         for stream in streams:
             stream.break_off("this client was closed")
-        self._retries.shutdown(wait=True)
-        self._deadlines.close()
+        self._watch.close()
         deadline = time.monotonic() + _LEAVE_S
         for stream in streams:
             if not stream.join(max(0.0, deadline - time.monotonic())):
                 stream.abort("this client was closed")
 
     def _attempt(self, lookup: Lookup) -> None:
-        """Ask every shard concerned under the current placement."""
+        """Ask for all rows of a lookup, under the current placement."""
+        lookup.begin()
         placement = self._directory.placement
-        lookup.attempts += 1
         try:
-            shards = self._choose(placement, lookup)
-            assembly = lookup.assembly = Assembly(lookup, placement.epoch, shards, self._done, self._failed)
-            for part in assembly.split(placement.shards, self._config.request_rows):
-                part.stream = self._stream(part.shard, lookup.spec)
-                part.stream.send(part)
-            assembly.rearrange()
+            shards = self._choose(placement, lookup.spec, lookup.ids)
+            assert shards is not None, "nobody was tried yet"
+            parts = lookup.split(shards, placement.shards, placement.epoch, self._config.request_rows, None)
+            self._send(parts)
+            lookup.arrange()
         except MemoryServiceError as error:
-            self._reject(lookup, error)
-
-    def _choose(self, placement: Placement, lookup: Lookup) -> NDArray[np.uint16]:
-        """A shard for each id, [U]: the first replica, or the next one where that is down."""
-        replicas = placement.assigned(lookup.spec.name)[:, lookup.ids >> lookup.spec.block_shift]
-        now = time.monotonic()
-        down = [i for i, shard in enumerate(placement.shards) if self._down_until.get(shard.shard, 0.0) > now]
-        chosen = replicas[0]
-        for other in replicas[1:] if down else ():
-            chosen = np.where(np.isin(chosen, down), other, chosen)
-        return chosen
-
-    def _stream(self, shard: ShardAddress, spec: TableSpec) -> RowStream:
-        with self._lock:
-            if self._closed:
-                raise MemoryServiceError("this client is closed: connect a new one")
-            stream = self._streams.get((shard, spec.name))
-            if stream is None or stream.retired:
-                stream = self._streams[shard, spec.name] = RowStream(shard, spec, self._config.connect_timeout_s)
-            return stream
-
-    def _done(self, lookup: Lookup, assembly: Assembly, rows: Rows) -> None:
-        if lookup.claim():
-            seconds = time.monotonic() - lookup.started
-            self._counters.answered(lookup.spec, lookup.inverse.size, len(lookup.ids), seconds, assembly.shard_rows)
-            lookup.resolve(rows)
-
-    def _failed(self, lookup: Lookup, assembly: Assembly, error: MemoryServiceError) -> None:
-        """Try once more where the fault lies with a shard or the placement; otherwise end in the error."""
-        if isinstance(error, ShardUnavailable) and error.shard:
-            self._down_until[error.shard] = time.monotonic() + self._config.down_s
-        if not (lookup.attempts < _ATTEMPTS.get(type(error), 1) and self._submit_retry(lookup, assembly.epoch)):
-            self._reject(lookup, error)
-
-    def _submit_retry(self, lookup: Lookup, epoch: int) -> bool:
-        try:
-            self._retries.submit(self._retry, lookup, epoch)
-        except RuntimeError:
-            return False  # the client is being closed
-        return True
-
-    def _retry(self, lookup: Lookup, epoch: int) -> None:
-        if lookup.attempts > 1:
-            time.sleep(_PAUSE_S * 2 ** (lookup.attempts - 2))
-        try:
-            self._directory.refresh(epoch, max(0.1, lookup.deadline - time.monotonic()))
-        except MemoryServiceError as error:
-            return self._reject(lookup, error)
-        return self._attempt(lookup)
-
-    def _reject(self, lookup: Lookup, error: MemoryServiceError) -> None:
-        if lookup.claim():
-            self._counters.failed()
             lookup.reject(error)
 
-    def _expire(self, lookup: Lookup) -> None:
-        owed = lookup.owed()
-        self._reject(lookup, lookup.overdue(owed))
-        for part in owed:
-            if part.stream is not None:
-                part.stream.forget(part)
-                if part.stream.stalled(self._config.stall_s):
-                    part.stream.abort(f"silent for {self._config.stall_s:g} s")
+    def _choose(
+        self, placement: Placement, spec: TableSpec, ids: NDArray[np.int64], tried: frozenset[str] = frozenset()
+    ) -> NDArray[np.uint16] | None:
+        blocks = ids >> spec.block_shift
+        return choose(placement, spec.name, blocks, next(self._turns), self._health.suspects(), tried)
+
+    def _send(self, parts: list[Part]) -> None:
+        for part in parts:
+            part.stream = self._stream(part.shard, part.lookup.spec)
+            part.sent = time.monotonic()
+            self._hedges.earn()
+            part.stream.send(part)
+
+    def _stream(self, shard: ShardAddress, spec: TableSpec) -> RowStream:
+        stream = self._streams.get((shard, spec.name))
+        if stream is not None and not stream.retired:
+            return stream
+        with self._lock:
+            self._require_open()
+            stream = self._streams.get((shard, spec.name))
+            if stream is None or stream.retired:
+                stream = RowStream(shard, spec, self._config.connect_timeout_s, self._retries.refresh)
+                self._streams[shard, spec.name] = stream
+            return stream
+
+    def _stand_in(self, part: Part) -> bool:
+        """Ask other replicas for a part's rows; False if there are none that were not asked yet."""
+        placement = self._directory.placement
+        tried = part.tried if placement.epoch == part.epoch else frozenset()
+        shards = self._choose(placement, part.lookup.spec, part.ids, tried)
+        if shards is None:
+            return False
+        parts = part.lookup.stand_in(part, shards, placement.shards, placement.epoch, self._config.request_rows)
+        self._send(parts)
+        return True
+
+    def check(self, lookup: Lookup, now: float) -> None:
+        """Ask other replicas for what is late, and end a lookup whose time is up."""
+        expired = now >= lookup.deadline
+        for part in lookup.owed():
+            if part.stream is not None and part.stream.stalled(self._config.stall_s):
+                part.stream.abort(f"silent for {self._config.stall_s:g} s")
+            elif not (part.late or expired) and now - part.sent > self._patience.seconds(len(part.ids)):
+                self._hedge(part)
+        if expired:
+            lookup.reject(lookup.overdue())
+
+    def _hedge(self, part: Part) -> None:
+        suspect = part.shard.shard in self._health.suspects()
+        if not suspect and not self._hedges.spend():
+            return
+        part.late = True
+        try:
+            if self._stand_in(part):
+                self._counters.count("hedges")
+                self._health.late(part.shard.shard)
+        except MemoryServiceError:
+            return  # the client is being closed: the part itself ends the lookup
+
+    def landed(self, part: Part, rows: NDArray[np.uint8], version: int) -> None:
+        """Judge the shard by the time it took."""
+        if not part.late:
+            self._health.answered(part.shard.shard)
+            self._patience.saw(part.shard.shard, len(rows), time.monotonic() - part.sent)
+        self._counters.shard_rows(part.shard.shard, len(rows))
+
+    def failed(self, part: Part, error: MemoryServiceError) -> None:
+        """Ask another replica, then whoever a newer placement names; otherwise the lookup ends in the error."""
+        if isinstance(error, ShardUnavailable) and error.shard:
+            self._health.failed(error.shard)
+        if type(error) not in _ROUNDS or self._closed:
+            return part.lookup.reject(error)
+        try:
+            if isinstance(error, ShardUnavailable) and self._stand_in(part):
+                return self._counters.count("failovers")
+        except MemoryServiceError as closed:
+            return part.lookup.reject(closed)
+        if part.rounds >= _ROUNDS[type(error)]:
+            return part.lookup.reject(error)
+        part.rounds += 1
+        self._counters.count("retries")
+        return self._retries.add(part)
+
+    def torn(self, lookup: Lookup) -> None:
+        """Begin again: an update was committed while the rows were being read."""
+        if lookup.attempt > _TORN_ATTEMPTS:
+            name = lookup.spec.name
+            return lookup.reject(MemoryServiceError(f"table {name!r}: its version kept changing, try again"))
+        return self._attempt(lookup)
+
+    def ended(self, lookup: Lookup, error: MemoryServiceError | None) -> None:
+        """Count a lookup that ends."""
+        self._watch.remove(lookup)
+        if error is None:
+            seconds = time.monotonic() - lookup.started
+            self._counters.answered(lookup.spec, lookup.inverse.size, len(lookup.ids), seconds)
+        else:
+            self._counters.failed()
+
+    def _again(self, part: Part) -> None:
+        """Ask for a part's rows under the placement as it is by now."""
+        try:
+            part.tried = frozenset()
+            self._stand_in(part)
+        except MemoryServiceError as error:
+            part.lookup.reject(error)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise MemoryServiceError("this client is closed: connect a new one")

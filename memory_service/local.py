@@ -42,7 +42,8 @@ class LocalMemory:
             ids, inverse = distinct_rows(spec, rows)
         with self._counters.stage("gather"):
             unique = self._tables[table].take(ids, axis=0)
-        self._counters.answered(spec, inverse.size, len(ids), time.perf_counter() - start, {"local": len(ids)})
+        self._counters.answered(spec, inverse.size, len(ids), time.perf_counter() - start)
+        self._counters.shard_rows("local", len(ids))
         future: Future[Rows] = Future()
         future.set_result(Rows(unique, inverse))
         return future

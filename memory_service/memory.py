@@ -40,8 +40,14 @@ class MemoryStats:
     """Bytes of the unique rows."""
     lookup_seconds: float = 0.0
     """Sum over the answered lookups of the time from call to rows in place."""
+    hedges: int = 0
+    """Requests asked of a second replica because the first was slow."""
+    failovers: int = 0
+    """Requests asked of another replica because the first failed."""
+    retries: int = 0
+    """Requests asked again after the placement was read anew."""
     shard_rows: Mapping[str, int] = field(default_factory=dict)
-    """Unique rows that each shard delivered."""
+    """Rows that each shard delivered, those that came twice included."""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     """Time by stage, summed over the lookups."""
 
@@ -73,10 +79,29 @@ def distinct_rows(spec: TableSpec, rows: np.ndarray) -> tuple[NDArray[np.int64],
         raise InvalidRequest(f"table {spec.name!r}: row ids must be integers, got dtype {rows.dtype}")
     if rows.dtype == np.uint64 and rows.size and int(rows.max()) >= spec.rows:
         raise out_of_range(spec, int(rows.max()))  # before the cast below could wrap it round
-    unique, inverse = np.unique(rows.ravel().astype(np.int64, copy=False), return_inverse=True)
+    unique, inverse = _distinct(rows.ravel().astype(np.int64, copy=False))
     if unique.size and (unique[0] < 0 or unique[-1] >= spec.rows):
         raise out_of_range(spec, int(unique[0] if unique[0] < 0 else unique[-1]))
     return unique, inverse.reshape(rows.shape)
+
+
+def _distinct(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What `numpy.unique` with `return_inverse` returns, in two thirds of the time where id and place fit one word.
+
+    Sorting the pairs as single words is quicker than sorting places by id.
+    """
+    bits = max(1, (len(ids) - 1).bit_length())
+    if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >> (63 - bits):
+        return np.unique(ids, return_inverse=True)
+    words = (ids << bits) | np.arange(len(ids))
+    words.sort()
+    places, sorted_ids = words & ((1 << bits) - 1), words >> bits
+    first = np.empty(len(ids), np.bool_)
+    first[0] = True
+    np.not_equal(sorted_ids[1:], sorted_ids[:-1], out=first[1:])
+    inverse = np.empty(len(ids), np.int64)
+    inverse[places] = np.cumsum(first) - 1
+    return sorted_ids[first], inverse
 
 
 def out_of_range(spec: TableSpec, row: int) -> RowOutOfRange:

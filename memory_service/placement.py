@@ -19,6 +19,8 @@ from memory_service.errors import UnknownTable
 from memory_service.spec import TableSpec
 
 MAX_SHARDS = 1 << 16
+NOBODY = 0xFFFF
+"""In a placement: a block has no further replica."""
 
 
 @dataclass(frozen=True)

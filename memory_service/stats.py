@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from memory_service.memory import MemoryStats
@@ -20,14 +20,21 @@ class LookupCounters:
         self._stage_seconds: dict[str, float] = {}
         self._lookup_seconds = 0.0
 
-    def answered(
-        self, spec: TableSpec, rows: int, unique_rows: int, seconds: float, shard_rows: Mapping[str, int]
-    ) -> None:
-        """One lookup ended in rows, so many of them from each shard."""
+    def answered(self, spec: TableSpec, rows: int, unique_rows: int, seconds: float) -> None:
+        """One lookup ended in rows."""
         with self._lock:
             self._totals.update(lookups=1, rows=rows, unique_rows=unique_rows, bytes=unique_rows * spec.row_bytes)
-            self._shard_rows.update(shard_rows)
             self._lookup_seconds += seconds
+
+    def shard_rows(self, shard: str, rows: int) -> None:
+        """A shard delivered some rows."""
+        with self._lock:
+            self._shard_rows[shard] += rows
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Something happened so many times."""
+        with self._lock:
+            self._totals[name] += number
 
     def failed(self) -> None:
         """One lookup ended in an error."""

@@ -4,6 +4,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +25,11 @@ _ID_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False)])
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
     ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt to connect may take
+    ("grpc.http2.lookahead_bytes", 8 << 20),  # a large reply need not wait for the window to grow
+    ("grpc.experimental.tcp_read_chunk_size", 1 << 20),  # fewer and larger reads of it
+    ("grpc.experimental.tcp_max_read_chunk_size", 4 << 20),
 ]
+_DIRECT_ROWS = 4096  # 32 KiB of ids, half of what HTTP/2 lets travel unread on a stream
 _LEAVE_S = 5.0  # for the shard to answer what is pending and end the stream
 
 
@@ -33,10 +38,15 @@ class Part(Protocol):
 
     ids: NDArray[np.int64]
     epoch: int
-    deadline: float
+    request_id: int
+    """Set by the stream that it is sent on."""
 
-    def land(self, rows: NDArray[np.uint8]) -> None:
-        """Take the rows, a view that is good for the duration of the call."""
+    @property
+    def deadline(self) -> float:
+        """Moment of the monotonic clock after which nobody waits for the rows."""
+
+    def land(self, rows: NDArray[np.uint8], version: int) -> None:
+        """Take the rows, an array that nobody else will change, and the table's version that they are of."""
 
     def fail(self, error: MemoryServiceError) -> None:
         """Learn that they will not come."""
@@ -45,20 +55,30 @@ class Part(Protocol):
 class RowStream:
     """Sends parts and lands their replies. Opens in the background; once retired it stays so, and a new one is made.
 
-    Two threads, because writing to a shard that has stopped reading blocks: whoever looks rows up must not.
+    A thread of its own sends, because writing to a shard that has stopped reading blocks: whoever looks rows up must
+    not. Only what is small, while the shard owes no answer, is written at once by the caller: then it cannot block.
     """
 
-    def __init__(self, shard: ShardAddress, spec: TableSpec, connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        shard: ShardAddress,
+        spec: TableSpec,
+        connect_timeout_s: float,
+        newer_epoch: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
         self._shard = shard
         self._spec = spec
         self._fingerprint = bytes.fromhex(spec.fingerprint)
         self._connect_timeout_s = connect_timeout_s
+        self._newer_epoch = newer_epoch
         self._lock = threading.Lock()
         self._pending: dict[int, Part] = {}
         self._outbox: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._next_id = 1
         self._retired: str | None = None
         self._reader: flight.FlightStreamReader | None = None
+        self._writer: flight.FlightStreamWriter | None = None
+        self._write_lock = threading.Lock()
         self._asked: float | None = None  # since when an answer, any answer, has been due
         self._sender = threading.Thread(target=self._run, name=f"rows-send-{shard.shard}", daemon=True)
         self._sender.start()
@@ -78,18 +98,23 @@ class RowStream:
         with self._lock:
             retired = self._retired
             if retired is None:
+                part.request_id = self._next_id
                 self._pending[self._next_id] = part
-                self._outbox.put(self._next_id)
                 self._next_id += 1
+                direct = self._asked is None and self._writer is not None and len(part.ids) <= _DIRECT_ROWS
                 self._asked = self._asked or time.monotonic()
+                if not direct:
+                    self._outbox.put(part.request_id)
         if retired is not None:
             part.fail(self._unavailable(retired, part))
+        elif direct:
+            self._write(part.request_id, part)
 
     def forget(self, part: Part) -> None:
-        """Drop a part whose time is up; a late reply to it is ignored."""
+        """Drop a part that nobody waits for; a late reply to it is ignored."""
         with self._lock:
-            for request_id in [key for key, value in self._pending.items() if value is part]:
-                del self._pending[request_id]
+            if self._pending.get(part.request_id) is part:
+                del self._pending[part.request_id]
 
     def retire(self, why: str) -> None:
         """Take no more parts, and take leave of the shard once it has answered what is pending."""
@@ -127,7 +152,11 @@ class RowStream:
             target=self._receive_all, args=(reader,), name=f"rows-receive-{self._shard.shard}", daemon=True
         )
         receiver.start()
-        self._send_all(writer)
+        self._writer = writer
+        while self._send_next():
+            pass
+        with self._write_lock:
+            self._writer = None
         _leave(writer, reader, receiver)
         client.close()
         return None
@@ -141,24 +170,17 @@ class RowStream:
         writer.begin(_ID_SCHEMA)
         return client, writer, reader
 
-    def _send_all(self, writer: flight.FlightStreamWriter) -> None:
-        try:
-            while self._send_next(writer):
-                pass
-        except (pa.ArrowException, OSError) as error:
-            self.break_off(f"the stream broke: {error}")
-
-    def _send_next(self, writer: flight.FlightStreamWriter) -> bool:
+    def _send_next(self) -> bool:
         request_id = self._outbox.get()
         if request_id is None:
             return False
         with self._lock:
             part = self._pending.get(request_id)
-        if part is not None:  # else its time was up before its turn came
-            self._send_one(writer, request_id, part)
+        if part is not None:  # else nobody waits for it any more
+            self._write(request_id, part)
         return True
 
-    def _send_one(self, writer: flight.FlightStreamWriter, request_id: int, part: Part) -> None:
+    def _write(self, request_id: int, part: Part) -> None:
         now = time.monotonic()
         header = pb.LookupRequest(
             request_id=request_id,
@@ -168,7 +190,12 @@ class RowStream:
             timeout_ms=max(0, int((part.deadline - now) * 1e3)),
         )
         batch = pa.RecordBatch.from_arrays([pa.array(part.ids)], schema=_ID_SCHEMA)
-        writer.write_with_metadata(batch, header.SerializeToString())
+        try:
+            with self._write_lock:
+                if self._writer is not None:  # else the stream has been left, and its pending parts have failed
+                    self._writer.write_with_metadata(batch, header.SerializeToString())
+        except (pa.ArrowException, OSError) as error:
+            self.break_off(f"the stream broke: {error}")
 
     def _receive_all(self, reader: flight.FlightStreamReader) -> None:
         try:
@@ -190,10 +217,13 @@ class RowStream:
             return None  # forgotten: its time was up
         if reply.status != pb.STATUS_OK:
             return part.fail(self._error_of(reply, part))
+        if reply.epoch > part.epoch:
+            self._newer_epoch(part.epoch)
         try:
-            return part.land(view_rows(chunk.data, self._spec.row_bytes))
+            rows = view_rows(chunk.data, self._spec.row_bytes)
         except MemoryServiceError as error:
             return part.fail(error)
+        return part.land(rows, reply.version)
 
     def _error_of(self, reply: pb.LookupReply, part: Part) -> MemoryServiceError:
         error = error_of(reply.status, reply.message)

@@ -192,6 +192,7 @@ def test_a_shard_left_behind_under_an_old_epoch(cluster, spec: TableSpec) -> Non
     client = cluster.start(2).connect()
     placement = replace(cluster.servers[0].shard.placement, epoch=2)
     cluster.servers[0].shard.activate(placement)
+    client.lookup("engram.1", np.arange(spec.rows)).result()  # each shard asked under its own epoch
     with pytest.raises(WrongEpoch, match="shard-1 serves epoch 1, asked under epoch 2"):
         client.lookup("engram.1", np.arange(spec.rows)).result()
     cluster.servers[1].shard.activate(placement)
