@@ -40,6 +40,10 @@ class MemoryStats:
     """Bytes of the unique rows."""
     lookup_seconds: float = 0.0
     """Sum over the answered lookups of the time from call to rows in place."""
+    cache_hits: int = 0
+    """Rows that were in the client's cache."""
+    cache_misses: int = 0
+    """Rows that were not, where there is a cache."""
     hedges: int = 0
     """Requests asked of a second replica because the first was slow."""
     failovers: int = 0
