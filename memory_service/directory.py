@@ -2,16 +2,19 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from memory_service.control import ControlClient
 from memory_service.errors import FingerprintMismatch, MemoryServiceError, ShardUnavailable, SnapshotError
 from memory_service.manifest import BlockEntry, TableEntry
-from memory_service.placement import Placement, ShardAddress
+from memory_service.placement import NOBODY, Placement, ShardAddress
 from memory_service.spec import TableSpec
 from memory_service.wire import ShardInfo
 
@@ -33,16 +36,17 @@ class Directory:
 
     @classmethod
     def read(cls, address: str, timeout_s: float) -> "Directory":
-        """Ask one shard for the placement, then every shard of it what it holds."""
+        """Ask one shard for the placement, then every shard of it what it holds.
+
+        ShardUnavailable for one that does not answer, unless others hold all of its blocks.
+        """
         deadline = time.monotonic() + timeout_s
         with ControlClient(address) as control:
             info = control.describe(timeout_s)
         entry = ShardAddress(info.shard, address)
         specs = {name: table.spec for name, table in info.tables.items()}
         directory = cls(entry, _placement_of(info, address), specs)
-        left = max(0.1, deadline - time.monotonic())
-        for other in each_shard(directory.placement.shards, lambda control: control.describe(left)):
-            directory._adopt(other)
+        directory._meet_all(max(0.1, deadline - time.monotonic()))
         return directory
 
     def refresh(self, epoch: int, timeout_s: float) -> None:
@@ -50,9 +54,10 @@ class Directory:
         with self._lock:
             if self.placement.epoch != epoch:
                 return
-            for info in each_shard(self.placement.shards, _describe_if_up(min(timeout_s, _REFRESH_S))):
-                if info is not None:
-                    self._adopt(info)
+            for info in _as_they_answer(self.placement.shards, min(timeout_s, _REFRESH_S)):
+                self._adopt(info)
+                if self.placement.epoch != epoch:
+                    return  # without waiting for those that may be down
 
     def write_tables(self, uri: str | Path) -> list[TableEntry]:
         """Have every shard write its blocks of every table; the entries of all of them together."""
@@ -70,6 +75,21 @@ class Directory:
                 f"table {spec.name!r}: no shard wrote block {missing[0]}: the placement changed, try again"
             )
         return TableEntry(spec, versions.pop(), tuple(blocks[block] for block in range(spec.blocks)))
+
+    def _meet_all(self, timeout_s: float) -> None:
+        """Compare what every shard holds with the specs."""
+        placement = self.placement
+        answers = each_shard(placement.shards, _outcome(timeout_s))
+        for answer in answers:
+            if isinstance(answer, ShardInfo):
+                self._adopt(answer)
+        away = [number for number, answer in enumerate(answers) if isinstance(answer, MemoryServiceError)]
+        for assigned in placement.tables.values():
+            alone = np.isin(assigned, [*away, NOBODY]).all(axis=0)
+            if alone.any():
+                error = answers[assigned[0, np.argmax(alone)]]
+                assert isinstance(error, MemoryServiceError), "it is among those away"
+                raise error
 
     def _adopt(self, info: ShardInfo) -> None:
         for name, held in info.tables.items():
@@ -90,20 +110,32 @@ class Directory:
 def each_shard(shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Result]) -> list[_Result]:
     """Call every shard at once; the results in order, or the first error."""
 
-    def call_one(shard: ShardAddress) -> _Result:
-        with ControlClient(shard.address, shard.shard) as control:
-            return call(control)
-
     with ThreadPoolExecutor(min(_THREADS, len(shards))) as pool:
-        return list(pool.map(call_one, shards))
+        return list(pool.map(_ask, shards, repeat(call)))
 
 
-def _describe_if_up(timeout_s: float) -> Callable[[ControlClient], ShardInfo | None]:
-    def describe(control: ControlClient) -> ShardInfo | None:
+def _ask(shard: ShardAddress, call: Callable[[ControlClient], _Result]) -> _Result:
+    with ControlClient(shard.address, shard.shard) as control:
+        return call(control)
+
+
+def _as_they_answer(shards: Sequence[ShardAddress], timeout_s: float) -> Iterator[ShardInfo]:
+    """What the shards that are up say, the quickest first."""
+    pool = ThreadPoolExecutor(min(_THREADS, len(shards)))
+    try:
+        for done in as_completed([pool.submit(_ask, shard, _outcome(timeout_s)) for shard in shards]):
+            if isinstance(info := done.result(), ShardInfo):
+                yield info
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _outcome(timeout_s: float) -> Callable[[ControlClient], ShardInfo | MemoryServiceError]:
+    def describe(control: ControlClient) -> ShardInfo | MemoryServiceError:
         try:
             return control.describe(timeout_s)
-        except MemoryServiceError:
-            return None
+        except MemoryServiceError as error:
+            return error
 
     return describe
 

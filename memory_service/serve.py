@@ -24,17 +24,19 @@ def serve(
     rows_port: int = 0,
     shard_index: int = 0,
     peers: Sequence[str] | None = None,
+    replicas: int = 1,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Call from the main thread.
 
     `peers` are the control addresses host:port of all shards in order, this one included, equal on all of them; the
-    shards are named shard-0, shard-1, ... in that order. Without peers this shard serves every block. ValueError,
-    OSError or MemoryServiceError if it cannot start.
+    shards are named shard-0, shard-1, ... in that order. Without peers this shard serves every block. `replicas`, equal
+    on all of them, is the number of shards that serve each block. ValueError, OSError or MemoryServiceError if it
+    cannot start.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # at once, while still loading
-    server = start_static(snapshot, host, port, rows_port, shard_index, peers)
+    server = start_static(snapshot, host, port, rows_port, shard_index, peers, replicas)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     print(f"engram memory {server.shard.name} serving on {server.address}", flush=True)
@@ -57,6 +59,7 @@ def start_static(
     rows_port: int = 0,
     shard_index: int = 0,
     peers: Sequence[str] | None = None,
+    replicas: int = 1,
 ) -> ShardServer:
     """A started server whose placement never changes: one epoch, computed alike by every peer."""
     if not 0 <= shard_index < len(peers or [""]):
@@ -67,7 +70,7 @@ def start_static(
     server = ShardServer(Shard(f"shard-{shard_index}"), host, port, rows_port).start()
     try:
         addresses = [ShardAddress(f"shard-{i}", address) for i, address in enumerate(peers or [server.address])]
-        placement = Placement.build(STATIC_EPOCH, addresses, specs)
+        placement = Placement.build(STATIC_EPOCH, addresses, specs, replicas)
         server.shard.load(snapshot, placement)
         server.shard.activate(placement)
     except BaseException:
@@ -108,6 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT,...",
         type=lambda text: text.split(",") if text else None,
         help="control addresses of all shards, this one included",
+    )
+    parser.add_argument(
+        "--replicas", metavar="R", type=int, default=1, help="shards that serve each block (default %(default)s)"
     )
 
 

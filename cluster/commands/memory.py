@@ -71,7 +71,7 @@ def serve(args: argparse.Namespace) -> int:
     """Serve one shard until told to stop."""
     from memory_service.serve import serve
 
-    return serve(args.snapshot, args.host, args.port, args.rows_port, args.shard_index, args.peers)
+    return serve(args.snapshot, args.host, args.port, args.rows_port, args.shard_index, args.peers, args.replicas)
 
 
 def describe(args: argparse.Namespace) -> int:

@@ -216,6 +216,31 @@ def test_a_dead_shard_of_two_replicas_is_not_noticed(cluster, spec: TableSpec, p
     assert client.stats().failed == 0
 
 
+def test_joining_while_a_shard_of_two_replicas_is_away(cluster, spec: TableSpec, packed: np.ndarray) -> None:
+    cluster.start(3, replicas=2)
+    cluster.servers[1].stop()
+    found = cluster.connect().lookup("engram.1", np.arange(spec.rows)).result()
+    np.testing.assert_array_equal(found.unique[found.inverse], packed)
+    cluster.servers[2].stop()
+    with pytest.raises(ShardUnavailable, match=r"shard-[12] at .* cannot be reached"):
+        cluster.connect()
+
+
+def test_a_hung_shard_of_two_replicas_is_not_noticed(processes, spec: TableSpec, packed: np.ndarray) -> None:
+    """Two replicas in processes of their own, told of a placement that names both for every block."""
+    started = processes(2, replicas=2)
+    client = started.connect(lookup_timeout_s=60)
+    for _ in range(20):
+        client.lookup("engram.1", np.arange(spec.rows)).result()
+    with frozen(started.pids[1]):
+        for _ in range(50):
+            found = client.lookup("engram.1", np.arange(spec.rows)).result(timeout=30)
+            np.testing.assert_array_equal(found.unique[found.inverse], packed)
+    stats = client.stats()
+    assert stats.failed == 0
+    assert 0 < stats.hedges < 30  # a few until the shard is suspected, then it is hardly asked any more
+
+
 def test_a_hung_shard_ends_in_a_deadline_that_names_it_and_recovers(processes, spec: TableSpec, packed) -> None:
     started = processes(2)
     client = started.connect(lookup_timeout_s=0.4)
