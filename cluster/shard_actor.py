@@ -70,5 +70,5 @@ def _serve(shard: str, shards: Sequence[str], snapshot_uri: str) -> ShardServer:
     served = Shard(shard)
     specs = Snapshot.open(snapshot_uri).specs.values()
     placement = Placement.build(1, [ShardAddress(name, "") for name in shards], specs)
-    served.load(snapshot_uri, placement)
+    served.prepare(placement, snapshot_uri=snapshot_uri)
     return ShardServer(served, host=ray.util.get_node_ip_address()).start()

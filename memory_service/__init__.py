@@ -4,6 +4,7 @@ What a client needs is importable from here; the serving side is in `memory_serv
 so that a client runs without the packages of a server.
 """
 
+from memory_service.assignment import assign_blocks
 from memory_service.client import ClientConfig, MemoryClient
 from memory_service.errors import (
     DeadlineExceeded,
@@ -19,7 +20,7 @@ from memory_service.errors import (
 )
 from memory_service.local import LocalMemory
 from memory_service.memory import Memory, MemoryStats, Rows, check_fingerprints
-from memory_service.placement import Placement, ShardAddress, assign_blocks
+from memory_service.placement import Placement, ShardAddress
 from memory_service.rows import RowFormat, pack_rows, unpack_rows
 from memory_service.snapshot import Snapshot, write_snapshot
 from memory_service.spec import TableSpec

@@ -9,7 +9,7 @@ import grpc
 from memory_service.errors import MemoryServiceError, ShardUnavailable
 from memory_service.manifest import BlockEntry
 from memory_service.placement import Placement
-from memory_service.shard import ShardStats
+from memory_service.shard_reports import Prepared, ShardStats
 from memory_service.status import STATUS_KEY, error_of
 from memory_service.wire import MAX_MESSAGE_BYTES, ShardInfo, blocks_from_proto, info_from_proto, placement_to_proto
 from protos import memory_pb2 as pb
@@ -35,14 +35,29 @@ class ControlClient:
         """What the shard is and holds."""
         return info_from_proto(self._call(self._stub.Describe, pb.DescribeRequest(), timeout_s))
 
-    def load(self, snapshot_uri: str | Path, placement: Placement, timeout_s: float = 3600.0) -> int:
-        """Have the shard read its blocks from a snapshot that it can see; the bytes it now keeps for them."""
-        request = pb.LoadRequest(snapshot_uri=str(snapshot_uri), placement=placement_to_proto(placement))
-        return self._call(self._stub.Load, request, timeout_s).bytes
+    def prepare(
+        self,
+        placement: Placement,
+        current: Placement | None = None,
+        snapshot_uri: str | Path | None = None,
+        timeout_s: float = 3600.0,
+    ) -> Prepared:
+        """Have the shard come to hold its blocks of a placement; see Shard.prepare. It must see the snapshot itself."""
+        request = pb.PrepareRequest(
+            placement=placement_to_proto(placement),
+            current=placement_to_proto(current) if current else None,
+            snapshot_uri=str(snapshot_uri or ""),
+        )
+        reply = self._call(self._stub.Prepare, request, timeout_s)
+        return Prepared(reply.kept, reply.copied, reply.loaded, reply.bytes)
 
     def activate(self, placement: Placement, timeout_s: float = 5.0) -> None:
-        """Have the shard serve under a placement."""
+        """Have the shard serve under a placement; see Shard.activate."""
         self._call(self._stub.Activate, pb.ActivateRequest(placement=placement_to_proto(placement)), timeout_s)
+
+    def retire(self, epoch: int, timeout_s: float = 5.0) -> None:
+        """Have the shard forget what is older than an epoch; see Shard.retire."""
+        self._call(self._stub.Retire, pb.RetireRequest(epoch=epoch), timeout_s)
 
     def snapshot(self, uri: str | Path, table: str, timeout_s: float = 3600.0) -> tuple[int, dict[int, BlockEntry]]:
         """Have the shard write its part of a table; the table's version and the entries for the manifest."""

@@ -106,16 +106,20 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
         )
 
     @_answering
-    def Load(self, request: pb.LoadRequest, context: grpc.ServicerContext) -> pb.LoadReply:  # noqa: N802
-        tables = self._shard.load(request.snapshot_uri, placement_from_proto(request.placement))
-        return pb.LoadReply(
-            blocks=sum(len(table.blocks) for table in tables), bytes=sum(table.nbytes for table in tables)
-        )
+    def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareReply:  # noqa: N802
+        current = placement_from_proto(request.current) if request.HasField("current") else None
+        prepared = self._shard.prepare(placement_from_proto(request.placement), current, request.snapshot_uri or None)
+        return pb.PrepareReply(**vars(prepared))
 
     @_answering
     def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:  # noqa: N802
         self._shard.activate(placement_from_proto(request.placement))
         return pb.ActivateReply()
+
+    @_answering
+    def Retire(self, request: pb.RetireRequest, context: grpc.ServicerContext) -> pb.RetireReply:  # noqa: N802
+        self._shard.retire(request.epoch)
+        return pb.RetireReply()
 
     @_answering
     def Snapshot(self, request: pb.SnapshotRequest, context: grpc.ServicerContext) -> pb.SnapshotReply:  # noqa: N802

@@ -34,6 +34,10 @@ class WrongEpoch(MemoryServiceError):
     """A request or an activation made under another placement than the shard's."""
 
 
+class OutOfMemory(MemoryServiceError, MemoryError):
+    """A shard that has no room for the blocks it is given."""
+
+
 class SnapshotError(MemoryServiceError):
     """A snapshot that is missing, unfinished, damaged or already there."""
 

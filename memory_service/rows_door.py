@@ -1,4 +1,4 @@
-"""The rows door of a shard: lookups over long-lived Arrow Flight DoExchange streams, one for each client and table."""
+"""The rows door of a shard, Arrow Flight: long-lived DoExchange streams of lookups, and DoGet of whole blocks."""
 
 import logging
 import threading
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from pyarrow import flight
 
 from memory_service.arrow_rows import row_schema, view_ids, wrap_rows
-from memory_service.errors import InvalidRequest, MemoryServiceError, ShardUnavailable
+from memory_service.block_copy import give_blocks
+from memory_service.errors import InvalidRequest, MemoryServiceError, ShardUnavailable, UnknownTable
+from memory_service.memory import require_table
 from memory_service.shard import Shard
 from memory_service.status import status_of
 from protos import memory_pb2 as pb
@@ -49,6 +51,17 @@ class RowsDoor(flight.FlightServerBase):
         finally:
             with self._lock:
                 self._streams.discard(stream)
+
+    def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.GeneratorStream:
+        """Give whole blocks to another shard."""
+        try:
+            wanted = pb.BlocksTicket.FromString(ticket.ticket)
+            table = require_table(self._shard.tables, wanted.table)
+        except (DecodeError, UnknownTable) as error:
+            raise flight.FlightServerError(f"no ticket for blocks of {self._shard.name}: {error}") from error
+        if wanted.fingerprint.hex() != table.spec.fingerprint:
+            raise flight.FlightServerError(f"table {wanted.table!r} on {self._shard.name} has another fingerprint")
+        return flight.GeneratorStream(row_schema(table.spec.row_bytes), give_blocks(table, wanted.blocks))
 
     def stop(self, grace_s: float) -> bool:
         """Ask every client to leave and stop listening; whether all had left after `grace_s`.
@@ -119,7 +132,7 @@ class _Stream:
             return None
 
     def _answer(self, chunk: flight.FlightStreamChunk) -> None:
-        reply = pb.LookupReply()
+        reply = pb.LookupReply(epoch=self._shard.epoch)
         rows = self._no_rows
         try:
             header = _header_of(chunk)

@@ -71,7 +71,7 @@ def start_static(
     try:
         addresses = [ShardAddress(f"shard-{i}", address) for i, address in enumerate(peers or [server.address])]
         placement = Placement.build(STATIC_EPOCH, addresses, specs, replicas)
-        server.shard.load(snapshot, placement)
+        server.shard.prepare(placement, snapshot_uri=snapshot)
         server.shard.activate(placement)
     except BaseException:
         server.stop()

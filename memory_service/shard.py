@@ -1,4 +1,4 @@
-"""A shard without a network: tables, a placement, and lookups that check what they were asked."""
+"""A shard: tables, the placements it answers under, and lookups that check what they were asked."""
 
 import threading
 import time
@@ -13,7 +13,9 @@ from memory_service.errors import FingerprintMismatch, InvalidRequest, RequestTo
 from memory_service.manifest import BlockEntry
 from memory_service.memory import require_table
 from memory_service.placement import Placement
-from memory_service.snapshot import Snapshot, refuse_existing, write_blocks
+from memory_service.shard_reports import Prepared, ShardStats
+from memory_service.snapshot import refuse_existing, write_blocks
+from memory_service.sources import Sources
 from memory_service.store import Store
 from memory_service.table import ShardTable
 
@@ -27,87 +29,124 @@ class ShardConfig:
 
 
 @dataclass(frozen=True)
-class ShardStats:
-    """Counters of a shard since it was made."""
-
-    requests: int = 0
-    """Lookups answered with rows."""
-    refused: int = 0
-    """Lookups answered with an error."""
-    expired: int = 0
-    """Lookups dropped because their time was up before their turn came."""
-    rows: int = 0
-    bytes: int = 0
-    stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Time by stage: "locate", "gather"."""
-
-
-@dataclass(frozen=True)
 class _Serving:
-    """What one lookup sees: swapped as a whole, so that a lookup never mixes two placements."""
+    """What lookups are answered under: swapped as a whole."""
 
-    placement: Placement
-    tables: Mapping[str, ShardTable]
+    active: Placement | None = None
+    """The placement in force."""
+    placements: Mapping[int, Placement] = field(default_factory=dict)
+    """By epoch: the one in force, older ones not yet retired, and one that is prepared."""
+
+    def epoch(self) -> int:
+        """The epoch in force, 0 before the first."""
+        return self.active.epoch if self.active else 0
+
+    def until_active(self) -> dict[int, Placement]:
+        """All but one that is prepared."""
+        return {epoch: placement for epoch, placement in self.placements.items() if epoch <= self.epoch()}
 
 
 class Shard:
-    """Holds blocks and answers lookups under one placement at a time. Safe to use from several threads."""
+    """Holds blocks and answers lookups, while blocks come and go. Safe to use from several threads.
+
+    A change of placement is `prepare` on every shard of the new one, then `activate` on every shard, and in the end
+    `retire`. From the preparation to the retirement the old epoch is answered as well as the new one.
+    """
 
     def __init__(self, name: str, config: ShardConfig | None = None) -> None:
         self.name = name
         self.config = config or ShardConfig()
-        self._lock = threading.Lock()
-        self._loaded: Mapping[str, ShardTable] = {}
-        self._serving: _Serving | None = None
+        self._preparing = threading.Lock()
+        self._changing = threading.Lock()  # of what follows, short; never held while blocks travel
+        self._tables: Mapping[str, ShardTable] = {}
+        self._serving = _Serving()
+        self._intended: Placement | None = None  # the last one to be prepared and not activated, ready or not
+        self._counting = threading.Lock()
         self._stats = ShardStats()
         self._callbacks: list[Callable[[], None]] = []
 
     @property
     def placement(self) -> Placement | None:
-        """The placement served under; None before the first activation."""
-        serving = self._serving
-        return serving.placement if serving else None
+        """The placement in force; None before the first activation."""
+        return self._serving.active
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in force, 0 before the first activation."""
+        return self._serving.epoch()
 
     @property
     def tables(self) -> Mapping[str, ShardTable]:
-        """The tables served, or those loaded so far where none is served yet."""
-        serving = self._serving
-        return serving.tables if serving else self._loaded
+        """The tables of which this shard holds blocks, or may."""
+        return self._tables
 
-    def load(self, snapshot_uri: str | Path, placement: Placement) -> list[ShardTable]:
-        """Read the blocks that a placement assigns to this shard. Lookups go on as before until `activate`.
+    def prepare(
+        self, placement: Placement, current: Placement | None = None, snapshot_uri: str | Path | None = None
+    ) -> Prepared:
+        """Come to hold the blocks that a placement gives this shard, and answer lookups under it from then on.
 
-        SnapshotError, or UnknownTable for a table of the placement that the snapshot does not have.
+        Blocks held already are kept; others are copied from the shards that `current` names for them, or read from
+        the snapshot where none of those gives them. After a failure, what has come stays, for the next attempt. A
+        placement prepared earlier and never activated is forgotten, and its blocks are freed.
+
+        WrongEpoch if the placement is older than the one in force, or another one was prepared meanwhile.
+        ShardUnavailable or SnapshotError naming table and block if nobody gives a block. OutOfMemory.
         """
-        snapshot = Snapshot.open(snapshot_uri)
-        tables = {name: self._load_table(snapshot, name, placement) for name in placement.tables}
-        with self._lock:
-            self._loaded = tables
-        return list(tables.values())
+        self._intend(placement)
+        with self._preparing:
+            self._forget_others(placement)
+            sources = Sources(self.name, current, snapshot_uri)
+            try:
+                parts = [self._prepare_table(name, placement, sources) for name in placement.tables]
+            finally:
+                sources.close()
+            with self._changing:
+                self._check_intended(placement)
+                self._serving = replace(
+                    self._serving, placements={**self._serving.placements, placement.epoch: placement}
+                )
+        return sum(parts, Prepared())
 
     def activate(self, placement: Placement) -> None:
-        """Serve under a placement from now on; WrongEpoch if it is older, or if its blocks are not loaded."""
-        with self._lock:
-            current = self._serving
-            if current and placement.epoch < current.placement.epoch:
-                raise WrongEpoch(
-                    f"{self.name} serves epoch {current.placement.epoch} and does not go back to {placement.epoch}: "
-                    "build the new placement with a higher epoch"
-                )
-            tables = self._loaded or (current.tables if current else {})
-            self._check_holds(tables, placement)
-            self._serving = _Serving(placement, tables)
-            self._loaded = {}
+        """Name a placement as the one in force; older ones are answered until `retire`.
+
+        WrongEpoch if it is older than the one in force, or if this shard does not hold its blocks.
+        """
+        with self._changing:
+            self._check_newer(placement)
+            self._check_holds(placement)
+            placements = {**self._serving.until_active(), placement.epoch: placement}
+            if self._intended is not None and self._intended.epoch <= placement.epoch:
+                self._intended = None
+            self._serving = _Serving(placement, placements)
         for callback in self._callbacks:
             callback()
+
+    def retire(self, epoch: int) -> None:
+        """Stop answering under placements older than `epoch`, and free the blocks that only they gave this shard.
+
+        WrongEpoch if the placement in force is itself older.
+        """
+        with self._changing:
+            serving = self._serving
+            if serving.epoch() < epoch:
+                raise WrongEpoch(
+                    f"{self.name} serves epoch {serving.epoch()} and cannot retire what is older than {epoch}: "
+                    "activate that one first"
+                )
+            left = {one: placement for one, placement in serving.placements.items() if one >= epoch}
+            self._serving = replace(serving, placements=left)
+            self._free_blocks()
 
     def lookup(
         self, table: str, rows: NDArray[np.int64], epoch: int, fingerprint: str
     ) -> tuple[NDArray[np.uint8], int, int]:
-        """Packed rows [n, row_bytes] of row ids [n], the epoch and the table's version."""
+        """Packed rows [n, row_bytes] of row ids [n], the newest epoch that is known here, and the table's version."""
         try:
-            held = self._checked_table(table, epoch, fingerprint)
-            return self._gather(held, rows), epoch, held.version
+            held = self._table(table)
+            with held.reading():  # before the epoch is checked: its blocks stay until the rows are gathered
+                self._check_asked(held, epoch, fingerprint)
+                return self._gather(held, rows), max(epoch, self.epoch), held.version
         except Exception:
             self._count(refused=1)
             raise
@@ -115,7 +154,7 @@ class Shard:
     def when_serving(self, callback: Callable[[], None]) -> None:
         """Call back after every activation, and at once if there was one already."""
         self._callbacks.append(callback)
-        if self._serving:
+        if self._serving.active:
             callback()
 
     def expire(self) -> None:
@@ -124,34 +163,110 @@ class Shard:
 
     def write_snapshot(self, uri: str | Path, table: str) -> tuple[int, dict[int, BlockEntry]]:
         """Write the blocks of a table of which this shard is replica 0; the table's version and the entries."""
-        serving = self._serving
-        if serving is None:
+        placement = self._serving.active
+        if placement is None:
             raise ShardUnavailable(f"{self.name} has no active placement yet: nothing to write", table, self.name)
-        held = require_table(serving.tables, table)
+        held = require_table(self._tables, table)
         store = Store(uri)
         refuse_existing(store)
-        mine = serving.placement.blocks_of(table, self.name, replica=0).tolist()
-        blocks = ((block, held.block(block)) for block in mine)
+        mine = placement.blocks_of(table, self.name, replica=0).tolist()
+        blocks = ((block, held.copy_block(block)) for block in mine)
         return held.version, write_blocks(store, held.spec, blocks, prefix=f"{self.name}-")
 
     def stats(self) -> ShardStats:
         """Counters since construction."""
-        with self._lock:
+        with self._counting:
             return self._stats
 
-    def _checked_table(self, table: str, epoch: int, fingerprint: str) -> ShardTable:
-        serving = self._serving
-        if serving is None:
-            raise ShardUnavailable(f"{self.name} has no active placement yet: load and activate one", table, self.name)
-        held = require_table(serving.tables, table)
+    def _intend(self, placement: Placement) -> None:
+        """Have a preparation under way for another placement end."""
+        with self._changing:
+            self._check_newer(placement)
+            self._intended = placement
+
+    def _forget_others(self, placement: Placement) -> None:
+        """Free what was prepared for another placement, that one's preparation having ended."""
+        with self._changing:
+            self._check_intended(placement)
+            self._serving = replace(self._serving, placements=self._serving.until_active())
+            self._free_blocks()
+
+    def _prepare_table(self, name: str, placement: Placement, sources: Sources) -> Prepared:
+        table = self._tables.get(name) or self._add_table(name, placement, sources)
+        assigned, spec = placement.assigned(name), table.spec
+        if assigned.shape[1] != spec.blocks:
+            raise InvalidRequest(
+                f"the placement has {assigned.shape[1]} blocks of table {name!r}, the table {spec.blocks}: "
+                "build it from the specs of what is served"
+            )
+        mine = placement.blocks_of(name, self.name)
+        missing = np.setdiff1d(mine, table.blocks)
+        copied = sources.copy(table, missing, lambda: self._check_intended(placement))
+        loaded = sources.load(table, np.setdiff1d(missing, table.blocks), lambda: self._check_intended(placement))
+        size = sum(spec.block_length(block) for block in missing.tolist()) * spec.row_bytes
+        return Prepared(len(mine) - len(missing), copied, loaded, size)
+
+    def _add_table(self, name: str, placement: Placement, sources: Sources) -> ShardTable:
+        spec, version = sources.describe(name)
+        table = ShardTable(spec, version)
+        with self._changing:
+            self._check_intended(placement)
+            self._tables = {**self._tables, name: table}
+        return table
+
+    def _free_blocks(self) -> None:
+        """Let go of what neither a served nor the intended placement gives this shard."""
+        needed = [*self._serving.placements.values(), *([self._intended] if self._intended else [])]
+        self._tables = {
+            name: table for name, table in self._tables.items() if any(name in placement.tables for placement in needed)
+        }
+        for name, table in self._tables.items():
+            given = [placement.blocks_of(name, self.name) for placement in needed if name in placement.tables]
+            table.drop(np.setdiff1d(table.blocks, np.concatenate(given)))
+
+    def _check_newer(self, placement: Placement) -> None:
+        if placement.epoch < self.epoch:
+            raise WrongEpoch(
+                f"{self.name} serves epoch {self.epoch} and does not go back to {placement.epoch}: "
+                "build the new placement with a higher epoch"
+            )
+        active = self._serving.active
+        if active is not None and active.epoch == placement.epoch and not active.same_as(placement):
+            raise WrongEpoch(
+                f"{self.name} serves another placement of epoch {placement.epoch}: give the new one a higher epoch"
+            )
+
+    def _check_intended(self, placement: Placement) -> None:
+        if self._intended is not placement:
+            raise WrongEpoch(
+                f"{self.name} was given another placement while it prepared epoch {placement.epoch}: "
+                "read the placement in force and build on it"
+            )
+
+    def _check_holds(self, placement: Placement) -> None:
+        for name in placement.tables:
+            mine = placement.blocks_of(name, self.name)
+            if mine.size and not (name in self._tables and self._tables[name].holds(mine)):
+                raise WrongEpoch(
+                    f"{self.name} does not hold the blocks of table {name!r} that epoch {placement.epoch} gives it: "
+                    "prepare that placement first"
+                )
+
+    def _table(self, table: str) -> ShardTable:
+        if not self._serving.placements:
+            raise ShardUnavailable(f"{self.name} has no active placement yet: give it one", table, self.name)
+        return require_table(self._tables, table)
+
+    def _check_asked(self, held: ShardTable, epoch: int, fingerprint: str) -> None:
         if held.spec.fingerprint != fingerprint:
             raise FingerprintMismatch(
-                f"table {table!r} on {self.name} has fingerprint {held.spec.fingerprint}, asked for {fingerprint}: "
-                "use the snapshot and the tokenizer that the model was trained with"
+                f"table {held.spec.name!r} on {self.name} has fingerprint {held.spec.fingerprint}, asked for "
+                f"{fingerprint}: use the snapshot and the tokenizer that the model was trained with"
             )
-        if epoch != serving.placement.epoch:
-            raise WrongEpoch(f"{self.name} serves epoch {serving.placement.epoch}, asked under epoch {epoch}")
-        return held
+        served = self._serving.placements
+        if epoch not in served:
+            epochs = ", ".join(map(str, sorted(served)))
+            raise WrongEpoch(f"{self.name} serves epoch {epochs}, asked under epoch {epoch}")
 
     def _gather(self, held: ShardTable, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         if rows.dtype != np.int64 or rows.ndim != 1:
@@ -170,28 +285,6 @@ class Shard:
         self._count(1, rows=len(rows), size=out.nbytes, locate=located - start, gather=end - located)
         return out
 
-    def _load_table(self, snapshot: Snapshot, name: str, placement: Placement) -> ShardTable:
-        entry = snapshot.table(name)
-        assigned = placement.assigned(name)
-        if assigned.shape[1] != entry.spec.blocks:
-            raise InvalidRequest(
-                f"the placement has {assigned.shape[1]} blocks of table {name!r}, the snapshot {entry.spec.blocks}: "
-                "build it from the snapshot's specs"
-            )
-        table = ShardTable(entry.spec, placement.blocks_of(name, self.name), entry.version)
-        for block, rows in snapshot.read_blocks(name, table.blocks.tolist()):
-            table.block(block)[:] = rows
-        return table
-
-    def _check_holds(self, tables: Mapping[str, ShardTable], placement: Placement) -> None:
-        for name in placement.tables:
-            mine = placement.blocks_of(name, self.name)
-            if name not in tables or not tables[name].holds(mine):
-                raise WrongEpoch(
-                    f"{self.name} has not loaded the blocks of table {name!r} that epoch {placement.epoch} gives it: "
-                    "load the snapshot with this placement first"
-                )
-
     def _count(
         self,
         requests: int = 0,
@@ -201,7 +294,7 @@ class Shard:
         size: int = 0,
         **stages: float,
     ) -> None:
-        with self._lock:
+        with self._counting:
             old = self._stats
             seconds = {name: old.stage_seconds.get(name, 0.0) + spent for name, spent in stages.items()}
             self._stats = replace(

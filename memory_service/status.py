@@ -7,6 +7,7 @@ from memory_service.errors import (
     FingerprintMismatch,
     InvalidRequest,
     MemoryServiceError,
+    OutOfMemory,
     RequestTooLarge,
     RowOutOfRange,
     ShardUnavailable,
@@ -26,6 +27,7 @@ _ERRORS: dict[type[MemoryServiceError], tuple[pb.Status, grpc.StatusCode]] = {
     FingerprintMismatch: (pb.STATUS_FINGERPRINT_MISMATCH, grpc.StatusCode.FAILED_PRECONDITION),
     WrongEpoch: (pb.STATUS_WRONG_EPOCH, grpc.StatusCode.FAILED_PRECONDITION),
     SnapshotError: (pb.STATUS_SNAPSHOT_ERROR, grpc.StatusCode.FAILED_PRECONDITION),
+    OutOfMemory: (pb.STATUS_OUT_OF_MEMORY, grpc.StatusCode.RESOURCE_EXHAUSTED),
     ShardUnavailable: (pb.STATUS_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE),
     DeadlineExceeded: (pb.STATUS_DEADLINE_EXCEEDED, grpc.StatusCode.DEADLINE_EXCEEDED),
 }

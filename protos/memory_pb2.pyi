@@ -20,6 +20,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_SNAPSHOT_ERROR: _ClassVar[Status]
     STATUS_UNAVAILABLE: _ClassVar[Status]
     STATUS_DEADLINE_EXCEEDED: _ClassVar[Status]
+    STATUS_OUT_OF_MEMORY: _ClassVar[Status]
 STATUS_OK: Status
 STATUS_INTERNAL: Status
 STATUS_INVALID_REQUEST: Status
@@ -31,6 +32,7 @@ STATUS_WRONG_EPOCH: Status
 STATUS_SNAPSHOT_ERROR: Status
 STATUS_UNAVAILABLE: Status
 STATUS_DEADLINE_EXCEEDED: Status
+STATUS_OUT_OF_MEMORY: Status
 
 class TableSpec(_message.Message):
     __slots__ = ("name", "layer", "column_rows", "max_ngram", "heads", "multipliers", "pad_id", "token_map_sha256", "dim", "row_format", "block_rows")
@@ -114,21 +116,27 @@ class DescribeReply(_message.Message):
     tables: _containers.RepeatedCompositeFieldContainer[HeldTable]
     def __init__(self, shard: _Optional[str] = ..., incarnation: _Optional[str] = ..., rows_port: _Optional[int] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[HeldTable, _Mapping]]] = ...) -> None: ...
 
-class LoadRequest(_message.Message):
-    __slots__ = ("snapshot_uri", "placement")
-    SNAPSHOT_URI_FIELD_NUMBER: _ClassVar[int]
+class PrepareRequest(_message.Message):
+    __slots__ = ("placement", "current", "snapshot_uri")
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
-    snapshot_uri: str
+    CURRENT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_URI_FIELD_NUMBER: _ClassVar[int]
     placement: Placement
-    def __init__(self, snapshot_uri: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ...) -> None: ...
+    current: Placement
+    snapshot_uri: str
+    def __init__(self, placement: _Optional[_Union[Placement, _Mapping]] = ..., current: _Optional[_Union[Placement, _Mapping]] = ..., snapshot_uri: _Optional[str] = ...) -> None: ...
 
-class LoadReply(_message.Message):
-    __slots__ = ("blocks", "bytes")
-    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+class PrepareReply(_message.Message):
+    __slots__ = ("kept", "copied", "loaded", "bytes")
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
-    blocks: int
+    kept: int
+    copied: int
+    loaded: int
     bytes: int
-    def __init__(self, blocks: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, kept: _Optional[int] = ..., copied: _Optional[int] = ..., loaded: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class ActivateRequest(_message.Message):
     __slots__ = ("placement",)
@@ -226,3 +234,33 @@ class LookupReply(_message.Message):
     epoch: int
     version: int
     def __init__(self, request_id: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., message: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class RetireRequest(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class RetireReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class BlocksTicket(_message.Message):
+    __slots__ = ("table", "fingerprint", "blocks")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    fingerprint: bytes
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, table: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class BlockHeader(_message.Message):
+    __slots__ = ("block", "version", "digest")
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    block: int
+    version: int
+    digest: bytes
+    def __init__(self, block: _Optional[int] = ..., version: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...

@@ -39,10 +39,10 @@ class MemoryShardStub(object):
                 request_serializer=protos_dot_memory__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=protos_dot_memory__pb2.DescribeReply.FromString,
                 _registered_method=True)
-        self.Load = channel.unary_unary(
-                '/engram.memory.v1.MemoryShard/Load',
-                request_serializer=protos_dot_memory__pb2.LoadRequest.SerializeToString,
-                response_deserializer=protos_dot_memory__pb2.LoadReply.FromString,
+        self.Prepare = channel.unary_unary(
+                '/engram.memory.v1.MemoryShard/Prepare',
+                request_serializer=protos_dot_memory__pb2.PrepareRequest.SerializeToString,
+                response_deserializer=protos_dot_memory__pb2.PrepareReply.FromString,
                 _registered_method=True)
         self.Activate = channel.unary_unary(
                 '/engram.memory.v1.MemoryShard/Activate',
@@ -59,6 +59,11 @@ class MemoryShardStub(object):
                 request_serializer=protos_dot_memory__pb2.StatsRequest.SerializeToString,
                 response_deserializer=protos_dot_memory__pb2.StatsReply.FromString,
                 _registered_method=True)
+        self.Retire = channel.unary_unary(
+                '/engram.memory.v1.MemoryShard/Retire',
+                request_serializer=protos_dot_memory__pb2.RetireRequest.SerializeToString,
+                response_deserializer=protos_dot_memory__pb2.RetireReply.FromString,
+                _registered_method=True)
 
 
 class MemoryShardServicer(object):
@@ -71,15 +76,18 @@ class MemoryShardServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Load(self, request, context):
-        """Read from a snapshot the blocks that a placement assigns to this shard. Serves nothing new until Activate.
+    def Prepare(self, request, context):
+        """Come to hold the blocks that a placement assigns to this shard: kept, copied from other shards, or read from a
+        snapshot. What is served already goes on, and lookups under the new epoch are answered from then on. May be
+        repeated; another placement takes the place of one that was prepared and never activated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Activate(self, request, context):
-        """Serve under a placement. FAILED_PRECONDITION for an older epoch, or if assigned blocks are not loaded.
+        """Name a placement as the one in force. Older epochs are answered until Retire. FAILED_PRECONDITION for an epoch
+        older than the one in force, or if assigned blocks are not held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +107,13 @@ class MemoryShardServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Retire(self, request, context):
+        """Stop answering under epochs older than this one, and free the blocks that only they needed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MemoryShardServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,10 +122,10 @@ def add_MemoryShardServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_memory__pb2.DescribeRequest.FromString,
                     response_serializer=protos_dot_memory__pb2.DescribeReply.SerializeToString,
             ),
-            'Load': grpc.unary_unary_rpc_method_handler(
-                    servicer.Load,
-                    request_deserializer=protos_dot_memory__pb2.LoadRequest.FromString,
-                    response_serializer=protos_dot_memory__pb2.LoadReply.SerializeToString,
+            'Prepare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prepare,
+                    request_deserializer=protos_dot_memory__pb2.PrepareRequest.FromString,
+                    response_serializer=protos_dot_memory__pb2.PrepareReply.SerializeToString,
             ),
             'Activate': grpc.unary_unary_rpc_method_handler(
                     servicer.Activate,
@@ -126,6 +141,11 @@ def add_MemoryShardServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=protos_dot_memory__pb2.StatsRequest.FromString,
                     response_serializer=protos_dot_memory__pb2.StatsReply.SerializeToString,
+            ),
+            'Retire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retire,
+                    request_deserializer=protos_dot_memory__pb2.RetireRequest.FromString,
+                    response_serializer=protos_dot_memory__pb2.RetireReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -166,7 +186,7 @@ class MemoryShard(object):
             _registered_method=True)
 
     @staticmethod
-    def Load(request,
+    def Prepare(request,
             target,
             options=(),
             channel_credentials=None,
@@ -179,9 +199,9 @@ class MemoryShard(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/engram.memory.v1.MemoryShard/Load',
-            protos_dot_memory__pb2.LoadRequest.SerializeToString,
-            protos_dot_memory__pb2.LoadReply.FromString,
+            '/engram.memory.v1.MemoryShard/Prepare',
+            protos_dot_memory__pb2.PrepareRequest.SerializeToString,
+            protos_dot_memory__pb2.PrepareReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -263,6 +283,33 @@ class MemoryShard(object):
             '/engram.memory.v1.MemoryShard/Stats',
             protos_dot_memory__pb2.StatsRequest.SerializeToString,
             protos_dot_memory__pb2.StatsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/engram.memory.v1.MemoryShard/Retire',
+            protos_dot_memory__pb2.RetireRequest.SerializeToString,
+            protos_dot_memory__pb2.RetireReply.FromString,
             options,
             channel_credentials,
             insecure,

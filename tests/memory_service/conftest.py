@@ -73,9 +73,11 @@ class Cluster:
         addresses = [ShardAddress(server.shard.name, server.address) for server in self.servers]
         placement = Placement.build(epoch, addresses, self.specs, replicas)
         for server in self.servers:
-            server.shard.load(self.snapshot, placement)
+            server.shard.prepare(placement, snapshot_uri=self.snapshot)
         for server in self.servers:
             server.shard.activate(placement)
+        for server in self.servers:
+            server.shard.retire(epoch)
         return placement
 
     def connect(self, shard: int = 0, **config: float) -> MemoryClient:

@@ -25,6 +25,7 @@ from memory_service.control import ControlClient
 from memory_service.control_door import SERVICE
 from memory_service.server import ShardServer
 from memory_service.shard import Shard
+from memory_service.shard_reports import Prepared
 from memory_service.wire import placement_from_proto, placement_to_proto
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
@@ -61,7 +62,9 @@ def test_a_shard_is_loaded_and_activated_from_outside(
         {},
     )
     placement = placement_of(server, spec)
-    assert control.load(snapshot, placement) == spec.blocks * spec.block_rows * spec.row_bytes
+    size = spec.rows * spec.row_bytes
+    assert control.prepare(placement, snapshot_uri=snapshot) == Prepared(loaded=spec.blocks, bytes=size)
+    assert control.prepare(placement) == Prepared(kept=spec.blocks)
     control.activate(placement)
     info = control.describe()
     assert info.placement is not None
@@ -81,12 +84,12 @@ def test_errors_come_back_as_what_they_were(
     server: ShardServer, control: ControlClient, snapshot: Path, spec: TableSpec, tmp_path: Path, make_spec
 ) -> None:
     with pytest.raises(SnapshotError, match="no such directory"):
-        control.load(tmp_path / "nowhere", placement_of(server, spec))
+        control.prepare(placement_of(server, spec), snapshot_uri=tmp_path / "nowhere")
     with pytest.raises(UnknownTable, match=r"engram\.3"):
-        control.load(snapshot, placement_of(server, make_spec("engram.3")))
-    with pytest.raises(WrongEpoch, match="has not loaded"):
+        control.prepare(placement_of(server, make_spec("engram.3")), snapshot_uri=snapshot)
+    with pytest.raises(WrongEpoch, match="does not hold the blocks"):
         control.activate(placement_of(server, spec))
-    control.load(snapshot, placement_of(server, spec))
+    control.prepare(placement_of(server, spec), snapshot_uri=snapshot)
     control.activate(placement_of(server, spec, 5))
     with pytest.raises(WrongEpoch, match="does not go back to 4"):
         control.activate(placement_of(server, spec, 4))
@@ -103,18 +106,20 @@ def test_codes(channel: grpc.Channel, server: ShardServer, snapshot: Path, spec:
     strange = pb.Placement(
         epoch=6, shards=good.shards, tables=[pb.TablePlacement(table="engram.3", replicas=1, shards=b"\0\0")]
     )
-    stub.Load(pb.LoadRequest(snapshot_uri=str(snapshot), placement=good))
+
+    def prepare(placement: pb.Placement, uri: str) -> pb.PrepareReply:
+        return stub.Prepare(pb.PrepareRequest(snapshot_uri=uri, placement=placement))
+
+    prepare(good, str(snapshot))
     stub.Activate(pb.ActivateRequest(placement=good))
     older = placement_to_proto(placement_of(server, spec, 4))
     for call, code in [
         (lambda: stub.Activate(pb.ActivateRequest(placement=wrong)), grpc.StatusCode.INVALID_ARGUMENT),
         (lambda: stub.Activate(pb.ActivateRequest()), grpc.StatusCode.INVALID_ARGUMENT),
         (lambda: stub.Activate(pb.ActivateRequest(placement=older)), grpc.StatusCode.FAILED_PRECONDITION),
-        (
-            lambda: stub.Load(pb.LoadRequest(snapshot_uri="/nowhere", placement=good)),
-            grpc.StatusCode.FAILED_PRECONDITION,
-        ),
-        (lambda: stub.Load(pb.LoadRequest(snapshot_uri=str(snapshot), placement=strange)), grpc.StatusCode.NOT_FOUND),
+        (lambda: prepare(strange, "/nowhere"), grpc.StatusCode.FAILED_PRECONDITION),
+        (lambda: prepare(strange, str(snapshot)), grpc.StatusCode.NOT_FOUND),
+        (lambda: stub.Retire(pb.RetireRequest(epoch=6)), grpc.StatusCode.FAILED_PRECONDITION),
         (lambda: stub.Snapshot(pb.SnapshotRequest(uri="/tmp", table="engram.3")), grpc.StatusCode.NOT_FOUND),
     ]:
         with pytest.raises(grpc.RpcError) as caught:
@@ -139,7 +144,7 @@ def test_health_follows_activation(server: ShardServer, channel: grpc.Channel, s
         return health.Check(health_pb2.HealthCheckRequest(service=service)).status
 
     assert status("") == status(SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
-    server.shard.load(snapshot, placement_of(server, spec))
+    server.shard.prepare(placement_of(server, spec), snapshot_uri=snapshot)
     server.shard.activate(placement_of(server, spec))
     assert status("") == status(SERVICE) == health_pb2.HealthCheckResponse.SERVING
 
@@ -148,7 +153,7 @@ def test_reflection_describes_the_service(channel: grpc.Channel) -> None:
     database = ProtoReflectionDescriptorDatabase(channel)
     assert SERVICE in database.get_services()
     service = DescriptorPool(database).FindServiceByName(SERVICE)
-    assert set(service.methods_by_name) == {"Describe", "Load", "Activate", "Snapshot", "Stats"}
+    assert set(service.methods_by_name) == {"Describe", "Prepare", "Activate", "Retire", "Snapshot", "Stats"}
 
 
 def test_a_taken_port_is_named(server: ShardServer) -> None:

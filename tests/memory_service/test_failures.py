@@ -103,12 +103,13 @@ def test_joining_a_shard_that_serves_nothing_yet(stack) -> None:
 def test_joining_shards_that_hold_different_tables(
     cluster, tmp_path: Path, spec: TableSpec, packed: np.ndarray, make_spec
 ) -> None:
-    cluster.start(2)
     other = make_spec(token_map_sha256="cd" * 32)
     write_snapshot(tmp_path / "other", {other: packed})
-    placement = replace(cluster.servers[1].shard.placement, epoch=2)
-    cluster.servers[1].shard.load(tmp_path / "other", placement)
-    cluster.servers[1].shard.activate(placement)
+    servers = [cluster.add(ShardServer(Shard(name)).start()) for name in ("shard-0", "shard-1")]
+    placement = Placement.build(1, [ShardAddress(server.shard.name, server.address) for server in servers], [spec])
+    for server, uri in zip(servers, (cluster.snapshot, tmp_path / "other"), strict=True):
+        server.shard.prepare(placement, snapshot_uri=uri)
+        server.shard.activate(placement)
     with pytest.raises(FingerprintMismatch, match=r"engram\.1.*shard-1.*token_map_sha256"):
         cluster.connect()
 
@@ -138,7 +139,7 @@ def test_a_shard_that_comes_back_on_its_port_is_asked_again(cluster, spec: Table
     fresh = cluster.add(ShardServer(Shard("shard-1"), port=port).start())
     with pytest.raises(ShardUnavailable, match="shard-1"):
         client.lookup("engram.1", rows).result()  # there, but not loaded yet
-    fresh.shard.load(cluster.snapshot, placement)
+    fresh.shard.prepare(placement, snapshot_uri=cluster.snapshot)
     fresh.shard.activate(placement)
     assert fresh.incarnation != old.incarnation
     found = client.lookup("engram.1", rows).result()
@@ -152,7 +153,7 @@ def test_a_restart_between_two_lookups_is_not_noticed(cluster, spec: TableSpec, 
     placement, port = old.shard.placement, int(old.address.rpartition(":")[2])
     old.stop()
     fresh = ShardServer(Shard("shard-0"), port=port)
-    fresh.shard.load(cluster.snapshot, placement)
+    fresh.shard.prepare(placement, snapshot_uri=cluster.snapshot)
     fresh.shard.activate(placement)
     cluster.add(fresh.start())
     found = client.lookup("engram.1", np.arange(10)).result()
@@ -192,7 +193,8 @@ def test_a_shard_left_behind_under_an_old_epoch(cluster, spec: TableSpec) -> Non
     client = cluster.start(2).connect()
     placement = replace(cluster.servers[0].shard.placement, epoch=2)
     cluster.servers[0].shard.activate(placement)
-    client.lookup("engram.1", np.arange(spec.rows)).result()  # each shard asked under its own epoch
+    client.lookup("engram.1", np.arange(spec.rows)).result()  # the old epoch is answered still
+    cluster.servers[0].shard.retire(2)
     with pytest.raises(WrongEpoch, match="shard-1 serves epoch 1, asked under epoch 2"):
         client.lookup("engram.1", np.arange(spec.rows)).result()
     cluster.servers[1].shard.activate(placement)

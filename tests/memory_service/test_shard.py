@@ -27,7 +27,7 @@ def placement_of(spec: TableSpec, epoch: int = 1, shards: int = 2, replicas: int
 @pytest.fixture
 def shard(snapshot: Path, spec: TableSpec) -> Shard:
     shard = Shard("shard-0", ShardConfig(max_rows=100))
-    shard.load(snapshot, placement_of(spec))
+    shard.prepare(placement_of(spec), snapshot_uri=snapshot)
     shard.activate(placement_of(spec))
     return shard
 
@@ -80,11 +80,11 @@ def test_serves_nothing_before_activation(snapshot: Path, spec: TableSpec, mine:
     shard = Shard("shard-0")
     with pytest.raises(ShardUnavailable, match="no active placement"):
         shard.lookup("engram.1", mine, 1, spec.fingerprint)
-    with pytest.raises(WrongEpoch, match="has not loaded"):
+    with pytest.raises(WrongEpoch, match="does not hold the blocks"):
         shard.activate(placement_of(spec))
-    shard.load(snapshot, placement_of(spec))
-    with pytest.raises(ShardUnavailable, match="no active placement"):
-        shard.lookup("engram.1", mine, 1, spec.fingerprint)
+    shard.prepare(placement_of(spec), snapshot_uri=snapshot)
+    shard.lookup("engram.1", mine, 1, spec.fingerprint)  # others may serve it before this shard is told
+    assert shard.placement is None
 
 
 def test_an_older_epoch_is_refused_and_the_same_one_is_not(shard: Shard, spec: TableSpec) -> None:
@@ -96,41 +96,44 @@ def test_an_older_epoch_is_refused_and_the_same_one_is_not(shard: Shard, spec: T
     assert shard.placement.epoch == 5
 
 
-def test_a_placement_with_more_blocks_needs_a_load_first(
+def test_a_placement_with_more_blocks_needs_a_preparation_first(
     shard: Shard, spec: TableSpec, packed: np.ndarray, snapshot: Path, mine: np.ndarray
 ) -> None:
     alone = placement_of(spec, 2, shards=1)
-    with pytest.raises(WrongEpoch, match="has not loaded"):
+    with pytest.raises(WrongEpoch, match="does not hold the blocks"):
         shard.activate(alone)
-    shard.load(snapshot, alone)
+    shard.prepare(alone, snapshot_uri=snapshot)
     shard.lookup("engram.1", mine, 1, spec.fingerprint)  # the old placement serves until the new one is activated
     shard.activate(alone)
     rows, _, _ = shard.lookup("engram.1", np.arange(0, 1650, 20), 2, spec.fingerprint)
     np.testing.assert_array_equal(rows, packed[::20])
 
 
-def test_a_failed_load_changes_nothing(shard: Shard, spec: TableSpec, snapshot: Path, mine: np.ndarray) -> None:
+def test_a_failed_preparation_changes_nothing(
+    shard: Shard, spec: TableSpec, packed: np.ndarray, snapshot: Path, mine: np.ndarray
+) -> None:
     content = bytearray((snapshot / "engram.1/00000.arrow").read_bytes())
-    content[len(content) // 2] ^= 1
+    missing = placement_of(spec).blocks_of(spec.name, "shard-1")[0]
+    content[content.index(packed[missing * spec.block_rows].tobytes())] ^= 1
     (snapshot / "engram.1/00000.arrow").write_bytes(content)
     with pytest.raises(Exception, match="checksum"):
-        shard.load(snapshot, placement_of(spec, 2, shards=1))
+        shard.prepare(placement_of(spec, 2, shards=1), snapshot_uri=snapshot)
     shard.lookup("engram.1", mine, 1, spec.fingerprint)
 
 
 def test_a_placement_for_other_tables_is_refused(snapshot: Path, make_spec: object) -> None:
     other = make_spec(block_rows=32)  # type: ignore[operator]
-    with pytest.raises(InvalidRequest, match=r"52 blocks .* the snapshot 26"):
-        Shard("shard-0").load(snapshot, placement_of(other))
+    with pytest.raises(InvalidRequest, match=r"52 blocks .* the table 26"):
+        Shard("shard-0").prepare(placement_of(other), snapshot_uri=snapshot)
     with pytest.raises(UnknownTable, match=r"engram\.4"):
-        Shard("shard-0").load(snapshot, placement_of(make_spec("engram.4")))  # type: ignore[operator]
+        Shard("shard-0").prepare(placement_of(make_spec("engram.4")), snapshot_uri=snapshot)  # type: ignore[operator]
 
 
 def test_the_version_of_a_snapshot_is_reported(tmp_path: Path, spec: TableSpec, packed: np.ndarray) -> None:
     write_snapshot(tmp_path / "trained", {spec: packed}, version=41)
     alone = placement_of(spec, shards=1)
     shard = Shard("shard-0")
-    shard.load(tmp_path / "trained", alone)
+    shard.prepare(alone, snapshot_uri=tmp_path / "trained")
     shard.activate(alone)
     assert shard.lookup("engram.1", np.array([0]), 1, spec.fingerprint)[2] == 41
     version, entries = shard.write_snapshot(tmp_path / "again", "engram.1")

@@ -1,8 +1,10 @@
+import threading
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from memory_service import RowOutOfRange, TableSpec
-from memory_service.arena import Arena
 from memory_service.table import ShardTable
 
 
@@ -12,11 +14,14 @@ def gather(table: ShardTable, rows: np.ndarray) -> np.ndarray:
     return out
 
 
+def block_of(packed: np.ndarray, block: int) -> np.ndarray:
+    return packed[block * 64 : block * 64 + 64]
+
+
 @pytest.fixture
 def table(spec: TableSpec, packed: np.ndarray) -> ShardTable:
-    table = ShardTable(spec, [25, 3, 8, 4])
-    for block in table.blocks.tolist():
-        table.block(block)[:] = packed[block * 64 : block * 64 + spec.block_length(block)]
+    table = ShardTable(spec)
+    table.add((block, block_of(packed, block)) for block in (25, 3, 8, 4))
     return table
 
 
@@ -46,22 +51,47 @@ def test_a_row_of_another_shard_names_its_block(table: ShardTable, row: int) -> 
         table.locate(np.array([3 * 64, row]))
 
 
-def test_blocks_must_exist(spec: TableSpec) -> None:
-    with pytest.raises(ValueError, match="0 to 25"):
-        ShardTable(spec, [26])
-
-
 def test_a_shard_may_hold_nothing(spec: TableSpec) -> None:
-    table = ShardTable(spec, [])
+    table = ShardTable(spec)
     assert table.nbytes == 0
     with pytest.raises(RowOutOfRange, match="does not hold"):
         table.locate(np.array([0]))
 
 
-def test_arena_slots_are_zeroed_and_apart() -> None:
-    arena = Arena(3, 16, 100)
-    assert not arena.rows.any()
-    arena.slot(1)[:] = 7
-    assert not arena.slot(0).any()
-    assert not arena.slot(2).any()
-    assert arena.rows[16:32].min() == 7
+def test_blocks_come_and_go(table: ShardTable, packed: np.ndarray, spec: TableSpec) -> None:
+    size = table.nbytes
+    table.drop(np.array([3, 25]))
+    assert table.blocks.tolist() == [4, 8]
+    assert table.nbytes == size // 2
+    with pytest.raises(RowOutOfRange, match="does not hold"):
+        table.locate(np.array([3 * 64]))
+    table.add((block, block_of(packed, block)) for block in (0, 25, 3))
+    rows = np.flatnonzero(np.isin(np.arange(spec.rows) >> 6, [0, 3, 4, 8, 25]))
+    np.testing.assert_array_equal(gather(table, rows), packed[rows])
+    np.testing.assert_array_equal(table.copy_block(25), packed[25 * 64 :])
+
+
+def test_blocks_drawn_before_a_failure_are_held(spec: TableSpec, packed: np.ndarray) -> None:
+    def failing() -> Iterator[tuple[int, np.ndarray]]:
+        yield 7, block_of(packed, 7)
+        raise OSError("cut")
+
+    table = ShardTable(spec)
+    with pytest.raises(OSError, match="cut"):
+        table.add(failing())
+    np.testing.assert_array_equal(table.copy_block(7), block_of(packed, 7))
+
+
+def test_a_dropped_block_keeps_its_slot_until_its_readers_leave(table: ShardTable, packed: np.ndarray) -> None:
+    rows = np.array([8 * 64 + 5])
+    out = np.empty((1, table.spec.row_bytes), np.uint8)
+    with table.reading():
+        local = table.locate(rows)
+        dropping = threading.Thread(target=table.drop, args=(np.array([8]),))
+        dropping.start()
+        dropping.join(0.05)
+        assert dropping.is_alive()
+        table.gather(local, out)
+    np.testing.assert_array_equal(out, packed[rows])
+    dropping.join()
+    assert not table.holds(np.array([8]))

@@ -58,7 +58,7 @@ def serve():
             places = [ShardAddress(server.shard.name, server.address) for server in servers]
             placement = Placement.build(1, places, Snapshot.open(snapshot).specs.values())
             for server in servers:
-                server.shard.load(snapshot, placement)
+                server.shard.prepare(placement, snapshot_uri=snapshot)
                 server.shard.activate(placement)
             return servers[0].address
 
