@@ -14,6 +14,7 @@ import numpy as np
 from memory_service.control import ControlClient
 from memory_service.errors import FingerprintMismatch, MemoryServiceError, ShardUnavailable, SnapshotError
 from memory_service.manifest import BlockEntry, TableEntry
+from memory_service.mapped import SharedTable
 from memory_service.placement import NOBODY, Placement, ShardAddress
 from memory_service.spec import TableSpec
 from memory_service.wire import ShardInfo
@@ -33,6 +34,8 @@ class Directory:
         self._lock = threading.Lock()
         self.specs = specs
         self.placement = self._reachable(placement)
+        self.shared: dict[tuple[str, str], SharedTable] = {}
+        """By shard and table: how a process of that shard's machine can read the rows by itself."""
 
     @classmethod
     def read(cls, address: str, timeout_s: float) -> "Directory":
@@ -98,6 +101,8 @@ class Directory:
                     f"table {name!r} on {info.shard} differs from {self._entry.shard}'s in "
                     f"{', '.join(self.specs[name].differing_fields(held.spec))}: load both from the same snapshot"
                 )
+            if held.shared is not None:
+                self.shared[info.shard, name] = held.shared
         if info.placement is not None and info.placement.epoch > self.placement.epoch:
             self.placement = self._reachable(info.placement)
 

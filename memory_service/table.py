@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from memory_service.arena import Arena
 from memory_service.errors import RowOutOfRange
 from memory_service.gate import ReadGate
+from memory_service.layout import NOT_HELD, Layout
+from memory_service.mapped import SharedTable, share_table
 from memory_service.memory import out_of_range
 from memory_service.spec import TableSpec
-
-_NOT_HELD = np.iinfo(np.int64).min // 2  # so far below zero that no row id added to it comes out positive
 
 
 class ShardTable:
@@ -24,12 +24,27 @@ class ShardTable:
 
     def __init__(self, spec: TableSpec, version: int = 0) -> None:
         self.spec = spec
-        self.version = version
         self._arena = Arena(spec.blocks, spec.block_rows, spec.row_bytes)
-        self._delta = np.full(spec.blocks, _NOT_HELD, np.int64)
+        self._layout = Layout.create(spec.blocks)
+        self._layout.version = version
+        self._delta = self._layout.delta.copy()
         self._changing = threading.Lock()
         self._gate = ReadGate()
         self.reading = self._gate.reading
+
+    @property
+    def version(self) -> int:
+        """Committed updates that the rows hold."""
+        return self._layout.version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self._layout.version = version
+
+    @property
+    def shared(self) -> SharedTable | None:
+        """How a process of this machine can read the rows by itself."""
+        return share_table(self._arena.fd, self._layout.fd)
 
     @property
     def nbytes(self) -> int:
@@ -39,11 +54,11 @@ class ShardTable:
     @property
     def blocks(self) -> NDArray[np.int64]:
         """The blocks held, ascending."""
-        return np.flatnonzero(self._delta != _NOT_HELD)
+        return np.flatnonzero(self._delta != NOT_HELD)
 
     def holds(self, blocks: NDArray[np.integer]) -> bool:
         """Whether every one of these blocks is held."""
-        return bool((self._delta[blocks] != _NOT_HELD).all())
+        return bool((self._delta[blocks] != NOT_HELD).all())
 
     def add(self, blocks: Iterable[tuple[int, NDArray[np.uint8]]]) -> None:
         """Copy blocks (number, packed rows) into free slots, then show them to readers all at once.
@@ -53,7 +68,7 @@ class ShardTable:
         slots: dict[int, int] = {}
         try:
             for block, rows in blocks:
-                assert self._delta[block] == _NOT_HELD, f"block {block} is held already"
+                assert self._delta[block] == NOT_HELD, f"block {block} is held already"
                 assert len(rows) == self.spec.block_length(block), f"block {block} cannot have {len(rows)} rows"
                 with self._changing:
                     slot = self._arena.take()
@@ -75,10 +90,11 @@ class ShardTable:
         with self._changing:
             delta = self._delta.copy()
             slots = (blocks * self.spec.block_rows + delta[blocks]) // self.spec.block_rows
-            delta[blocks] = _NOT_HELD
-            self._delta = delta
-            self._gate.drain()  # a lookup of rows that it had no business with may still have found them
-            self._arena.give_back(slots.tolist())
+            delta[blocks] = NOT_HELD
+            with self._layout.changing():
+                self._delta = self._layout.delta[:] = delta
+                self._gate.drain()  # a lookup of rows that it had no business with may still have found them
+                self._arena.give_back(slots.tolist())
 
     def copy_block(self, block: int) -> NDArray[np.uint8]:
         """A copy of a held block, uint8 [rows of the block, row_bytes]; RowOutOfRange for one that is not held."""
@@ -110,7 +126,8 @@ class ShardTable:
         delta = self._delta.copy()
         for block, slot in slots.items():
             delta[block] = (slot - block) * self.spec.block_rows
-        self._delta = delta
+        with self._layout.changing():
+            self._delta = self._layout.delta[:] = delta
 
     def _not_held(self, row: int) -> RowOutOfRange:
         block = row // self.spec.block_rows

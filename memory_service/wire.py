@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from memory_service.errors import InvalidRequest
 from memory_service.manifest import BlockEntry
+from memory_service.mapped import SharedTable
 from memory_service.placement import Placement, ShardAddress
 from memory_service.rows import RowFormat
 from memory_service.spec import TableSpec
@@ -24,6 +25,8 @@ class HeldTable:
     spec: TableSpec
     version: int
     blocks: tuple[int, ...]
+    shared: SharedTable | None = None
+    """How a process of the shard's machine can read the rows by itself."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,18 @@ def placement_from_proto(message: pb.Placement) -> Placement:
 def held_to_proto(tables: Iterable[ShardTable]) -> Iterator[pb.HeldTable]:
     """The messages of the tables that a shard holds."""
     for table in tables:
-        yield pb.HeldTable(spec=spec_to_proto(table.spec), version=table.version, blocks=table.blocks.tolist())
+        shared = pb.SharedTable(**asdict(table.shared)) if table.shared else None
+        yield pb.HeldTable(
+            spec=spec_to_proto(table.spec), version=table.version, blocks=table.blocks.tolist(), shared=shared
+        )
 
 
 def info_from_proto(reply: pb.DescribeReply) -> ShardInfo:
     """What a Describe reply says."""
-    held = [HeldTable(spec_from_proto(table.spec), table.version, tuple(table.blocks)) for table in reply.tables]
+    held = [
+        HeldTable(spec_from_proto(table.spec), table.version, tuple(table.blocks), _shared_from_proto(table))
+        for table in reply.tables
+    ]
     return ShardInfo(
         shard=reply.shard,
         incarnation=reply.incarnation,
@@ -97,6 +106,12 @@ def info_from_proto(reply: pb.DescribeReply) -> ShardInfo:
         placement=placement_from_proto(reply.placement) if reply.HasField("placement") else None,
         tables={table.spec.name: table for table in held},
     )
+
+
+def _shared_from_proto(table: pb.HeldTable) -> SharedTable | None:
+    if not table.HasField("shared"):
+        return None
+    return SharedTable(**{field.name: value for field, value in table.shared.ListFields()})
 
 
 def blocks_to_proto(entries: Mapping[int, BlockEntry]) -> Iterator[pb.BlockEntry]:

@@ -89,14 +89,16 @@ class Placement(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardAddress, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[TablePlacement, _Mapping]]] = ...) -> None: ...
 
 class HeldTable(_message.Message):
-    __slots__ = ("spec", "version", "blocks")
+    __slots__ = ("spec", "version", "blocks", "shared")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     spec: TableSpec
     version: int
     blocks: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, spec: _Optional[_Union[TableSpec, _Mapping]] = ..., version: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+    shared: SharedTable
+    def __init__(self, spec: _Optional[_Union[TableSpec, _Mapping]] = ..., version: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., shared: _Optional[_Union[SharedTable, _Mapping]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -264,3 +266,19 @@ class BlockHeader(_message.Message):
     version: int
     digest: bytes
     def __init__(self, block: _Optional[int] = ..., version: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class SharedTable(_message.Message):
+    __slots__ = ("machine", "pid", "arena_fd", "arena_inode", "layout_fd", "layout_inode")
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    ARENA_FD_FIELD_NUMBER: _ClassVar[int]
+    ARENA_INODE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FD_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_INODE_FIELD_NUMBER: _ClassVar[int]
+    machine: str
+    pid: int
+    arena_fd: int
+    arena_inode: int
+    layout_fd: int
+    layout_inode: int
+    def __init__(self, machine: _Optional[str] = ..., pid: _Optional[int] = ..., arena_fd: _Optional[int] = ..., arena_inode: _Optional[int] = ..., layout_fd: _Optional[int] = ..., layout_inode: _Optional[int] = ...) -> None: ...
