@@ -1,6 +1,7 @@
 """Placements that follow from others: few moves, bounded load, distinct replicas."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_any_sequence_of_changes_moves_little(data: st.DataObject) -> None:
     sets = data.draw(st.lists(st.sets(st.integers(0, 11), min_size=replicas), min_size=2, max_size=5))
     placement = Placement.build(1, addresses(sorted(sets[0])), [spec], replicas)
     total = spec.blocks * replicas
-    for before, after in zip(sets, sets[1:], strict=False):
+    for before, after in pairwise(sets):
         following = placement.evolve(placement.epoch + 1, addresses(sorted(after)), replicas)
         check_sound(following, spec.name, np.full(spec.blocks, replicas))
         lost = placement.held(spec.name, [f"shard-{name}" for name in before - after]).sum()
