@@ -1,4 +1,4 @@
-"""One shard as a plain process, without Ray: loads its blocks from a snapshot and serves them until told to stop."""
+"""One shard as a plain process, without Ray: with the blocks of a snapshot, or waiting for some, until told to stop."""
 
 import argparse
 import os
@@ -18,28 +18,35 @@ STATIC_EPOCH = 1
 
 
 def serve(
-    snapshot: str | Path,
+    snapshot: str | Path | None,
     host: str = "127.0.0.1",
     port: int = 0,
     rows_port: int = 0,
     shard_index: int = 0,
     peers: Sequence[str] | None = None,
     replicas: int = 1,
+    join: str | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Call from the main thread.
 
     `peers` are the control addresses host:port of all shards in order, this one included, equal on all of them; the
     shards are named shard-0, shard-1, ... in that order. Without peers this shard serves every block. `replicas`, equal
-    on all of them, is the number of shards that serve each block. ValueError, OSError or MemoryServiceError if it
-    cannot start.
+    on all of them, is the number of shards that serve each block. Without a snapshot the shard is named `join` and
+    holds nothing until a placement that names it is prepared. ValueError, OSError or MemoryServiceError if it cannot
+    start.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # at once, while still loading
-    server = start_static(snapshot, host, port, rows_port, shard_index, peers, replicas)
+    if snapshot is None:
+        if not join:
+            raise ValueError("--join: give the name under which placements will know this shard")
+        server = ShardServer(Shard(join), host, port, rows_port).start()
+    else:
+        server = start_static(snapshot, host, port, rows_port, shard_index, peers, replicas)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    print(f"engram memory {server.shard.name} serving on {server.address}", flush=True)
+    print(f"engram memory {server.shard.name} {'serving' if snapshot else 'waiting'} on {server.address}", flush=True)
     stop.wait()
     if not server.stop():
         # A client that does not react would keep Flight, and with it the interpreter's own end, waiting for it.
@@ -93,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `serve`, by name."""
-    parser.add_argument("--snapshot", metavar="URI", required=True, help="snapshot directory, or a URI of one")
+    blocks = parser.add_mutually_exclusive_group(required=True)
+    blocks.add_argument("--snapshot", metavar="URI", help="snapshot directory, or a URI of one")
+    blocks.add_argument("--join", metavar="NAME", help="hold nothing yet, and wait under this name for blocks")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="control port, 0 for any free one (default %(default)s)")
     parser.add_argument(

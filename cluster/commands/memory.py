@@ -14,6 +14,8 @@ Serve a snapshot's tables until SIGTERM or Ctrl-C. Prints "engram memory shard-0
 
 Alone, the process serves every block. As one of several, it is told the control addresses of all of them, itself
 included, in the same order everywhere, and serves its share; --port must then be its own port in that list.
+
+With --join it waits without blocks until memory_service.reshape makes it part of a memory.
 """
 _SERVE_EPILOG = """\
 examples:
@@ -71,7 +73,9 @@ def serve(args: argparse.Namespace) -> int:
     """Serve one shard until told to stop."""
     from memory_service.serve import serve
 
-    return serve(args.snapshot, args.host, args.port, args.rows_port, args.shard_index, args.peers, args.replicas)
+    return serve(
+        args.snapshot, args.host, args.port, args.rows_port, args.shard_index, args.peers, args.replicas, args.join
+    )
 
 
 def describe(args: argparse.Namespace) -> int:

@@ -151,7 +151,8 @@ class Processes:
         return self
 
     def start(self, *options: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "memory_service.serve", "--snapshot", str(self._snapshot), *options]
+        source = () if "--join" in options else ("--snapshot", str(self._snapshot))
+        command = [sys.executable, "-m", "memory_service.serve", *source, *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         self.running.append(process)
         self._stack.callback(_end, process)
@@ -161,7 +162,7 @@ class Processes:
     def ready(process: "subprocess.Popen[str]") -> str:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert " serving on " in line, process.communicate()
+        assert " serving on " in line or " waiting on " in line, process.communicate()
         return line.split()[-1]
 
     def connect(self, **config: float) -> MemoryClient:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memory_service import LocalMemory, MemoryClient, TableSpec
+from memory_service import LocalMemory, MemoryClient, ShardAddress, TableSpec
+from memory_service.control import ControlClient
+from memory_service.reshape import reshape, retire
 
 
 def test_one_process_serves_everything(processes, packed: np.ndarray, spec: TableSpec) -> None:
@@ -25,6 +27,22 @@ def test_three_processes_share_the_rows(processes, snapshot: Path, ids: np.ndarr
     near = LocalMemory.load(snapshot).lookup("engram.1", ids).result()
     np.testing.assert_array_equal(rows.unique[rows.inverse], near.unique[near.inverse])
     assert set(client.stats().shard_rows) == {"shard-0", "shard-1", "shard-2"}
+
+
+def test_a_process_joins_and_takes_over_half_of_the_rows(processes, packed: np.ndarray, spec: TableSpec) -> None:
+    first = processes.ready(processes.start())
+    second = processes.ready(processes.start("--join", "shard-1"))
+    with ControlClient(first) as control:
+        one = control.describe().placement
+    two = one.evolve(2, [ShardAddress("shard-0", first), ShardAddress("shard-1", second)])
+    processes.addresses = [first]
+    client = processes.connect()
+    report = reshape(one, two)
+    assert (report.prepared.copied, report.prepared.loaded) == (report.moved, 0)
+    retire(two)
+    rows = client.lookup("engram.1", np.arange(spec.rows), timeout_s=30).result()
+    np.testing.assert_array_equal(rows.unique[rows.inverse], packed)
+    assert client.stats().shard_rows["shard-1"] > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
