@@ -13,6 +13,7 @@ from memory_service.errors import FingerprintMismatch, InvalidRequest, RequestTo
 from memory_service.manifest import BlockEntry
 from memory_service.memory import require_table
 from memory_service.placement import Placement
+from memory_service.scratch import Scratch
 from memory_service.shard_reports import Prepared, ShardStats
 from memory_service.snapshot import refuse_existing, write_blocks
 from memory_service.sources import Sources
@@ -63,6 +64,7 @@ class Shard:
         self._intended: Placement | None = None  # the last one to be prepared and not activated, ready or not
         self._counting = threading.Lock()
         self._stats = ShardStats()
+        self._scratch = Scratch()
         self._callbacks: list[Callable[[], None]] = []
 
     @property
@@ -279,7 +281,7 @@ class Shard:
         start = time.perf_counter()
         local = held.locate(rows)
         located = time.perf_counter()
-        out = np.empty((len(rows), held.spec.row_bytes), np.uint8)
+        out = self._scratch.rows(len(rows), held.spec.row_bytes)
         held.gather(local, out)
         end = time.perf_counter()
         self._count(1, rows=len(rows), size=out.nbytes, locate=located - start, gather=end - located)
