@@ -219,12 +219,11 @@ class Shard:
     def _free_blocks(self) -> None:
         """Let go of what neither a served nor the intended placement gives this shard."""
         needed = [*self._serving.placements.values(), *([self._intended] if self._intended else [])]
-        self._tables = {
-            name: table for name, table in self._tables.items() if any(name in placement.tables for placement in needed)
-        }
-        for name, table in self._tables.items():
+        for name, table in self._tables.items():  # those that go as a whole too: another process may have them mapped
             given = [placement.blocks_of(name, self.name) for placement in needed if name in placement.tables]
-            table.drop(np.setdiff1d(table.blocks, np.concatenate(given)))
+            table.drop(np.setdiff1d(table.blocks, np.concatenate([np.empty(0, np.int64), *given])))
+        named = {name for placement in needed for name in placement.tables}
+        self._tables = {name: table for name, table in self._tables.items() if name in named}
 
     def _check_newer(self, placement: Placement) -> None:
         if placement.epoch < self.epoch:

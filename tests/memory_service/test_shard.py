@@ -141,6 +141,15 @@ def test_the_version_of_a_snapshot_is_reported(tmp_path: Path, spec: TableSpec, 
     assert sorted(entries) == list(range(spec.blocks))
 
 
+def test_a_table_that_goes_as_a_whole_lets_go_of_its_blocks(shard: Shard, spec: TableSpec) -> None:
+    table = shard.tables["engram.1"]
+    shard.activate(Placement(2, placement_of(spec).shards, {}))
+    assert table.nbytes > 0
+    shard.retire(2)
+    assert not shard.tables
+    assert (table.nbytes, table.blocks.size) == (0, 0)
+
+
 def test_callbacks_hear_of_every_activation(shard: Shard, spec: TableSpec) -> None:
     heard: list[int] = []
     shard.when_serving(lambda: heard.append(1))
