@@ -39,7 +39,8 @@ class ShardTable:
 
     @version.setter
     def version(self, version: int) -> None:
-        self._layout.version = version
+        with self._changing:
+            self._layout.version = version
 
     @property
     def shared(self) -> SharedTable | None:
