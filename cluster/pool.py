@@ -140,11 +140,11 @@ def start_pool(snapshot_uri: str, shards: int, name: str, detached: bool = False
     """
     import ray
 
-    specs = list(Snapshot.open(snapshot_uri).specs.values())
+    snapshot = Snapshot.open(snapshot_uri)
     identity = {"name": name, "namespace": NAMESPACE, "get_if_exists": True}
     lifetime = "detached" if detached else None
     actor: Any = ray.remote(MemoryPool).options(num_cpus=0, lifetime=lifetime, **identity, **_FOREVER)
-    pool = actor.remote(snapshot_uri, specs, shards)
+    pool = actor.remote(snapshot.uri, list(snapshot.specs.values()), shards)
     fetch(pool.refresh.remote())
     return pool
 

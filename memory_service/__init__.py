@@ -22,7 +22,8 @@ from memory_service.local import LocalMemory
 from memory_service.memory import Memory, MemoryStats, Rows, check_fingerprints
 from memory_service.placement import Placement, ShardAddress
 from memory_service.rows import RowFormat, pack_rows, unpack_rows
-from memory_service.snapshot import Snapshot, write_snapshot
+from memory_service.snapshot import Snapshot
+from memory_service.snapshot_writer import extend_snapshot, write_snapshot
 from memory_service.spec import TableSpec
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "WrongEpoch",
     "assign_blocks",
     "check_fingerprints",
+    "extend_snapshot",
     "pack_rows",
     "unpack_rows",
     "write_snapshot",

@@ -20,10 +20,10 @@ from memory_service.memory import MemoryStats, Rows, distinct_rows, require_tabl
 from memory_service.placement import Placement, ShardAddress
 from memory_service.retries import Retries
 from memory_service.routing import Budget, Patience, ShardHealth, choose
-from memory_service.snapshot import refuse_existing, seal_snapshot
+from memory_service.shard_snapshot import snapshot_shards
+from memory_service.snapshot import Snapshot
 from memory_service.spec import TableSpec
 from memory_service.stats import LookupCounters
-from memory_service.store import Store
 from memory_service.stream import RowStream
 from memory_service.watch import Watch
 
@@ -112,14 +112,13 @@ class MemoryClient:
         """Counters since the client connected."""
         return self._counters.snapshot()
 
-    def snapshot(self, uri: str | Path) -> None:
-        """Have all shards write their blocks below a directory that they and this process can reach, then seal it.
+    def snapshot(self, uri: str | Path, full: bool = False) -> Snapshot:
+        """Have the shards write their blocks below a directory that they and this process can reach, then seal it.
 
-        SnapshotError if it holds a snapshot already. A failure leaves it unsealed, which is no snapshot.
+        A directory that holds a snapshot of this memory gets a new generation, of the blocks that changed, or with
+        `full` of all. SnapshotError if it holds another memory. After a failure the generations there are as before.
         """
-        store = Store(uri)
-        refuse_existing(store)
-        seal_snapshot(store, self._directory.write_tables(uri))
+        return snapshot_shards(self._directory, uri, full)
 
     def close(self) -> None:
         """Fail the lookups under way and end all threads and connections."""

@@ -1,5 +1,6 @@
 """The client's side of a shard's control door."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,14 @@ from memory_service.manifest import BlockEntry
 from memory_service.placement import Placement
 from memory_service.shard_reports import Prepared, ShardStats
 from memory_service.status import STATUS_KEY, error_of
-from memory_service.wire import MAX_MESSAGE_BYTES, ShardInfo, blocks_from_proto, info_from_proto, placement_to_proto
+from memory_service.wire import (
+    MAX_MESSAGE_BYTES,
+    ShardInfo,
+    blocks_from_proto,
+    blocks_to_proto,
+    info_from_proto,
+    placement_to_proto,
+)
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
 
@@ -59,9 +67,20 @@ class ControlClient:
         """Have the shard forget what is older than an epoch; see Shard.retire."""
         self._call(self._stub.Retire, pb.RetireRequest(epoch=epoch), timeout_s)
 
-    def snapshot(self, uri: str | Path, table: str, timeout_s: float = 3600.0) -> tuple[int, dict[int, BlockEntry]]:
-        """Have the shard write its part of a table; the table's version and the entries for the manifest."""
-        reply = self._call(self._stub.Snapshot, pb.SnapshotRequest(uri=str(uri), table=table), timeout_s)
+    def snapshot(
+        self,
+        uri: str | Path,
+        table: str,
+        prefix: str,
+        blocks: Sequence[int],
+        base: Mapping[int, BlockEntry],
+        timeout_s: float = 3600.0,
+    ) -> tuple[int, dict[int, BlockEntry]]:
+        """Have the shard write blocks of a table, see Shard.write_snapshot; the table's version and the entries."""
+        request = pb.SnapshotRequest(
+            uri=str(uri), table=table, prefix=prefix, blocks=blocks, base=blocks_to_proto(base)
+        )
+        reply = self._call(self._stub.Snapshot, request, timeout_s)
         return reply.version, blocks_from_proto(reply.blocks)
 
     def stats(self, timeout_s: float = 5.0) -> ShardStats:

@@ -16,6 +16,7 @@ from memory_service.shard import Shard
 from memory_service.status import STATUS_KEY, status_of
 from memory_service.wire import (
     MAX_MESSAGE_BYTES,
+    blocks_from_proto,
     blocks_to_proto,
     held_to_proto,
     placement_from_proto,
@@ -123,7 +124,8 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
 
     @_answering
     def Snapshot(self, request: pb.SnapshotRequest, context: grpc.ServicerContext) -> pb.SnapshotReply:  # noqa: N802
-        version, entries = self._shard.write_snapshot(request.uri, request.table)
+        base = blocks_from_proto(request.base)
+        version, entries = self._shard.write_snapshot(request.uri, request.table, request.prefix, request.blocks, base)
         return pb.SnapshotReply(version=version, blocks=blocks_to_proto(entries))
 
     @_answering

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import repeat
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from memory_service.control import ControlClient
-from memory_service.errors import FingerprintMismatch, MemoryServiceError, ShardUnavailable, SnapshotError
-from memory_service.manifest import BlockEntry, TableEntry
+from memory_service.errors import FingerprintMismatch, MemoryServiceError, ShardUnavailable
 from memory_service.mapped import SharedTable
 from memory_service.placement import NOBODY, Placement, ShardAddress
 from memory_service.spec import TableSpec
@@ -62,27 +60,10 @@ class Directory:
                 if self.placement.epoch != epoch:
                     return  # without waiting for those that may be down
 
-    def write_tables(self, uri: str | Path) -> list[TableEntry]:
-        """Have every shard write its blocks of every table; the entries of all of them together."""
-        return [self._write_table(uri, spec) for spec in self.specs.values()]
-
-    def _write_table(self, uri: str | Path, spec: TableSpec) -> TableEntry:
-        parts = each_shard(self.placement.shards, lambda control: control.snapshot(uri, spec.name))
-        if len(versions := {version for version, _ in parts}) != 1:
-            raise SnapshotError(f"table {spec.name!r}: the shards are at versions {sorted(versions)}: try again")
-        blocks: dict[int, BlockEntry] = {}
-        for _, entries in parts:
-            blocks.update(entries)
-        if missing := sorted(set(range(spec.blocks)) - blocks.keys()):
-            raise SnapshotError(
-                f"table {spec.name!r}: no shard wrote block {missing[0]}: the placement changed, try again"
-            )
-        return TableEntry(spec, versions.pop(), tuple(blocks[block] for block in range(spec.blocks)))
-
     def _meet_all(self, timeout_s: float) -> None:
         """Compare what every shard holds with the specs."""
         placement = self.placement
-        answers = each_shard(placement.shards, _outcome(timeout_s))
+        answers = each_shard(placement.shards, describing(timeout_s))
         for answer in answers:
             if isinstance(answer, ShardInfo):
                 self._adopt(answer)
@@ -128,14 +109,16 @@ def _as_they_answer(shards: Sequence[ShardAddress], timeout_s: float) -> Iterato
     """What the shards that are up say, the quickest first."""
     pool = ThreadPoolExecutor(min(_THREADS, len(shards)))
     try:
-        for done in as_completed([pool.submit(_ask, shard, _outcome(timeout_s)) for shard in shards]):
+        for done in as_completed([pool.submit(_ask, shard, describing(timeout_s)) for shard in shards]):
             if isinstance(info := done.result(), ShardInfo):
                 yield info
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _outcome(timeout_s: float) -> Callable[[ControlClient], ShardInfo | MemoryServiceError]:
+def describing(timeout_s: float) -> Callable[[ControlClient], ShardInfo | MemoryServiceError]:
+    """A call that asks a shard what it is and holds, and returns the error of one that does not say."""
+
     def describe(control: ControlClient) -> ShardInfo | MemoryServiceError:
         try:
             return control.describe(timeout_s)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.memory import MemoryStats, Rows, distinct_rows, require_table
-from memory_service.snapshot import Snapshot
+from memory_service.snapshot import Snapshot, load_newest
 from memory_service.spec import TableSpec
 from memory_service.stats import LookupCounters
 
@@ -30,9 +30,11 @@ class LocalMemory:
 
     @classmethod
     def load(cls, snapshot_uri: str | Path) -> "LocalMemory":
-        """Read every table of a snapshot, checksums verified; SnapshotError naming what is wrong."""
-        snapshot = Snapshot.open(snapshot_uri)
-        return cls({spec: _read_table(snapshot, spec) for spec in snapshot.specs.values()})
+        """Read every table of a snapshot, checksums verified; SnapshotError naming what is wrong.
+
+        Where the URI names no generation, and the newest one turns out damaged, the last good one is read.
+        """
+        return cls(load_newest(snapshot_uri, _read_tables))
 
     def lookup(self, table: str, rows: np.ndarray, timeout_s: float | None = None) -> Future[Rows]:
         """See Memory.lookup; the future is done on return, so `timeout_s` never passes."""
@@ -56,6 +58,10 @@ class LocalMemory:
         """Let go of the tables."""
         self._tables = {}
         self.specs = {}
+
+
+def _read_tables(snapshot: Snapshot) -> dict[TableSpec, NDArray[np.uint8]]:
+    return {spec: _read_table(snapshot, spec) for spec in snapshot.specs.values()}
 
 
 def _read_table(snapshot: Snapshot, spec: TableSpec) -> NDArray[np.uint8]:

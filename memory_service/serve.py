@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memory_service.errors import MemoryServiceError
+from memory_service.manifest import split_pin
 from memory_service.placement import Placement, ShardAddress
 from memory_service.server import ShardServer
 from memory_service.shard import Shard
-from memory_service.snapshot import Snapshot
+from memory_service.snapshot import Snapshot, generations, load_newest
+from memory_service.store import open_store
 
 STATIC_EPOCH = 1
 
@@ -73,17 +75,32 @@ def start_static(
         raise ValueError(f"shard_index={shard_index} is not among the {len(peers or [''])} shards: count from 0")
     if peers and not port:
         raise ValueError("--port: with --peers, give the port that this shard has in the list")
-    specs = Snapshot.open(snapshot).specs.values()
-    server = ShardServer(Shard(f"shard-{shard_index}"), host, port, rows_port).start()
-    try:
-        addresses = [ShardAddress(f"shard-{i}", address) for i, address in enumerate(peers or [server.address])]
-        placement = Placement.build(STATIC_EPOCH, addresses, specs, replicas)
-        server.shard.prepare(placement, snapshot_uri=snapshot)
-        server.shard.activate(placement)
-    except BaseException:
-        server.stop()
-        raise
-    return server
+
+    def start(opened: Snapshot) -> ShardServer:
+        server = ShardServer(Shard(f"shard-{shard_index}"), host, port, rows_port).start()
+        try:
+            addresses = [ShardAddress(f"shard-{i}", address) for i, address in enumerate(peers or [server.address])]
+            placement = Placement.build(STATIC_EPOCH, addresses, opened.specs.values(), replicas)
+            server.shard.prepare(placement, snapshot_uri=opened.uri)
+            server.shard.activate(placement)
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    return load_newest(_same_for_all(snapshot) if peers else snapshot, start)
+
+
+def _same_for_all(uri: str | Path) -> str:
+    """The URI of one generation: peers that start one after the other could each find another one the newest."""
+    snapshot = Snapshot.open(uri)
+    directory, generation = split_pin(uri)
+    if generation is None and len(found := generations(open_store(directory))) > 1:
+        raise ValueError(
+            f"--snapshot: {directory} holds the generations {found}: with --peers name one, so that all shards load "
+            f"the same, as in {snapshot.uri}"
+        )
+    return snapshot.uri
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,7 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `serve`, by name."""
     blocks = parser.add_mutually_exclusive_group(required=True)
-    blocks.add_argument("--snapshot", metavar="URI", help="snapshot directory, or a URI of one")
+    blocks.add_argument(
+        "--snapshot",
+        metavar="URI",
+        help="snapshot directory, or a URI of one; DIR?generation=N for another than the newest one",
+    )
     blocks.add_argument("--join", metavar="NAME", help="hold nothing yet, and wait under this name for blocks")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="control port, 0 for any free one (default %(default)s)")

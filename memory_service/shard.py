@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from memory_service.memory import require_table
 from memory_service.placement import Placement
 from memory_service.scratch import Scratch
 from memory_service.shard_reports import Prepared, ShardStats
-from memory_service.snapshot import refuse_existing, write_blocks
+from memory_service.snapshot_writer import write_blocks
 from memory_service.sources import Sources
-from memory_service.store import Store
+from memory_service.store import open_store
 from memory_service.table import ShardTable
 
 
@@ -163,17 +163,16 @@ class Shard:
         """Count a lookup that was dropped because its time was up."""
         self._count(expired=1)
 
-    def write_snapshot(self, uri: str | Path, table: str) -> tuple[int, dict[int, BlockEntry]]:
-        """Write the blocks of a table of which this shard is replica 0; the table's version and the entries."""
-        placement = self._serving.active
-        if placement is None:
-            raise ShardUnavailable(f"{self.name} has no active placement yet: nothing to write", table, self.name)
-        held = require_table(self._tables, table)
-        store = Store(uri)
-        refuse_existing(store)
-        mine = placement.blocks_of(table, self.name, replica=0).tolist()
-        blocks = ((block, held.copy_block(block)) for block in mine)
-        return held.version, write_blocks(store, held.spec, blocks, prefix=f"{self.name}-")
+    def write_snapshot(
+        self, uri: str | Path, table: str, prefix: str, blocks: Sequence[int], base: Mapping[int, BlockEntry]
+    ) -> tuple[int, dict[int, BlockEntry]]:
+        """Write those of some blocks that differ from `base`; the table's version and the entries of them all.
+
+        RowOutOfRange if a block is not held.
+        """
+        held = self._table(table)
+        rows = ((block, held.copy_block(block)) for block in blocks)
+        return held.version, write_blocks(open_store(uri), held.spec, rows, f"{prefix}{self.name}-", base)
 
     def stats(self) -> ShardStats:
         """Counters since construction."""

@@ -1,84 +1,99 @@
-"""Snapshots: every block of every table in Arrow IPC files, sealed by a manifest that is written last.
+"""Snapshots: a directory of generations, each a manifest over blocks in Arrow IPC files, every block with a checksum.
 
-DIR/manifest.json            format version, table specs, place and checksum of every block
-DIR/<table>/00000.arrow      uncompressed, one record batch a block, several blocks a file
+Generations share the files of blocks that did not change, and no file is ever written twice. The newest generation
+that is whole is the one that loads; what is wrong with a newer one is named. DIR?generation=3 means that one only.
+Block files are uncompressed, one record batch a block, several blocks a file.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from memory_service.arrow_rows import row_schema, view_rows, wrap_rows
+from memory_service.arrow_rows import view_rows
 from memory_service.errors import InvalidRequest, SnapshotError, UnknownTable
-from memory_service.manifest import MANIFEST, BlockEntry, TableEntry, parse_manifest, render_manifest
+from memory_service.manifest import (
+    BlockEntry,
+    TableEntry,
+    generation_of_manifest,
+    manifest_name,
+    parse_manifest,
+    pin,
+    split_pin,
+)
 from memory_service.spec import TableSpec
-from memory_service.store import Store
+from memory_service.store import Store, open_store
 
-FILE_BYTES = 256 << 20
-
-Blocks = Iterable[tuple[int, NDArray[np.uint8]]]  # (block number, packed rows)
-
-
-def write_snapshot(
-    uri: str | Path, tables: Mapping[TableSpec, NDArray[np.uint8] | Iterable[NDArray[np.uint8]]], version: int = 0
-) -> None:
-    """Write whole tables, each a packed array [rows, row_bytes] or an iterable of its blocks in order.
-
-    An iterable is drawn one block at a time, so no table needs to be in memory. `version` counts the committed
-    updates that the rows hold. SnapshotError if the directory already holds a snapshot.
-    """
-    store = Store(uri)
-    refuse_existing(store)
-    entries = []
-    for spec, source in tables.items():
-        blocks = write_blocks(store, spec, enumerate(_blocks_of(spec, source)))
-        entries.append(TableEntry(spec, version, tuple(blocks[block] for block in range(len(blocks)))))
-    seal_snapshot(store, entries)
-
-
-def write_blocks(store: Store, spec: TableSpec, blocks: Blocks, prefix: str = "") -> dict[int, BlockEntry]:
-    """Write some blocks of a table into files `<table>/<prefix>NNNNN.arrow`; the entries by block number."""
-    per_file = max(1, FILE_BYTES // (spec.block_rows * spec.row_bytes))
-    entries: dict[int, BlockEntry] = {}
-    iterator = iter(blocks)
-    first = next(iterator, None)
-    while first is not None:
-        path = f"{spec.name}/{prefix}{len(entries) // per_file:05d}.arrow"
-        first = _write_file(store, spec, path, first, iterator, per_file, entries)
-    return entries
-
-
-def seal_snapshot(store: Store, tables: list[TableEntry]) -> None:
-    """Write the manifest, which turns the block files of a directory into a snapshot."""
-    store.write_whole(MANIFEST, render_manifest(tables))
-
-
-def refuse_existing(store: Store) -> None:
-    """SnapshotError if the directory is sealed already: its files may be in use, so nothing is overwritten."""
-    if store.size(MANIFEST) is not None:
-        raise SnapshotError(f"{store.uri} already holds a snapshot: choose another directory or delete that one")
+_log = logging.getLogger(__name__)
+_Loaded = TypeVar("_Loaded")
 
 
 class Snapshot:
-    """A snapshot opened for reading; every block is checked against its checksum as it is read."""
+    """One generation opened for reading; every block is checked against its checksum as it is read."""
 
-    def __init__(self, store: Store, tables: Mapping[str, TableEntry]) -> None:
+    def __init__(self, store: Store, generation: int, tables: Mapping[str, TableEntry]) -> None:
         self._store = store
+        self.generation = generation
         self.tables = tables
+        self.damage: tuple[str, ...] = ()
+        """What is wrong with the newer generations that were passed over, a sentence each."""
 
     @classmethod
     def open(cls, uri: str | Path) -> "Snapshot":
-        """Read the manifest; SnapshotError naming what is missing or damaged."""
-        store = Store(uri)
-        if store.size(MANIFEST) is None:
+        """The generation that the URI names, or the newest whose manifest is intact and whose files are all there.
+
+        A flipped bit within a block shows only when that block is read. SnapshotError naming all that is missing or
+        damaged, where no generation can be used.
+        """
+        directory, generation = split_pin(uri)
+        store = open_store(directory)
+        if generation is not None:
+            return cls._only(store, generation)
+        return cls._newest(store, deep=False)
+
+    @classmethod
+    def last_good(cls, uri: str | Path) -> "Snapshot":
+        """The newest generation of which every block was read and is whole; SnapshotError naming all damage if none.
+
+        It reads whole generations: ask for it when a block of the one that `open` found turns out damaged. Of several
+        shards one must ask, and all load the `uri` of the answer.
+        """
+        return cls._newest(open_store(split_pin(uri)[0]), deep=True)
+
+    @classmethod
+    def _newest(cls, store: Store, deep: bool) -> "Snapshot":
+        damage: list[str] = []
+        checked: dict[BlockEntry, str | None] = {}
+        for generation in reversed(generations(store)):
+            snapshot, found = inspect(store, generation, checked if deep else None)
+            if snapshot is not None and not found:
+                snapshot.damage = tuple(damage)
+                return snapshot
+            damage += [f"generation {generation}: {sentence}" for sentence in found]
+            for sentence in found:
+                _log.warning("generation %d is passed over: %s", generation, sentence)
+        if not damage:
             raise SnapshotError(_no_manifest(store))
-        with store.reading(MANIFEST) as source:
-            content = source.read()
-        return cls(store, parse_manifest(content, store.uri))
+        raise SnapshotError(f"snapshot {store.uri}: no generation can be used. " + "; ".join(damage))
+
+    @classmethod
+    def _only(cls, store: Store, generation: int) -> "Snapshot":
+        if generation not in (known := generations(store)):
+            raise SnapshotError(f"snapshot {store.uri} has no generation {generation}, only {known}")
+        snapshot, damage = inspect(store, generation)
+        if snapshot is None or damage:
+            raise SnapshotError("; ".join(damage))
+        return snapshot
+
+    @property
+    def uri(self) -> str:
+        """The URI that opens this generation and no other: what the shards of one memory all load."""
+        return pin(self._store.uri, self.generation)
 
     @property
     def specs(self) -> dict[str, TableSpec]:
@@ -103,6 +118,49 @@ class Snapshot:
         for file in sorted(by_file):
             yield from self._read_file(entry, file, by_file[file])
 
+    def missing_files(self) -> list[str]:
+        """A sentence for each file that is not there or not of the size that it was written with."""
+        sentences = []
+        for name, table in self.tables.items():
+            stored = self._store.files(name, recursive=True)
+            for file in table.files:
+                wanted = table.file_bytes.get(file)
+                if file not in stored:
+                    sentences.append(self._about(f"file {file} of table {name!r} is missing"))
+                elif wanted is not None and stored[file].size != wanted:
+                    size = stored[file].size
+                    sentences.append(self._about(f"file {file} of table {name!r} has {size} bytes, not {wanted}"))
+        return sentences
+
+    def damaged_blocks(self, checked: dict[BlockEntry, str | None]) -> list[str]:
+        """Read every block that `checked` does not know yet, and put there what is wrong with it; the sentences."""
+        for table in self.tables.values():
+            by_file: dict[str, list[int]] = {}
+            for block, entry in enumerate(table.blocks):
+                if entry not in checked:
+                    by_file.setdefault(entry.file, []).append(block)
+            for blocks in by_file.values():
+                self._check_file(table, blocks, checked)
+        found = [checked[entry] for table in self.tables.values() for entry in table.blocks]
+        return [sentence for sentence in found if sentence is not None]
+
+    def _check_file(self, table: TableEntry, blocks: list[int], checked: dict[BlockEntry, str | None]) -> None:
+        try:
+            for block, _ in self.read_blocks(table.spec.name, blocks):
+                checked[table.blocks[block]] = None
+        except SnapshotError:  # one is damaged: read those left one by one, to name each
+            for block in blocks:
+                if table.blocks[block] not in checked:
+                    checked[table.blocks[block]] = self._damage_of(table, block)
+
+    def _damage_of(self, table: TableEntry, block: int) -> str | None:
+        try:
+            for _ in self.read_blocks(table.spec.name, [block]):
+                pass
+        except SnapshotError as error:
+            return str(error)
+        return None
+
     def _read_file(self, table: TableEntry, file: str, blocks: list[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         with self._store.reading(file) as source:
             try:
@@ -123,55 +181,59 @@ class Snapshot:
         return rows
 
     def _damaged(self, table: TableEntry, file: str, block: int, what: str) -> SnapshotError:
-        return SnapshotError(
-            f"snapshot {self._store.uri}: file {file}, table {table.spec.name!r}, block {block}: {what}. "
-            "Restore the file from a copy of the snapshot"
+        return SnapshotError(self._about(f"file {file}, table {table.spec.name!r}, block {block}: {what}"))
+
+    def _about(self, what: str) -> str:
+        return (
+            f"snapshot {self._store.uri}: {what}. Restore the file from a copy, or load a generation that "
+            f"`engram memory verify --snapshot {self._store.uri}` finds whole"
         )
+
+
+def load_newest(uri: str | Path, load: Callable[[Snapshot], _Loaded]) -> _Loaded:
+    """What `load` makes of the snapshot that `open` finds, or of the last good one where that turns out damaged.
+
+    `load` must begin afresh each time. A URI that names a generation is loaded as it is or not at all. Of several
+    shards of one memory only the one process that decides for them all may choose like this.
+    """
+    snapshot = Snapshot.open(uri)
+    try:
+        return load(snapshot)
+    except SnapshotError as error:
+        if split_pin(uri)[1] is not None:
+            raise
+        _log.warning("generation %d is passed over: %s", snapshot.generation, error)
+    return load(Snapshot.last_good(uri))
+
+
+def generations(store: Store) -> list[int]:
+    """The generations that have a manifest, oldest first, damaged ones included."""
+    return sorted(number for name in store.files() if (number := generation_of_manifest(name)) is not None)
+
+
+def inspect(
+    store: Store, generation: int, checked: dict[BlockEntry, str | None] | None = None
+) -> tuple[Snapshot | None, list[str]]:
+    """One generation, if its manifest can be read, and what is wrong with it, a sentence each.
+
+    Its files are only looked for, unless `checked` is given: then its blocks are read, and `checked` remembers them
+    for the generations that share them.
+    """
+    name = manifest_name(generation)
+    try:
+        with store.reading(name) as source:
+            tables = parse_manifest(source.read(), store.uri, name)
+    except SnapshotError as error:
+        return None, [str(error)]
+    snapshot = Snapshot(store, generation, tables)
+    damage = snapshot.missing_files()
+    return snapshot, damage if damage or checked is None else snapshot.damaged_blocks(checked)
 
 
 def _no_manifest(store: Store) -> str:
     if not store.is_directory():
         return f"no snapshot at {store.uri}: there is no such directory"
     return (
-        f"no snapshot at {store.uri}: the directory has no {MANIFEST}, so it is not a snapshot or was never finished. "
-        "Write it again"
+        f"no snapshot at {store.uri}: the directory has no {manifest_name(0)}, so it is not a snapshot or was never "
+        "finished. Write it again"
     )
-
-
-def _blocks_of(spec: TableSpec, source: NDArray[np.uint8] | Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    if isinstance(source, np.ndarray):
-        source = [source[start : start + spec.block_rows] for start in range(0, len(source), spec.block_rows)]
-    count = 0
-    for count, rows in enumerate(source, start=1):
-        expected = (spec.block_length(count - 1), spec.row_bytes)
-        if rows.dtype != np.uint8 or rows.shape != expected:
-            raise ValueError(
-                f"table {spec.name!r} block {count - 1}: expected uint8 {list(expected)}, "
-                f"got {rows.dtype} {list(rows.shape)}"
-            )
-        yield rows
-    if count != spec.blocks:
-        raise ValueError(f"table {spec.name!r} needs {spec.blocks} blocks ({spec.rows} rows), got {count}")
-
-
-def _write_file(
-    store: Store,
-    spec: TableSpec,
-    path: str,
-    first: tuple[int, NDArray[np.uint8]],
-    rest: Iterator[tuple[int, NDArray[np.uint8]]],
-    count: int,
-    entries: dict[int, BlockEntry],
-) -> tuple[int, NDArray[np.uint8]] | None:
-    """Write `first` and up to count - 1 more blocks to one file; the block that starts the next one, if any."""
-    schema = row_schema(spec.row_bytes)
-    item: tuple[int, NDArray[np.uint8]] | None = first
-    with store.writing(path) as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in range(count):
-            if item is None:
-                break
-            block, rows = item[0], np.ascontiguousarray(item[1])
-            writer.write_batch(wrap_rows(rows, schema))
-            entries[block] = BlockEntry(path, batch, len(rows), xxhash.xxh3_128_hexdigest(rows.data))
-            item = next(rest, None)
-    return item

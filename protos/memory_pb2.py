@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/memory.proto\x12\x10\x65ngram.memory.v1\"\xd3\x01\n\tTableSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x13\n\x0b\x63olumn_rows\x18\x03 \x03(\x04\x12\x11\n\tmax_ngram\x18\x04 \x01(\r\x12\r\n\x05heads\x18\x05 \x01(\r\x12\x13\n\x0bmultipliers\x18\x06 \x03(\x04\x12\x0e\n\x06pad_id\x18\x07 \x01(\x04\x12\x18\n\x10token_map_sha256\x18\x08 \x01(\t\x12\x0b\n\x03\x64im\x18\t \x01(\r\x12\x12\n\nrow_format\x18\n \x01(\t\x12\x12\n\nblock_rows\x18\x0b \x01(\r\".\n\x0cShardAddress\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"A\n\x0eTablePlacement\x12\r\n\x05table\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0e\n\x06shards\x18\x03 \x01(\x0c\"|\n\tPlacement\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12.\n\x06shards\x18\x02 \x03(\x0b\x32\x1e.engram.memory.v1.ShardAddress\x12\x30\n\x06tables\x18\x03 \x03(\x0b\x32 .engram.memory.v1.TablePlacement\"\x86\x01\n\tHeldTable\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.engram.memory.v1.TableSpec\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x03 \x03(\r\x12-\n\x06shared\x18\x04 \x01(\x0b\x32\x1d.engram.memory.v1.SharedTable\"\x11\n\x0f\x44\x65scribeRequest\"\xa3\x01\n\rDescribeReply\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x11\n\trows_port\x18\x03 \x01(\r\x12.\n\tplacement\x18\x04 \x01(\x0b\x32\x1b.engram.memory.v1.Placement\x12+\n\x06tables\x18\x05 \x03(\x0b\x32\x1b.engram.memory.v1.HeldTable\"\x84\x01\n\x0ePrepareRequest\x12.\n\tplacement\x18\x01 \x01(\x0b\x32\x1b.engram.memory.v1.Placement\x12,\n\x07\x63urrent\x18\x02 \x01(\x0b\x32\x1b.engram.memory.v1.Placement\x12\x14\n\x0csnapshot_uri\x18\x03 \x01(\t\"K\n\x0cPrepareReply\x12\x0c\n\x04kept\x18\x01 \x01(\x04\x12\x0e\n\x06\x63opied\x18\x02 \x01(\x04\x12\x0e\n\x06loaded\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"A\n\x0f\x41\x63tivateRequest\x12.\n\tplacement\x18\x01 \x01(\x0b\x32\x1b.engram.memory.v1.Placement\"\x0f\n\rActivateReply\"-\n\x0fSnapshotRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\r\n\x05table\x18\x02 \x01(\t\"V\n\nBlockEntry\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"N\n\rSnapshotReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12,\n\x06\x62locks\x18\x02 \x03(\x0b\x32\x1c.engram.memory.v1.BlockEntry\"\x0e\n\x0cStatsRequest\"\xd9\x01\n\nStatsReply\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x0f\n\x07refused\x18\x02 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\x03 \x01(\x04\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x45\n\rstage_seconds\x18\x06 \x03(\x0b\x32..engram.memory.v1.StatsReply.StageSecondsEntry\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"{\n\rLookupRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\r\n\x05table\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\x0c\x12\x0f\n\x07sent_us\x18\x05 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\"|\n\x0bLookupReply\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.engram.memory.v1.Status\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\x04\"\x1e\n\rRetireRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\r\n\x0bRetireReply\"B\n\x0c\x42locksTicket\x12\r\n\x05table\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x0e\n\x06\x62locks\x18\x03 \x03(\r\"=\n\x0b\x42lockHeader\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"{\n\x0bSharedTable\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x10\n\x08\x61rena_fd\x18\x03 \x01(\r\x12\x13\n\x0b\x61rena_inode\x18\x04 \x01(\x04\x12\x11\n\tlayout_fd\x18\x05 \x01(\r\x12\x14\n\x0clayout_inode\x18\x06 \x01(\x04*\xc1\x02\n\x06Status\x12\r\n\tSTATUS_OK\x10\x00\x12\x13\n\x0fSTATUS_INTERNAL\x10\x01\x12\x1a\n\x16STATUS_INVALID_REQUEST\x10\x02\x12\x1c\n\x18STATUS_REQUEST_TOO_LARGE\x10\x03\x12\x18\n\x14STATUS_UNKNOWN_TABLE\x10\x04\x12\x1b\n\x17STATUS_ROW_OUT_OF_RANGE\x10\x05\x12\x1f\n\x1bSTATUS_FINGERPRINT_MISMATCH\x10\x06\x12\x16\n\x12STATUS_WRONG_EPOCH\x10\x07\x12\x19\n\x15STATUS_SNAPSHOT_ERROR\x10\x08\x12\x16\n\x12STATUS_UNAVAILABLE\x10\t\x12\x1c\n\x18STATUS_DEADLINE_EXCEEDED\x10\n\x12\x18\n\x14STATUS_OUT_OF_MEMORY\x10\x0b\x32\xdb\x03\n\x0bMemoryShard\x12N\n\x08\x44\x65scribe\x12!.engram.memory.v1.DescribeRequest\x1a\x1f.engram.memory.v1.DescribeReply\x12K\n\x07Prepare\x12 .engram.memory.v1.PrepareRequest\x1a\x1e.engram.memory.v1.PrepareReply\x12N\n\x08\x41\x63tivate\x12!.engram.memory.v1.ActivateRequest\x1a\x1f.engram.memory.v1.ActivateReply\x12N\n\x08Snapshot\x12!.engram.memory.v1.SnapshotRequest\x1a\x1f.engram.memory.v1.SnapshotReply\x12\x45\n\x05Stats\x12\x1e.engram.memory.v1.StatsRequest\x1a\x1c.engram.memory.v1.StatsReply\x12H\n\x06Retire\x12\x1f.engram.memory.v1.RetireRequest\x1a\x1d.engram.memory.v1.RetireReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/memory.proto\x12\x10\x65ngram.memory.v1\"\xd3\x01\n\tTableSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x13\n\x0b\x63olumn_rows\x18\x03 \x03(\x04\x12\x11\n\tmax_ngram\x18\x04 \x01(\r\x12\r\n\x05heads\x18\x05 \x01(\r\x12\x13\n\x0bmultipliers\x18\x06 \x03(\x04\x12\x0e\n\x06pad_id\x18\x07 \x01(\x04\x12\x18\n\x10token_map_sha256\x18\x08 \x01(\t\x12\x0b\n\x03\x64im\x18\t \x01(\r\x12\x12\n\nrow_format\x18\n \x01(\t\x12\x12\n\nblock_rows\x18\x0b \x01(\r\".\n\x0cShardAddress\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"A\n\x0eTablePlacement\x12\r\n\x05table\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0e\n\x06shards\x18\x03 \x01(\x0c\"|\n\tPlacement\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12.\n\x06shards\x18\x02 \x03(\x0b\x32\x1e.engram.memory.v1.ShardAddress\x12\x30\n\x06tables\x18\x03 \x03(\x0b\x32 .engram.memory.v1.TablePlacement\"\x86\x01\n\tHeldTable\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.engram.memory.v1.TableSpec\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x03 \x03(\r\x12-\n\x06shared\x18\x04 \x01(\x0b\x32\x1d.engram.memory.v1.SharedTable\"\x11\n\x0f\x44\x65scribeRequest\"\xa3\x01\n\rDescribeReply\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x11\n\trows_port\x18\x03 \x01(\r\x12.\n\tplacement\x18\x04 \x01(\x0b\x32\x1b.engram.memory.v1.Placement\x12+\n\x06tables\x18\x05 \x03(\x0b\x32\x1b.engram.memory.v1.HeldTable\"\x84\x01\n\x0ePrepareRequest\x12.\n\tplacement\x18\x01 \x01(\x0b\x32\x1b.engram.memory.v1.Placement\x12,\n\x07\x63urrent\x18\x02 \x01(\x0b\x32\x1b.engram.memory.v1.Placement\x12\x14\n\x0csnapshot_uri\x18\x03 \x01(\t\"K\n\x0cPrepareReply\x12\x0c\n\x04kept\x18\x01 \x01(\x04\x12\x0e\n\x06\x63opied\x18\x02 \x01(\x04\x12\x0e\n\x06loaded\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"A\n\x0f\x41\x63tivateRequest\x12.\n\tplacement\x18\x01 \x01(\x0b\x32\x1b.engram.memory.v1.Placement\"\x0f\n\rActivateReply\"y\n\x0fSnapshotRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\r\n\x05table\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12\x0e\n\x06\x62locks\x18\x04 \x03(\r\x12*\n\x04\x62\x61se\x18\x05 \x03(\x0b\x32\x1c.engram.memory.v1.BlockEntry\"V\n\nBlockEntry\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"N\n\rSnapshotReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12,\n\x06\x62locks\x18\x02 \x03(\x0b\x32\x1c.engram.memory.v1.BlockEntry\"\x0e\n\x0cStatsRequest\"\xd9\x01\n\nStatsReply\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x0f\n\x07refused\x18\x02 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\x03 \x01(\x04\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x45\n\rstage_seconds\x18\x06 \x03(\x0b\x32..engram.memory.v1.StatsReply.StageSecondsEntry\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"{\n\rLookupRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\r\n\x05table\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\x0c\x12\x0f\n\x07sent_us\x18\x05 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\"|\n\x0bLookupReply\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.engram.memory.v1.Status\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\x04\"\x1e\n\rRetireRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\r\n\x0bRetireReply\"B\n\x0c\x42locksTicket\x12\r\n\x05table\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x0e\n\x06\x62locks\x18\x03 \x03(\r\"=\n\x0b\x42lockHeader\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"{\n\x0bSharedTable\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x10\n\x08\x61rena_fd\x18\x03 \x01(\r\x12\x13\n\x0b\x61rena_inode\x18\x04 \x01(\x04\x12\x11\n\tlayout_fd\x18\x05 \x01(\r\x12\x14\n\x0clayout_inode\x18\x06 \x01(\x04*\xc1\x02\n\x06Status\x12\r\n\tSTATUS_OK\x10\x00\x12\x13\n\x0fSTATUS_INTERNAL\x10\x01\x12\x1a\n\x16STATUS_INVALID_REQUEST\x10\x02\x12\x1c\n\x18STATUS_REQUEST_TOO_LARGE\x10\x03\x12\x18\n\x14STATUS_UNKNOWN_TABLE\x10\x04\x12\x1b\n\x17STATUS_ROW_OUT_OF_RANGE\x10\x05\x12\x1f\n\x1bSTATUS_FINGERPRINT_MISMATCH\x10\x06\x12\x16\n\x12STATUS_WRONG_EPOCH\x10\x07\x12\x19\n\x15STATUS_SNAPSHOT_ERROR\x10\x08\x12\x16\n\x12STATUS_UNAVAILABLE\x10\t\x12\x1c\n\x18STATUS_DEADLINE_EXCEEDED\x10\n\x12\x18\n\x14STATUS_OUT_OF_MEMORY\x10\x0b\x32\xdb\x03\n\x0bMemoryShard\x12N\n\x08\x44\x65scribe\x12!.engram.memory.v1.DescribeRequest\x1a\x1f.engram.memory.v1.DescribeReply\x12K\n\x07Prepare\x12 .engram.memory.v1.PrepareRequest\x1a\x1e.engram.memory.v1.PrepareReply\x12N\n\x08\x41\x63tivate\x12!.engram.memory.v1.ActivateRequest\x1a\x1f.engram.memory.v1.ActivateReply\x12N\n\x08Snapshot\x12!.engram.memory.v1.SnapshotRequest\x1a\x1f.engram.memory.v1.SnapshotReply\x12\x45\n\x05Stats\x12\x1e.engram.memory.v1.StatsRequest\x1a\x1c.engram.memory.v1.StatsReply\x12H\n\x06Retire\x12\x1f.engram.memory.v1.RetireRequest\x1a\x1d.engram.memory.v1.RetireReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATSREPLY_STAGESECONDSENTRY']._loaded_options = None
   _globals['_STATSREPLY_STAGESECONDSENTRY']._serialized_options = b'8\001'
-  _globals['_STATUS']._serialized_start=2120
-  _globals['_STATUS']._serialized_end=2441
+  _globals['_STATUS']._serialized_start=2196
+  _globals['_STATUS']._serialized_end=2517
   _globals['_TABLESPEC']._serialized_start=42
   _globals['_TABLESPEC']._serialized_end=253
   _globals['_SHARDADDRESS']._serialized_start=255
@@ -58,31 +58,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTIVATEREPLY']._serialized_start=1097
   _globals['_ACTIVATEREPLY']._serialized_end=1112
   _globals['_SNAPSHOTREQUEST']._serialized_start=1114
-  _globals['_SNAPSHOTREQUEST']._serialized_end=1159
-  _globals['_BLOCKENTRY']._serialized_start=1161
-  _globals['_BLOCKENTRY']._serialized_end=1247
-  _globals['_SNAPSHOTREPLY']._serialized_start=1249
-  _globals['_SNAPSHOTREPLY']._serialized_end=1327
-  _globals['_STATSREQUEST']._serialized_start=1329
-  _globals['_STATSREQUEST']._serialized_end=1343
-  _globals['_STATSREPLY']._serialized_start=1346
-  _globals['_STATSREPLY']._serialized_end=1563
-  _globals['_STATSREPLY_STAGESECONDSENTRY']._serialized_start=1512
-  _globals['_STATSREPLY_STAGESECONDSENTRY']._serialized_end=1563
-  _globals['_LOOKUPREQUEST']._serialized_start=1565
-  _globals['_LOOKUPREQUEST']._serialized_end=1688
-  _globals['_LOOKUPREPLY']._serialized_start=1690
-  _globals['_LOOKUPREPLY']._serialized_end=1814
-  _globals['_RETIREREQUEST']._serialized_start=1816
-  _globals['_RETIREREQUEST']._serialized_end=1846
-  _globals['_RETIREREPLY']._serialized_start=1848
-  _globals['_RETIREREPLY']._serialized_end=1861
-  _globals['_BLOCKSTICKET']._serialized_start=1863
-  _globals['_BLOCKSTICKET']._serialized_end=1929
-  _globals['_BLOCKHEADER']._serialized_start=1931
-  _globals['_BLOCKHEADER']._serialized_end=1992
-  _globals['_SHAREDTABLE']._serialized_start=1994
-  _globals['_SHAREDTABLE']._serialized_end=2117
-  _globals['_MEMORYSHARD']._serialized_start=2444
-  _globals['_MEMORYSHARD']._serialized_end=2919
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1235
+  _globals['_BLOCKENTRY']._serialized_start=1237
+  _globals['_BLOCKENTRY']._serialized_end=1323
+  _globals['_SNAPSHOTREPLY']._serialized_start=1325
+  _globals['_SNAPSHOTREPLY']._serialized_end=1403
+  _globals['_STATSREQUEST']._serialized_start=1405
+  _globals['_STATSREQUEST']._serialized_end=1419
+  _globals['_STATSREPLY']._serialized_start=1422
+  _globals['_STATSREPLY']._serialized_end=1639
+  _globals['_STATSREPLY_STAGESECONDSENTRY']._serialized_start=1588
+  _globals['_STATSREPLY_STAGESECONDSENTRY']._serialized_end=1639
+  _globals['_LOOKUPREQUEST']._serialized_start=1641
+  _globals['_LOOKUPREQUEST']._serialized_end=1764
+  _globals['_LOOKUPREPLY']._serialized_start=1766
+  _globals['_LOOKUPREPLY']._serialized_end=1890
+  _globals['_RETIREREQUEST']._serialized_start=1892
+  _globals['_RETIREREQUEST']._serialized_end=1922
+  _globals['_RETIREREPLY']._serialized_start=1924
+  _globals['_RETIREREPLY']._serialized_end=1937
+  _globals['_BLOCKSTICKET']._serialized_start=1939
+  _globals['_BLOCKSTICKET']._serialized_end=2005
+  _globals['_BLOCKHEADER']._serialized_start=2007
+  _globals['_BLOCKHEADER']._serialized_end=2068
+  _globals['_SHAREDTABLE']._serialized_start=2070
+  _globals['_SHAREDTABLE']._serialized_end=2193
+  _globals['_MEMORYSHARD']._serialized_start=2520
+  _globals['_MEMORYSHARD']._serialized_end=2995
 # @@protoc_insertion_point(module_scope)

@@ -151,12 +151,18 @@ class ActivateReply(_message.Message):
     def __init__(self) -> None: ...
 
 class SnapshotRequest(_message.Message):
-    __slots__ = ("uri", "table")
+    __slots__ = ("uri", "table", "prefix", "blocks", "base")
     URI_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     uri: str
     table: str
-    def __init__(self, uri: _Optional[str] = ..., table: _Optional[str] = ...) -> None: ...
+    prefix: str
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    base: _containers.RepeatedCompositeFieldContainer[BlockEntry]
+    def __init__(self, uri: _Optional[str] = ..., table: _Optional[str] = ..., prefix: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., base: _Optional[_Iterable[_Union[BlockEntry, _Mapping]]] = ...) -> None: ...
 
 class BlockEntry(_message.Message):
     __slots__ = ("block", "file", "batch", "rows", "digest")

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from cluster.commands import memory_fill
+from cluster.commands import memory_fill, memory_snapshots
 
 _DESCRIPTION = "Serve memory tables from this machine's RAM, without Ray, look at a running memory, or make a snapshot."
 _SERVE_DESCRIPTION = """\
@@ -40,6 +40,9 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
     _add_describe(actions, formatter)
     memory_fill.add_import(actions, formatter)
     memory_fill.add_random(actions, formatter)
+    memory_snapshots.add_snapshot(actions, formatter)
+    memory_snapshots.add_verify(actions, formatter)
+    memory_snapshots.add_prune(actions, formatter)
 
 
 def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:

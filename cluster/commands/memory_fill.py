@@ -134,7 +134,7 @@ def _specs(
 def _write(output: str, tables: Mapping[TableSpec, Iterable[NDArray[np.uint8]]]) -> None:
     from tqdm import tqdm
 
-    from memory_service.snapshot import write_snapshot
+    from memory_service import write_snapshot
 
     rows = sum(spec.rows for spec in tables)
     size = sum(spec.rows * spec.row_bytes for spec in tables)

@@ -94,9 +94,9 @@ def test_errors_come_back_as_what_they_were(
     with pytest.raises(WrongEpoch, match="does not go back to 4"):
         control.activate(placement_of(server, spec, 4))
     with pytest.raises(UnknownTable, match=r"engram\.3"):
-        control.snapshot(tmp_path / "out", "engram.3")
-    with pytest.raises(SnapshotError, match="already holds"):
-        control.snapshot(snapshot, "engram.1")
+        control.snapshot(tmp_path / "out", "engram.3", "x-", [0], {})
+    with pytest.raises(SnapshotError, match="cannot use"):
+        control.snapshot(snapshot / "manifest.json", "engram.1", "x-", [0], {})
 
 
 def test_codes(channel: grpc.Channel, server: ShardServer, snapshot: Path, spec: TableSpec) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,11 @@ def test_a_placement_with_more_blocks_needs_a_preparation_first(
 def test_a_failed_preparation_changes_nothing(
     shard: Shard, spec: TableSpec, packed: np.ndarray, snapshot: Path, mine: np.ndarray
 ) -> None:
-    content = bytearray((snapshot / "engram.1/00000.arrow").read_bytes())
+    [path] = (snapshot / "engram.1").iterdir()
+    content = bytearray(path.read_bytes())
     missing = placement_of(spec).blocks_of(spec.name, "shard-1")[0]
     content[content.index(packed[missing * spec.block_rows].tobytes())] ^= 1
-    (snapshot / "engram.1/00000.arrow").write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(Exception, match="checksum"):
         shard.prepare(placement_of(spec, 2, shards=1), snapshot_uri=snapshot)
     shard.lookup("engram.1", mine, 1, spec.fingerprint)
@@ -136,7 +138,7 @@ def test_the_version_of_a_snapshot_is_reported(tmp_path: Path, spec: TableSpec, 
     shard.prepare(alone, snapshot_uri=tmp_path / "trained")
     shard.activate(alone)
     assert shard.lookup("engram.1", np.array([0]), 1, spec.fingerprint)[2] == 41
-    version, entries = shard.write_snapshot(tmp_path / "again", "engram.1")
+    version, entries = shard.write_snapshot(tmp_path / "again", "engram.1", "x-", range(spec.blocks), {})
     assert version == 41
     assert sorted(entries) == list(range(spec.blocks))
 
@@ -157,7 +159,18 @@ def test_callbacks_hear_of_every_activation(shard: Shard, spec: TableSpec) -> No
     assert len(heard) == 2
 
 
-def test_write_snapshot_refuses_a_sealed_directory(shard: Shard, snapshot: Path) -> None:
-    with pytest.raises(Exception, match="already holds a snapshot"):
-        shard.write_snapshot(snapshot, "engram.1")
-    assert Snapshot.open(snapshot).specs
+def test_only_blocks_that_differ_from_the_base_are_written(shard: Shard, snapshot: Path, tmp_path: Path) -> None:
+    blocks = shard.tables["engram.1"].blocks.tolist()
+    base = dict(enumerate(Snapshot.open(snapshot).table("engram.1").blocks))
+    base[blocks[0]] = replace(base[blocks[0]], digest="0" * 32)
+    _, entries = shard.write_snapshot(tmp_path / "part", "engram.1", "x-", blocks, base)
+    assert sorted(entries) == blocks
+    assert [block for block in blocks if entries[block] != base[block]] == blocks[:1]
+    [written] = (tmp_path / "part/engram.1").iterdir()
+    assert entries[blocks[0]].file == f"engram.1/{written.name}" == "engram.1/x-shard-0-00000.arrow"
+
+
+def test_a_shard_writes_no_block_that_it_does_not_hold(shard: Shard, spec: TableSpec, tmp_path: Path) -> None:
+    other = sorted(set(range(spec.blocks)) - set(shard.tables["engram.1"].blocks.tolist()))[0]
+    with pytest.raises(RowOutOfRange, match=f"block {other}"):
+        shard.write_snapshot(tmp_path / "part", "engram.1", "x-", [other], {})

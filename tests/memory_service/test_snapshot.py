@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import memory_service.snapshot as snapshot_module
+import memory_service.snapshot_writer as writer_module
 from memory_service import LocalMemory, RowFormat, Snapshot, SnapshotError, TableSpec, UnknownTable, write_snapshot
 from memory_service.spec import canonical_json
 
@@ -24,6 +25,16 @@ def read_all(uri: Path | str, name: str = "engram.1") -> np.ndarray:
     wanted = range(snapshot.specs[name].blocks)
     blocks = {block: rows.copy() for block, rows in snapshot.read_blocks(name, wanted)}
     return np.concatenate([blocks[block] for block in sorted(blocks)])
+
+
+def block_file(snapshot: Path) -> Path:
+    """The one block file of a small snapshot."""
+    [path] = (snapshot / "engram.1").iterdir()
+    return path
+
+
+def name_of(path: Path) -> str:
+    return re.escape(f"{path.parent.name}/{path.name}")
 
 
 def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
@@ -60,17 +71,18 @@ def test_a_file_uri_is_a_path(snapshot: Path, packed: np.ndarray) -> None:
 def test_blocks_are_spread_over_files_and_read_selectively(
     tmp_path: Path, spec: TableSpec, packed: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot_module, "FILE_BYTES", 5 * spec.block_rows * spec.row_bytes)
+    monkeypatch.setattr(writer_module, "FILE_BYTES", 5 * spec.block_rows * spec.row_bytes)
     write_snapshot(tmp_path / "memory", {spec: packed})
-    files = sorted(path.name for path in (tmp_path / "memory" / "engram.1").iterdir())
-    assert files == [f"{number:05d}.arrow" for number in range(6)]
-    (tmp_path / "memory/engram.1/00001.arrow").unlink()
-    blocks = dict(Snapshot.open(tmp_path / "memory").read_blocks("engram.1", [12, 0, 25]))
+    files = sorted((tmp_path / "memory" / "engram.1").iterdir())
+    assert [path.name[-11:] for path in files] == [f"{number:05d}.arrow" for number in range(6)]
+    opened = Snapshot.open(tmp_path / "memory")
+    files[1].unlink()
+    blocks = dict(opened.read_blocks("engram.1", [12, 0, 25]))
     assert sorted(blocks) == [0, 12, 25]
 
 
 def test_the_files_are_plain_arrow(snapshot: Path, packed: np.ndarray) -> None:
-    with pa.memory_map(str(snapshot / "engram.1/00000.arrow")) as source:
+    with pa.memory_map(str(block_file(snapshot))) as source:
         table = pa.ipc.open_file(source).read_all()
     assert table.schema == pa.schema([pa.field("row", pa.binary(128), nullable=False)])
     assert b"".join(table["row"].to_pylist()) == packed.tobytes()
@@ -134,24 +146,26 @@ def test_unknown_table(snapshot: Path) -> None:
 
 
 def test_a_missing_file_is_named(snapshot: Path) -> None:
-    (snapshot / "engram.1/00000.arrow").unlink()
-    with pytest.raises(SnapshotError, match=r"engram\.1/00000\.arrow"):
+    path = block_file(snapshot)
+    path.unlink()
+    with pytest.raises(SnapshotError, match=rf"file {name_of(path)} .* is missing"):
         LocalMemory.load(snapshot)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.999])
 def test_a_truncated_file_is_named(snapshot: Path, keep: float) -> None:
-    path = snapshot / "engram.1/00000.arrow"
-    os.truncate(path, int(path.stat().st_size * keep))
-    with pytest.raises(SnapshotError, match=r"engram\.1/00000\.arrow"):
+    path = block_file(snapshot)
+    size = path.stat().st_size
+    os.truncate(path, int(size * keep))
+    with pytest.raises(SnapshotError, match=rf"file {name_of(path)} .* has {int(size * keep)} bytes, not {size}"):
         LocalMemory.load(snapshot)
 
 
 def test_a_flipped_bit_names_file_table_and_block(snapshot: Path, packed: np.ndarray) -> None:
-    path = snapshot / "engram.1/00000.arrow"
+    path = block_file(snapshot)
     offset = path.read_bytes().index(packed[10 * 64].tobytes())
     flip_bit(path, offset + 77, 3)
-    with pytest.raises(SnapshotError, match=r"engram\.1/00000\.arrow.*'engram\.1'.*block 10: the checksum"):
+    with pytest.raises(SnapshotError, match=rf"{name_of(path)}.*'engram\.1'.*block 10: the checksum"):
         LocalMemory.load(snapshot)
 
 
@@ -159,7 +173,7 @@ def test_swapped_blocks_are_noticed(tmp_path: Path, spec: TableSpec, packed: np.
     swapped = packed.copy()
     swapped[:64], swapped[64:128] = packed[64:128], packed[:64]
     write_snapshot(tmp_path / "other", {spec: swapped})
-    (tmp_path / "other/engram.1/00000.arrow").replace(snapshot / "engram.1/00000.arrow")
+    block_file(tmp_path / "other").replace(block_file(snapshot))
     with pytest.raises(SnapshotError, match="block 0"):
         LocalMemory.load(snapshot)
 
@@ -168,10 +182,10 @@ def test_swapped_blocks_are_noticed(tmp_path: Path, spec: TableSpec, packed: np.
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_an_error_or_harmless(snapshot: Path, packed: np.ndarray, where: float, bit: int) -> None:
     """Arrow pads its headers; a bit there means nothing. No flip may crash, or change a row."""
-    path = snapshot / "engram.1/00000.arrow"
+    path = block_file(snapshot)
     flip_bit(path, int(where * path.stat().st_size), bit)
     try:
-        with allowing_error_about("engram.1/00000.arrow"):
+        with allowing_error_about(path.name):
             np.testing.assert_array_equal(read_all(snapshot), packed)
     finally:
         flip_bit(path, int(where * path.stat().st_size), bit)
@@ -199,13 +213,13 @@ def reseal(path: Path, change: Callable[[dict], None]) -> None:
 
 def test_another_format_version_is_named(snapshot: Path) -> None:
     reseal(snapshot / "manifest.json", lambda body: body.update(version=99))
-    with pytest.raises(SnapshotError, match="format version 99, this release reads 1"):
+    with pytest.raises(SnapshotError, match="format version 99, this release reads 1 to 2"):
         Snapshot.open(snapshot)
 
 
 @pytest.mark.parametrize("file", ["../secret", "engram.1/../../secret", "/etc/passwd"])
 def test_a_manifest_cannot_point_outside(snapshot: Path, file: str) -> None:
-    reseal(snapshot / "manifest.json", lambda body: body["tables"][0].update(files=[file]))
+    reseal(snapshot / "manifest.json", lambda body: body["tables"][0].update(files=[[file, 1]]))
     with pytest.raises(SnapshotError, match="outside"):
         Snapshot.open(snapshot)
 
