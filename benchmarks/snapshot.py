@@ -33,7 +33,7 @@ def main() -> None:
     packed = np.concatenate(list(random_blocks(spec)))
     with tempfile.TemporaryDirectory() as folder:
         bench = SnapshotBench(Path(folder), spec, packed)
-        timings = time_interleaved(bench.reads(), rounds=10) | time_interleaved(bench.writes(), rounds=3)
+        timings = time_interleaved(bench.reads(), rounds=5) | time_interleaved(bench.writes(), rounds=3)
     report = Report("snapshot", options.quick)
     report.results = {"table_bytes": packed.nbytes, "timings": {k: t.as_dict() for k, t in timings.items()}}
     report.ratios = {
