@@ -1,27 +1,71 @@
-"""Fetching memory rows: the service with one and two shards, plain Python gRPC, and a gather in this process.
+"""Fetching memory rows: the service against a raw socket, plain Python gRPC, Redis, and a gather in this process.
 
-264-byte rows (256 fp8 values and 8 scales) of one random table, distinct random rows in each request, every server in
-a process of its own on this machine. The service's figures are those of its whole client: dedup, split, reassembly.
+264-byte rows (256 fp8 values and 8 scales) of one random table of a gigabyte, the same random rows asked of everyone,
+every server a process of its own on this machine. The service's figures are those of its whole client: dedup, split,
+reassembly. Processor time is that of client and servers together.
 """
 
 from __future__ import annotations
 
 import contextlib
-import socket
-import subprocess
-import sys
+import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.report import Report, Timing, format_table, parse_arguments, time_interleaved
+from benchmarks.rivals import redis_mget
 from benchmarks.rivals.plain_grpc import PlainGrpcClient
-from memory_service import MemoryClient, RowFormat, TableSpec, write_snapshot
+from benchmarks.rivals.raw_socket import RawSocketClient
+from benchmarks.servers import free_ports, memory_shards, module_server
+from memory_service import ClientConfig, MemoryClient, RowFormat, Rows, TableSpec, write_snapshot
 
-SIZES = (384, 12_288)
-Lookup = Callable[[np.ndarray], object]
+ROUNDS = {384: 300, 1_536: 200, 12_288: 100, 98_304: 30}
+QUICK_ROUNDS = {384: 50, 1_536: 50, 12_288: 20, 98_304: 5}
+WARMUPS = 3
+GATHER, RAW, GRPC, REDIS = "gather in this process", "raw TCP socket", "plain Python gRPC", "Redis MGET"
+SERVICE, TWO_SHARDS = "service, 1 shard", "service, 2 shards"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A way to use the service."""
+
+    shards: int
+    config: ClientConfig
+
+
+SERVICES = {SERVICE: Service(1, ClientConfig()), TWO_SHARDS: Service(2, ClientConfig())}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The service is to be `at_least` so many times as fast as a rival, by p50."""
+
+    rows: int
+    rival: str
+    service: str
+    at_least: float
+
+
+GOALS = (
+    Goal(384, GRPC, SERVICE, 1.0),
+    Goal(12_288, GRPC, SERVICE, 2.5),
+    Goal(12_288, REDIS, SERVICE, 8.0),
+    Goal(12_288, RAW, SERVICE, 0.6),
+)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Someone who finds rows by their ids."""
+
+    lookup: Callable[[np.ndarray], np.ndarray | Rows]
+    pids: tuple[int, ...] = ()
+    """Its server processes."""
 
 
 def main() -> None:
@@ -34,13 +78,12 @@ def main() -> None:
     report.results = {"table_bytes": packed.nbytes, "row_bytes": spec.row_bytes, "timings": {}}
     with contextlib.ExitStack() as stack:
         rivals = start(stack, spec, packed)
-        check(rivals, packed, rng)
-        for rows in SIZES:
-            timings = measure(rivals, spec.rows, rows, rounds=20 if options.quick else 100)
+        check(rivals, packed, rng.integers(0, spec.rows, 2000))
+        for rows, rounds in (QUICK_ROUNDS if options.quick else ROUNDS).items():
+            timings = measure(rivals, spec.rows, rows, rounds)
             report.results["timings"][rows] = {name: timing.as_dict() for name, timing in timings.items()}
-            print_timings(rows, timings)
-            plain = timings["plain Python gRPC"].p50
-            report.ratios[f"plain Python gRPC / service, {rows:,} rows"] = plain / timings["service, 1 shard"].p50
+            print_timings(rows, spec.row_bytes, timings)
+            report.ratios |= goal_ratios(rows, timings)
     report.publish(options.json)
 
 
@@ -60,87 +103,93 @@ def table_spec(column_rows: int) -> TableSpec:
     )
 
 
-def start(stack: contextlib.ExitStack, spec: TableSpec, packed: np.ndarray) -> dict[str, Lookup]:
-    """Start every server; name -> blocking lookup of row ids."""
+def start(stack: contextlib.ExitStack, spec: TableSpec, packed: np.ndarray) -> dict[str, Rival]:
+    """Start every server and connect to it."""
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    np.save(directory / "table.npy", packed)
+    table = str(directory / "table.npy")
+    np.save(table, packed)
     write_snapshot(directory / "snapshot", {spec: packed})
-    plain = stack.enter_context(process("benchmarks.rivals.plain_grpc", str(directory / "table.npy")))
-    grpc_client = PlainGrpcClient(f"127.0.0.1:{plain}", spec.row_bytes)
-    rivals: dict[str, Lookup] = {
-        "gather in this process": lambda rows: packed.take(rows, axis=0),
-        "plain Python gRPC": grpc_client.lookup,
+    raw = stack.enter_context(module_server("benchmarks.rivals.raw_socket", table))
+    raw_client = stack.enter_context(contextlib.closing(RawSocketClient(("127.0.0.1", raw.port), spec.row_bytes)))
+    grpc = stack.enter_context(module_server("benchmarks.rivals.plain_grpc", table))
+    rivals = {
+        GATHER: Rival(lambda rows: packed.take(rows, axis=0)),
+        RAW: Rival(raw_client.lookup, (raw.pid,)),
+        GRPC: Rival(PlainGrpcClient(grpc.address, spec.row_bytes).lookup, (grpc.pid,)),
     }
-    for shards in (1, 2):
-        client = stack.enter_context(service(directory / "snapshot", shards))
-        rivals[f"service, {shards} shard{'s' * (shards > 1)}"] = asking(client, spec.name)
-    return rivals
+    if reason := redis_mget.missing():
+        print(f"{REDIS} is left out: {reason}")
+    else:
+        rivals[REDIS] = start_redis(stack, packed)
+    return rivals | {name: start_service(stack, spec, directory / "snapshot", how) for name, how in SERVICES.items()}
 
 
-def asking(client: MemoryClient, table: str) -> Lookup:
-    """Bind a client to a table."""
-    return lambda rows: client.lookup(table, rows).result().unique
+def start_redis(stack: contextlib.ExitStack, packed: np.ndarray) -> Rival:
+    """Start a Redis that holds the table."""
+    (port,) = free_ports(1)
+    pid = stack.enter_context(redis_mget.redis_server(port))
+    redis_mget.fill(port, packed)
+    client = stack.enter_context(contextlib.closing(redis_mget.RedisClient(port, packed.shape[1])))
+    return Rival(client.lookup, (pid,))
 
 
-@contextlib.contextmanager
-def process(module: str, *arguments: str) -> Iterator[str]:
-    """Run `python -m module` and yield the last word of its first line; it ends with the block."""
-    command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None, "its output is a pipe"
-            yield server.stdout.readline().split()[-1]
-        finally:
-            server.terminate()
+def start_service(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path, how: Service) -> Rival:
+    """Start shards that serve the table, and a client."""
+    servers = stack.enter_context(memory_shards(snapshot, how.shards))
+    client = MemoryClient.connect(servers[0].address, config=how.config)
+    stack.callback(client.close)
+    return Rival(lambda rows: client.lookup(spec.name, rows).result(), tuple(server.pid for server in servers))
 
 
-@contextlib.contextmanager
-def service(snapshot: Path, shards: int) -> Iterator[MemoryClient]:
-    """Serve a snapshot from some plain processes and yield a client of theirs."""
-    ports = free_ports(shards)
-    peers = ",".join(f"127.0.0.1:{port}" for port in ports)
-    with contextlib.ExitStack() as stack:
-        for index, port in enumerate(ports):
-            place = ["--port", str(port), "--shard-index", str(index), "--peers", peers]
-            stack.enter_context(process("memory_service.serve", "--snapshot", str(snapshot), *place))
-        client = MemoryClient.connect(f"127.0.0.1:{ports[0]}")
-        stack.callback(client.close)
-        yield client
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [item.getsockname()[1] for item in sockets]
-
-
-def check(rivals: dict[str, Lookup], packed: np.ndarray, rng: np.random.Generator) -> None:
+def check(rivals: Mapping[str, Rival], packed: np.ndarray, rows: np.ndarray) -> None:
     """Every rival must return the right bytes before any is timed."""
-    rows = np.sort(rng.choice(len(packed), 1000, replace=False))
-    for name, lookup in rivals.items():
-        got = np.asarray(lookup(rows))
-        assert {row.tobytes() for row in got} == {row.tobytes() for row in packed[rows]}, f"{name} returns wrong rows"
+    for name, rival in rivals.items():
+        found = rival.lookup(rows)
+        if isinstance(found, Rows):
+            found = found.unique[found.inverse]
+        if not np.array_equal(found, packed[rows]):
+            raise RuntimeError(f"{name} returns wrong rows")
 
 
-def measure(rivals: dict[str, Lookup], table_rows: int, rows: int, rounds: int) -> dict[str, Timing]:
+def measure(rivals: Mapping[str, Rival], table_rows: int, rows: int, rounds: int) -> dict[str, Timing]:
     """Time each rival on the same sequence of requests, in turn."""
+    rng = np.random.default_rng(rows)
+    requests = [rng.integers(0, table_rows, rows) for _ in range(WARMUPS + rounds)]
 
-    def asker(lookup: Lookup) -> Callable[[], object]:
-        rng = np.random.default_rng(1)
-        return lambda: lookup(rng.integers(0, table_rows, rows))
+    def asker(rival: Rival) -> Callable[[], object]:
+        following = itertools.cycle(requests)
+        return lambda: rival.lookup(next(following))
 
-    return time_interleaved({name: asker(lookup) for name, lookup in rivals.items()}, rounds, warmups=3)
+    askers = {name: asker(rival) for name, rival in rivals.items()}
+    return time_interleaved(askers, rounds, WARMUPS, {name: rival.pids for name, rival in rivals.items()})
 
 
-def print_timings(rows: int, timings: dict[str, Timing]) -> None:
+def print_timings(rows: int, row_bytes: int, timings: Mapping[str, Timing]) -> None:
     """One table for one request size."""
     lines = [
-        (name, f"{t.p50 * 1e3:.2f} ms", f"{t.p99 * 1e3:.2f} ms", f"{rows / t.p50 / 1e6:.2f}")
+        (
+            name,
+            f"{t.p50 * 1e3:.3f} ms",
+            f"{t.p99 * 1e3:.3f} ms",
+            f"{rows / t.p50 / 1e6:.2f}",
+            f"{t.cpu / (rows * row_bytes) * 1e9:.2f}",
+            *(f"{t.p50 / timings[service].p50:.2f}x" for service in SERVICES),
+        )
         for name, t in timings.items()
     ]
     print(f"{rows:,} rows a request")
-    print(format_table(("", "p50", "p99", "M rows/s"), lines), end="\n\n")
+    print(format_table(("", "p50", "p99", "M rows/s", "CPU s/GB", *(f"/ {name}" for name in SERVICES)), lines))
+    print()
+
+
+def goal_ratios(rows: int, timings: Mapping[str, Timing]) -> dict[str, float]:
+    """How many times as fast as its rivals the service is, where there is a goal for it."""
+    return {
+        f"{rows:,} rows: {goal.rival} / {goal.service} (goal {goal.at_least:g})": timings[goal.rival].p50
+        / timings[goal.service].p50
+        for goal in GOALS
+        if goal.rows == rows and goal.rival in timings
+    }
 
 
 if __name__ == "__main__":

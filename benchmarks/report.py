@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-PACKAGES = ("torch", "numpy", "pyarrow", "grpcio", "ray", "tokenizers")
+PACKAGES = ("torch", "numpy", "pyarrow", "grpcio", "ray", "tokenizers", "redis", "hiredis")
 
 
 def parse_arguments(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -71,42 +71,66 @@ class Timing:
     p50: float
     p99: float
     runs: int
+    cpu: float
+    """Processor seconds of a run on average, those of the candidate's servers included."""
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> Timing:
-        """Summarise measured `seconds`."""
+    def of(cls, seconds: Sequence[float], cpu: float = 0.0) -> Timing:
+        """Summarise measured `seconds`, and the processor seconds `cpu` of all runs together."""
         p50, p99 = np.percentile(seconds, (50, 99)).tolist()
-        return cls(p50, p99, len(seconds))
+        return cls(p50, p99, len(seconds), cpu / len(seconds))
 
     def as_dict(self) -> dict[str, float]:
         """For a report's results."""
-        return {"p50_s": self.p50, "p99_s": self.p99, "runs": self.runs}
+        return {"p50_s": self.p50, "p99_s": self.p99, "cpu_s": self.cpu, "runs": self.runs}
 
 
 def time_interleaved(
-    candidates: Mapping[str, Callable[[], object]], rounds: int, warmups: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmups: int = 1,
+    servers: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Timing]:
     """Time each candidate once a round, in turn and starting with another one each round.
 
-    So a machine that slows down for a while slows all of them down. The collector rests meanwhile.
+    So a machine that slows down for a while slows all of them down. The collector rests meanwhile. `servers` are the
+    processes that work for a candidate and for no other: their processor time counts as its own.
     """
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    cpu = dict.fromkeys(names, 0.0)
     for name in names * warmups:
         candidates[name]()
+    before = _server_seconds(servers or {})
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         for turn in range(rounds):
             for i in range(len(names)):
                 name = names[(turn + i) % len(names)]
+                spent = time.process_time()
                 start = time.perf_counter()
                 candidates[name]()
                 seconds[name].append(time.perf_counter() - start)
+                cpu[name] += time.process_time() - spent
     finally:
         if was_enabled:
             gc.enable()
-    return {name: Timing.of(measured) for name, measured in seconds.items()}
+    for name, after in _server_seconds(servers or {}).items():
+        cpu[name] += after - before[name]
+    return {name: Timing.of(measured, cpu[name]) for name, measured in seconds.items()}
+
+
+def _server_seconds(servers: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    return {name: sum(map(process_seconds, pids)) for name, pids in servers.items()}
+
+
+def process_seconds(pid: int) -> float:
+    """Processor seconds that another process has used, to the nanosecond, which /proc/PID/stat rounds to 10 ms.
+
+    The clock's number is what clock_getcpuclockid(3) computes on Linux.
+    """
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -1,6 +1,9 @@
+import functools
 import gc
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,8 +37,24 @@ def test_collector_is_switched_back_on_after_a_failure() -> None:
 
 
 def test_percentiles() -> None:
-    timing = Timing.of([float(i) for i in range(101)])
-    assert timing.as_dict() == {"p50_s": 50.0, "p99_s": 99.0, "runs": 101}
+    timing = Timing.of([float(i) for i in range(101)], cpu=202.0)
+    assert timing.as_dict() == {"p50_s": 50.0, "p99_s": 99.0, "cpu_s": 2.0, "runs": 101}
+
+
+def test_processor_time_counts_this_process_and_the_servers_of_a_candidate() -> None:
+    """A server that has never stopped working, a candidate that works, and one that only sleeps."""
+    busy = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            server.stdout.readline()
+            sleep = functools.partial(time.sleep, 0.05)
+            candidates = {"served": sleep, "works": lambda: sum(range(1_000_000)), "sleeps": sleep}
+            timings = time_interleaved(candidates, rounds=3, servers={"served": [server.pid]})
+        finally:
+            server.kill()
+    assert timings["served"].cpu > timings["sleeps"].cpu
+    assert timings["works"].cpu > timings["sleeps"].cpu
 
 
 def test_table_is_aligned() -> None:

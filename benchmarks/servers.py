@@ -1,0 +1,60 @@
+"""Servers that a benchmark measures, each a process of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    port: int
+    pid: int
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return f"127.0.0.1:{self.port}"
+
+
+@contextlib.contextmanager
+def module_server(module: str, *arguments: str) -> Iterator[Server]:
+    """Run `python -m module`, whose first line of output ends in its port; it ends with the block."""
+    command = [sys.executable, "-m", module, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None, "its output is a pipe"
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"{module} did not start, see its messages above")
+            yield Server(int(line.split()[-1].rpartition(":")[2]), process.pid)
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def memory_shards(snapshot: Path, shards: int = 1) -> Iterator[list[Server]]:
+    """Serve a snapshot from some plain shard processes, as `engram memory serve` does."""
+    ports = free_ports(shards)
+    peers = ",".join(f"127.0.0.1:{port}" for port in ports)
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(_shard(snapshot, port, index, peers)) for index, port in enumerate(ports)]
+
+
+def _shard(snapshot: Path, port: int, index: int, peers: str) -> contextlib.AbstractContextManager[Server]:
+    place = ["--port", str(port), "--shard-index", str(index), "--peers", peers]
+    return module_server("memory_service.serve", "--snapshot", str(snapshot), *place)
+
+
+def free_ports(count: int) -> Sequence[int]:
+    """Ports that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [item.getsockname()[1] for item in sockets]
