@@ -29,10 +29,15 @@ PACKAGES = ("torch", "numpy", "pyarrow", "grpcio", "ray", "tokenizers", "redis",
 
 def parse_arguments(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of every benchmark: `quick` (bool) and `json` (Path or None)."""
+    return argument_parser(description).parse_args(argv)
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of those options, for a benchmark that has more."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller work and fewer rounds: under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
-    return parser.parse_args(argv)
+    return parser
 
 
 def describe_machine() -> dict[str, Any]:
