@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.executor import Executor, InProcessExecutor
 from cluster.pool import pool_address, start_pool, stop_pool
+from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch, ray_session
 from cluster.worker import Locate, ReasoningWorker
 from reasoning.config import ModelConfig
@@ -63,6 +64,16 @@ def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor
         actors = start_workers(model_dir, options, locate)
         yield RayExecutor(actors)
         stop_workers(actors)
+
+
+class ReasoningActor(ReasoningWorker):
+    """A reasoning worker as a Ray actor, whose memory's metrics are among Ray's."""
+
+    def __init__(self, model_dir: Path, locate: Locate | None, max_batch: int, threads: int) -> None:
+        import ray
+
+        super().__init__(model_dir, locate, max_batch, threads)
+        self._metrics = RayMetrics(self.collect, {"worker": str(ray.get_runtime_context().get_actor_id())})
 
 
 class RayExecutor:
@@ -121,7 +132,7 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
         "scheduling_strategy": "SPREAD",
     }
     threads = max(1, min(os.cpu_count() or 1, int(resources["CPU"])) // workers)
-    actor: Any = ray.remote(ReasoningWorker).options(**placing)
+    actor: Any = ray.remote(ReasoningActor).options(**placing)
     actors = [actor.remote(model_dir.resolve(), locate, options.batch_size, threads) for _ in range(workers)]
     fetch([actor.ready.remote() for actor in actors])
     return actors

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from cluster.ray_metrics import RayMetrics
 from memory_service.errors import MemoryServiceError
 from memory_service.placement import Placement, ShardAddress
 from memory_service.server import ShardServer
 from memory_service.shard import Shard
+from memory_service.shard_counters import collect_shard
 from memory_service.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ class ShardActor:
     def __init__(self, shard: str, shards: Sequence[str], snapshot_uri: str) -> None:
         self._server: ShardServer | None = None
         try:
-            self._server = _serve(shard, shards, snapshot_uri)
+            server = self._server = _serve(shard, shards, snapshot_uri)
+            self._metrics = RayMetrics(partial(collect_shard, server.shard), {"shard": shard})
         except (MemoryServiceError, OSError, ValueError) as error:
             # Raised here it would reach the pool as the death of an actor, its reason buried in a log.
             self._failure = error
@@ -57,6 +61,7 @@ class ShardActor:
         """Finish what is being answered and close both doors."""
         if self._server is not None:
             self._server.stop()
+            self._metrics.close()
 
     def _started(self) -> ShardServer:
         if self._server is None:

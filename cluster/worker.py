@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from memory_service.client import MemoryClient
 from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.metrics import Sample
 from reasoning.engine import Engine, EngineConfig, EngineStats
 from reasoning.request import Request, RequestFailure, Result
 
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class ReasoningWorker:
-    """Generates for chunks of requests, in this process or, by `ray.remote(ReasoningWorker)`, as an actor."""
+    """Generates for chunks of requests, in this process or in an actor's."""
 
     def __init__(
         self, model_dir: Path, locate: Locate | None = None, max_batch: int = 16, threads: int | None = None
@@ -75,6 +76,11 @@ class ReasoningWorker:
     def stats(self) -> list[EngineStats]:
         """Counters of every engine so far: losing the memory starts a new one."""
         return [*self._past, self._loaded().stats()]
+
+    def collect(self) -> Iterable[Sample]:
+        """Metrics of the memory in use."""
+        memory = self._engine.memory if self._engine else None
+        return memory.collect() if memory else ()
 
     def _try(self, requests: Sequence[Request]) -> tuple[list[Result], list[Request]]:
         """Return results, and the requests that deserve another attempt."""

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from memory_service.errors import MemoryServiceError, ShardUnavailable, WrongEpo
 from memory_service.lookup import Lookup, Part
 from memory_service.mapped import MappedTable, SharedTable
 from memory_service.memory import MemoryStats, Rows, distinct_rows, require_table
+from memory_service.metric_set import CLIENT_EPOCH
+from memory_service.metrics import Sample
 from memory_service.placement import Placement, ShardAddress
 from memory_service.retries import Retries
 from memory_service.routing import Budget, Patience, ShardHealth, choose
@@ -111,6 +113,11 @@ class MemoryClient:
     def stats(self) -> MemoryStats:
         """Counters since the client connected."""
         return self._counters.snapshot()
+
+    def collect(self) -> Iterator[Sample]:
+        """The same and more as samples of metrics."""
+        yield Sample(CLIENT_EPOCH, (), self._directory.placement.epoch)
+        yield from self._counters.collect()
 
     def snapshot(self, uri: str | Path, full: bool = False) -> Snapshot:
         """Have the shards write their blocks below a directory that they and this process can reach, then seal it.
@@ -241,9 +248,11 @@ class MemoryClient:
 
     def landed(self, part: Part, rows: NDArray[np.uint8], version: int) -> None:
         """Judge the shard by the time it took, and keep the rows for the next time."""
+        waited = time.monotonic() - part.sent
+        self._counters.spent("map" if part.stream is None else "wait", waited)
         if part.stream is not None and not part.late:
             self._health.answered(part.shard.shard)
-            self._patience.saw(part.shard.shard, len(rows), time.monotonic() - part.sent)
+            self._patience.saw(part.shard.shard, len(rows), waited)
         cache = self._caches.get(part.lookup.spec.name)
         if cache is not None:
             cache.put(part.ids, rows, version)

@@ -19,6 +19,7 @@ from memory_service.wire import (
     blocks_to_proto,
     info_from_proto,
     placement_to_proto,
+    stats_from_proto,
 )
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
@@ -85,15 +86,7 @@ class ControlClient:
 
     def stats(self, timeout_s: float = 5.0) -> ShardStats:
         """The shard's counters."""
-        reply = self._call(self._stub.Stats, pb.StatsRequest(), timeout_s)
-        return ShardStats(
-            requests=reply.requests,
-            refused=reply.refused,
-            expired=reply.expired,
-            rows=reply.rows,
-            bytes=reply.bytes,
-            stage_seconds=dict(reply.stage_seconds),
-        )
+        return stats_from_proto(self._call(self._stub.Stats, pb.StatsRequest(), timeout_s))
 
     def close(self) -> None:
         """Close the channel."""

@@ -21,6 +21,7 @@ from memory_service.wire import (
     held_to_proto,
     placement_from_proto,
     placement_to_proto,
+    stats_to_proto,
 )
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
@@ -130,12 +131,4 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
 
     @_answering
     def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsReply:  # noqa: N802
-        stats = self._shard.stats()
-        return pb.StatsReply(
-            requests=stats.requests,
-            refused=stats.refused,
-            expired=stats.expired,
-            rows=stats.rows,
-            bytes=stats.bytes,
-            stage_seconds=dict(stats.stage_seconds),
-        )
+        return stats_to_proto(self._shard.stats())

@@ -1,7 +1,7 @@
 """A memory whose tables lie in this process: the embedded default, and what the network is compared with."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.memory import MemoryStats, Rows, distinct_rows, require_table
+from memory_service.metrics import Sample
 from memory_service.snapshot import Snapshot, load_newest
 from memory_service.spec import TableSpec
 from memory_service.stats import LookupCounters
@@ -53,6 +54,10 @@ class LocalMemory:
     def stats(self) -> MemoryStats:
         """Counters since construction."""
         return self._counters.snapshot()
+
+    def collect(self) -> Iterator[Sample]:
+        """The same and more as samples of metrics."""
+        return self._counters.collect()
 
     def close(self) -> None:
         """Let go of the tables."""

@@ -1,6 +1,6 @@
 """What the reasoning side sees of a memory, wherever the rows live."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.errors import FingerprintMismatch, InvalidRequest, RowOutOfRange, UnknownTable
+from memory_service.metrics import NO_SECONDS, Distribution, Sample
 from memory_service.spec import TableSpec
 
 _Table = TypeVar("_Table")
@@ -54,6 +55,8 @@ class MemoryStats:
     """Rows that each shard delivered, those that came twice included."""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     """Time by stage, summed over the lookups."""
+    latency: Distribution = NO_SECONDS
+    """How long the answered lookups took."""
 
 
 class Memory(Protocol):
@@ -71,6 +74,9 @@ class Memory(Protocol):
 
     def stats(self) -> MemoryStats:
         """Counters since the memory was opened."""
+
+    def collect(self) -> Iterator[Sample]:
+        """The same and more as samples of metrics, for an exporter."""
 
     def close(self) -> None:
         """Let go of threads, connections and tables. Lookups under way fail."""

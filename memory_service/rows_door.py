@@ -47,7 +47,8 @@ class RowsDoor(flight.FlightServerBase):
                 raise flight.FlightUnavailableError(f"{self._shard.name} is stopping")
             self._streams.add(stream)
         try:
-            stream.serve()
+            with self._shard.counters.stream():
+                stream.serve()
         finally:
             with self._lock:
                 self._streams.discard(stream)
@@ -90,6 +91,7 @@ class _Stream:
         writer: flight.MetadataRecordBatchWriter,
     ) -> None:
         self._shard = shard
+        self._counters = shard.counters
         self._table = table
         self._reader = reader
         self._writer = writer
@@ -111,7 +113,9 @@ class _Stream:
             self.say_goodbye()
         try:
             while (chunk := self._next()) is not None:
+                read = time.perf_counter()
                 self._answer(chunk)
+                self._counters.took(time.perf_counter() - read)
         finally:
             with self._write_lock:
                 self._open = False  # Flight frees the writer when this returns: say_goodbye must not touch it any more
@@ -137,16 +141,20 @@ class _Stream:
         try:
             header = _header_of(chunk)
             reply.request_id = header.request_id
-            if self._queue.waited_us(header.sent_us, time.monotonic_ns() // 1000) > header.timeout_ms * 1000:
-                return self._shard.expire()
+            waited_us = self._queue.waited_us(header.sent_us, time.monotonic_ns() // 1000)
+            self._counters.spent("queue", waited_us * 1e-6)
+            if waited_us > header.timeout_ms * 1000:
+                return self._counters.expired()
             rows, reply.epoch, reply.version = self._lookup(header, chunk.data)
         except Exception as error:
             if not isinstance(error, MemoryServiceError):
                 _log.exception("lookup in table %s failed", self._table)
             reply.status, _ = status_of(error)
             reply.message = str(error)
+            self._counters.refused(error)
+        start = time.perf_counter()
         self._write(rows, reply)
-        return None
+        return self._counters.spent("write", time.perf_counter() - start)
 
     def _lookup(self, header: pb.LookupRequest, batch: pa.RecordBatch | None) -> tuple[NDArray[np.uint8], int, int]:
         if batch is None:

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from memory_service.errors import MemoryServiceError
@@ -13,6 +14,7 @@ from memory_service.manifest import split_pin
 from memory_service.placement import Placement, ShardAddress
 from memory_service.server import ShardServer
 from memory_service.shard import Shard
+from memory_service.shard_counters import collect_shard
 from memory_service.snapshot import Snapshot, generations, load_newest
 from memory_service.store import open_store
 
@@ -28,14 +30,15 @@ def serve(
     peers: Sequence[str] | None = None,
     replicas: int = 1,
     join: str | None = None,
+    metrics_port: int | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Call from the main thread.
 
     `peers` are the control addresses host:port of all shards in order, this one included, equal on all of them; the
     shards are named shard-0, shard-1, ... in that order. Without peers this shard serves every block. `replicas`, equal
     on all of them, is the number of shards that serve each block. Without a snapshot the shard is named `join` and
-    holds nothing until a placement that names it is prepared. ValueError, OSError or MemoryServiceError if it cannot
-    start.
+    holds nothing until a placement that names it is prepared. Metrics for Prometheus are served if `metrics_port` is
+    given. ValueError, OSError or MemoryServiceError if it cannot start.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -48,13 +51,33 @@ def serve(
         server = start_static(snapshot, host, port, rows_port, shard_index, peers, replicas)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    print(f"engram memory {server.shard.name} {'serving' if snapshot else 'waiting'} on {server.address}", flush=True)
-    stop.wait()
+    with _metrics(server, host, metrics_port):
+        doing = "serving" if snapshot else "waiting"
+        print(f"engram memory {server.shard.name} {doing} on {server.address}", flush=True)
+        stop.wait()
     if not server.stop():
         # A client that does not react would keep Flight, and with it the interpreter's own end, waiting for it.
         print("engram memory: stopped while a client still held a stream open", file=sys.stderr, flush=True)
         os._exit(0)
     return 0
+
+
+@contextmanager
+def _metrics(server: ShardServer, host: str, port: int | None) -> Iterator[None]:
+    if port is None:
+        yield
+        return
+    from memory_service.prometheus import MetricsServer
+
+    shard = server.shard
+    try:
+        metrics = MetricsServer(lambda: collect_shard(shard), {"shard": shard.name}, host, port)
+    except OSError:
+        server.stop()
+        raise
+    with metrics:
+        print(f"engram memory {shard.name} metrics on {metrics.url}", flush=True)
+        yield
 
 
 def _leave(*_: object) -> None:
@@ -144,6 +167,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--replicas", metavar="R", type=int, default=1, help="shards that serve each block (default %(default)s)"
+    )
+    parser.add_argument(
+        "--metrics-port",
+        metavar="PORT",
+        type=int,
+        help="serve metrics for Prometheus at http://HOST:PORT/metrics, 0 for any free port (default: do not)",
     )
 
 

@@ -14,6 +14,7 @@ from memory_service.manifest import BlockEntry
 from memory_service.memory import require_table
 from memory_service.placement import Placement
 from memory_service.scratch import Scratch
+from memory_service.shard_counters import ShardCounters
 from memory_service.shard_reports import Prepared, ShardStats
 from memory_service.snapshot_writer import write_blocks
 from memory_service.sources import Sources
@@ -62,8 +63,7 @@ class Shard:
         self._tables: Mapping[str, ShardTable] = {}
         self._serving = _Serving()
         self._intended: Placement | None = None  # the last one to be prepared and not activated, ready or not
-        self._counting = threading.Lock()
-        self._stats = ShardStats()
+        self.counters = ShardCounters()
         self._scratch = Scratch()
         self._callbacks: list[Callable[[], None]] = []
 
@@ -144,24 +144,16 @@ class Shard:
         self, table: str, rows: NDArray[np.int64], epoch: int, fingerprint: str
     ) -> tuple[NDArray[np.uint8], int, int]:
         """Packed rows [n, row_bytes] of row ids [n], the newest epoch that is known here, and the table's version."""
-        try:
-            held = self._table(table)
-            with held.reading():  # before the epoch is checked: its blocks stay until the rows are gathered
-                self._check_asked(held, epoch, fingerprint)
-                return self._gather(held, rows), max(epoch, self.epoch), held.version
-        except Exception:
-            self._count(refused=1)
-            raise
+        held = self._table(table)
+        with held.reading():  # before the epoch is checked: its blocks stay until the rows are gathered
+            self._check_asked(held, epoch, fingerprint)
+            return self._gather(held, rows), max(epoch, self.epoch), held.version
 
     def when_serving(self, callback: Callable[[], None]) -> None:
         """Call back after every activation, and at once if there was one already."""
         self._callbacks.append(callback)
         if self._serving.active:
             callback()
-
-    def expire(self) -> None:
-        """Count a lookup that was dropped because its time was up."""
-        self._count(expired=1)
 
     def write_snapshot(
         self, uri: str | Path, table: str, prefix: str, blocks: Sequence[int], base: Mapping[int, BlockEntry]
@@ -176,8 +168,7 @@ class Shard:
 
     def stats(self) -> ShardStats:
         """Counters since construction."""
-        with self._counting:
-            return self._stats
+        return self.counters.snapshot()
 
     def _intend(self, placement: Placement) -> None:
         """Have a preparation under way for another placement end."""
@@ -282,27 +273,7 @@ class Shard:
         out = self._scratch.rows(len(rows), held.spec.row_bytes)
         held.gather(local, out)
         end = time.perf_counter()
-        self._count(1, rows=len(rows), size=out.nbytes, locate=located - start, gather=end - located)
+        self.counters.spent("locate", located - start)
+        self.counters.spent("gather", end - located)
+        self.counters.answered(held.spec.name, len(rows), out.nbytes)
         return out
-
-    def _count(
-        self,
-        requests: int = 0,
-        refused: int = 0,
-        expired: int = 0,
-        rows: int = 0,
-        size: int = 0,
-        **stages: float,
-    ) -> None:
-        with self._counting:
-            old = self._stats
-            seconds = {name: old.stage_seconds.get(name, 0.0) + spent for name, spent in stages.items()}
-            self._stats = replace(
-                old,
-                requests=old.requests + requests,
-                refused=old.refused + refused,
-                expired=old.expired + expired,
-                rows=old.rows + rows,
-                bytes=old.bytes + size,
-                stage_seconds={**old.stage_seconds, **seconds},
-            )

@@ -3,21 +3,34 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from memory_service.metrics import NO_SECONDS, Distribution
+
 
 @dataclass(frozen=True)
 class ShardStats:
-    """Counters of a shard since it was made."""
+    """Counters of a shard since it was made; a snapshot of values, not a live view."""
 
     requests: int = 0
     """Lookups answered with rows."""
-    refused: int = 0
-    """Lookups answered with an error."""
     expired: int = 0
     """Lookups dropped because their time was up before their turn came."""
     rows: int = 0
     bytes: int = 0
-    stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Time by stage: "locate", "gather"."""
+    refused_by: Mapping[str, int] = field(default_factory=dict)
+    """Lookups answered with an error, by what the error is called on the wire."""
+    streams: int = 0
+    """Streams that clients hold open now."""
+    started: float = 0.0
+    """When the shard was made, in Unix time."""
+    latency: Distribution = NO_SECONDS
+    """Time from reading a request to having written its reply."""
+    stages: Mapping[str, Distribution] = field(default_factory=dict)
+    """Time by stage: "queue", "locate", "gather", "write"."""
+
+    @property
+    def refused(self) -> int:
+        """Lookups answered with an error."""
+        return sum(self.refused_by.values())
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,12 @@ def status_of(error: Exception) -> tuple[pb.Status, grpc.StatusCode]:
     return pb.STATUS_INTERNAL, grpc.StatusCode.INTERNAL
 
 
+def reason_of(error: Exception) -> str:
+    """The status of an error in lower case, such as "row_out_of_range"."""
+    status, _ = status_of(error)
+    return pb.Status.Name(status).removeprefix("STATUS_").lower()
+
+
 def error_of(status: int, message: str) -> MemoryServiceError:
     """The error that a status stands for."""
     return _CLASSES.get(status, MemoryServiceError)(message)

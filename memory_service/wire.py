@@ -9,8 +9,10 @@ import numpy as np
 from memory_service.errors import InvalidRequest
 from memory_service.manifest import BlockEntry
 from memory_service.mapped import SharedTable
+from memory_service.metrics import Distribution
 from memory_service.placement import Placement, ShardAddress
 from memory_service.rows import RowFormat
+from memory_service.shard_reports import ShardStats
 from memory_service.spec import TableSpec
 from memory_service.table import ShardTable
 from protos import memory_pb2 as pb
@@ -112,6 +114,45 @@ def _shared_from_proto(table: pb.HeldTable) -> SharedTable | None:
     if not table.HasField("shared"):
         return None
     return SharedTable(**{field.name: value for field, value in table.shared.ListFields()})
+
+
+def stats_to_proto(stats: ShardStats) -> pb.StatsReply:
+    """The message of a shard's counters."""
+    return pb.StatsReply(
+        requests=stats.requests,
+        refused=stats.refused,
+        expired=stats.expired,
+        rows=stats.rows,
+        bytes=stats.bytes,
+        refused_by=stats.refused_by,
+        streams=stats.streams,
+        started=stats.started,
+        latency=_distribution_to_proto(stats.latency),
+        stages={stage: _distribution_to_proto(spent) for stage, spent in stats.stages.items()},
+    )
+
+
+def stats_from_proto(reply: pb.StatsReply) -> ShardStats:
+    """The counters of a Stats reply."""
+    return ShardStats(
+        requests=reply.requests,
+        expired=reply.expired,
+        rows=reply.rows,
+        bytes=reply.bytes,
+        refused_by=dict(reply.refused_by),
+        streams=reply.streams,
+        started=reply.started,
+        latency=_distribution_from_proto(reply.latency),
+        stages={stage: _distribution_from_proto(spent) for stage, spent in reply.stages.items()},
+    )
+
+
+def _distribution_to_proto(spent: Distribution) -> pb.Distribution:
+    return pb.Distribution(bounds=spent.bounds, counts=spent.counts, seconds=spent.seconds)
+
+
+def _distribution_from_proto(message: pb.Distribution) -> Distribution:
+    return Distribution(tuple(message.bounds), tuple(message.counts), message.seconds)
 
 
 def blocks_to_proto(entries: Mapping[int, BlockEntry]) -> Iterator[pb.BlockEntry]:

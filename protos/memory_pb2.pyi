@@ -191,27 +191,52 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsReply(_message.Message):
-    __slots__ = ("requests", "refused", "expired", "rows", "bytes", "stage_seconds")
-    class StageSecondsEntry(_message.Message):
+    __slots__ = ("requests", "refused", "expired", "rows", "bytes", "refused_by", "streams", "started", "latency", "stages")
+    class RefusedByEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class StagesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Distribution
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Distribution, _Mapping]] = ...) -> None: ...
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
-    STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_BY_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
     requests: int
     refused: int
     expired: int
     rows: int
     bytes: int
-    stage_seconds: _containers.ScalarMap[str, float]
-    def __init__(self, requests: _Optional[int] = ..., refused: _Optional[int] = ..., expired: _Optional[int] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    refused_by: _containers.ScalarMap[str, int]
+    streams: int
+    started: float
+    latency: Distribution
+    stages: _containers.MessageMap[str, Distribution]
+    def __init__(self, requests: _Optional[int] = ..., refused: _Optional[int] = ..., expired: _Optional[int] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., refused_by: _Optional[_Mapping[str, int]] = ..., streams: _Optional[int] = ..., started: _Optional[float] = ..., latency: _Optional[_Union[Distribution, _Mapping]] = ..., stages: _Optional[_Mapping[str, Distribution]] = ...) -> None: ...
+
+class Distribution(_message.Message):
+    __slots__ = ("bounds", "counts", "seconds")
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    bounds: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    seconds: float
+    def __init__(self, bounds: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
     __slots__ = ("request_id", "table", "epoch", "fingerprint", "sent_us", "timeout_ms")

@@ -22,6 +22,7 @@ examples:
   engram memory serve --snapshot models/tiny-code/memory --port 7000
   engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 \\
     --shard-index 0 --peers 10.0.0.5:7000,10.0.0.6:7000
+  engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 --metrics-port 9464
 """
 _DESCRIBE_EPILOG = """\
 example:
@@ -76,9 +77,8 @@ def serve(args: argparse.Namespace) -> int:
     """Serve one shard until told to stop."""
     from memory_service.serve import serve
 
-    return serve(
-        args.snapshot, args.host, args.port, args.rows_port, args.shard_index, args.peers, args.replicas, args.join
-    )
+    place = (args.host, args.port, args.rows_port, args.shard_index, args.peers)
+    return serve(args.snapshot, *place, args.replicas, args.join, args.metrics_port)
 
 
 def describe(args: argparse.Namespace) -> int:

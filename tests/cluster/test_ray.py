@@ -20,7 +20,10 @@ from cluster.cli import main
 from cluster.memory_report import MemoryReport
 from cluster.pool import start_pool, stop_pool
 from cluster.ray_executor import ClusterOptions, RayExecutor, open_executor
+from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch, ray_session
+from memory_service.shard import Shard
+from memory_service.shard_counters import collect_shard
 from reasoning.request import Request, SamplingParams
 
 pytestmark = pytest.mark.slow
@@ -97,7 +100,7 @@ def wait_until(condition, seconds=60.0):
 
 def is_ours(process):
     with suppress(psutil.NoSuchProcess):
-        return any(name in process.name() for name in ("MemoryPool", "ShardActor", "ReasoningWorker"))
+        return any(name in process.name() for name in ("MemoryPool", "ShardActor", "ReasoningActor"))
 
 
 def end(process):
@@ -199,6 +202,14 @@ def test_a_pool_heals_by_itself_and_can_be_described(ray, tiny_model, capsys):
         report = MemoryReport.of(address).to_json()
     assert [shard["shard"] for shard in report["shards"]] == ["shard-0", "shard-1"]
     assert sum(shard["blocks"]["engram.0"] for shard in report["shards"]) == report["tables"][0]["blocks"]
+
+
+def test_ray_takes_every_kind_of_metric(ray, caplog):
+    shard = Shard("shard-0")
+    shard.counters.answered("engram.0", 5, 1320)
+    shard.counters.spent("gather", 0.001)
+    RayMetrics(lambda: collect_shard(shard), {"shard": "shard-0"}).close()
+    assert caplog.text == ""
 
 
 def test_a_detached_pool_is_joined_by_name_and_leaves_no_process(ray, tiny_model):

@@ -80,8 +80,8 @@ def test_rows_come_back_in_order_with_their_request_id(
         assert batch["row"].to_pylist() == [packed[request_id].tobytes(), packed[7].tobytes()]
 
 
-def test_every_refusal_is_a_reply_and_the_stream_goes_on(
-    port: int, stack: ExitStack, header: pb.LookupRequest, packed: np.ndarray
+def test_every_refusal_is_a_counted_reply_and_the_stream_goes_on(
+    port: int, stack: ExitStack, header: pb.LookupRequest, packed: np.ndarray, cluster
 ) -> None:
     raw = Raw(port, stack)
     cases: list[tuple[object, bytes | pb.LookupRequest | None, int, str]] = [
@@ -102,6 +102,15 @@ def test_every_refusal_is_a_reply_and_the_stream_goes_on(
         assert batch.num_rows == 0
     raw.send([5], header)
     assert raw.receive()[1]["row"].to_pylist() == [packed[5].tobytes()]
+    counted = cluster.servers[0].shard.stats()
+    assert counted.refused_by == {
+        "row_out_of_range": 2,
+        "fingerprint_mismatch": 1,
+        "wrong_epoch": 1,
+        "request_too_large": 1,
+        "invalid_request": 3,
+    }
+    assert (counted.refused, counted.requests, counted.streams) == (8, 1, 1)
 
 
 @pytest.mark.parametrize("kind", [pa.int32(), pa.float64(), pa.string()])

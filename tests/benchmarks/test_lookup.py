@@ -1,0 +1,56 @@
+"""The rivals of the lookup benchmark return the rows that were asked for, and goals are told from mere ratios."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from benchmarks import lookup
+from benchmarks.report import Timing
+from benchmarks.rivals import redis_mget
+from benchmarks.rivals.plain_grpc import PlainGrpcClient
+from benchmarks.rivals.raw_socket import RawSocketClient
+from benchmarks.servers import free_ports, module_server
+
+
+@pytest.fixture
+def packed():
+    return np.random.default_rng(0).integers(0, 256, (5000, 20), np.uint8)
+
+
+def check(packed, client):
+    for count in (1, 700, 30):
+        rows = np.random.default_rng(count).integers(0, len(packed), count)
+        np.testing.assert_array_equal(client.lookup(rows), packed[rows])
+
+
+def test_raw_socket_and_plain_grpc(packed, tmp_path):
+    np.save(tmp_path / "table.npy", packed)
+    with (
+        module_server("benchmarks.rivals.raw_socket", str(tmp_path / "table.npy")) as server,
+        contextlib.closing(RawSocketClient(("127.0.0.1", server.port), 20)) as client,
+    ):
+        check(packed, client)
+    with module_server("benchmarks.rivals.plain_grpc", str(tmp_path / "table.npy")) as server:
+        check(packed, PlainGrpcClient(server.address, 20))
+
+
+@pytest.mark.skipif(redis_mget.missing() is not None, reason=str(redis_mget.missing()))
+def test_redis(packed):
+    (port,) = free_ports(1)
+    with redis_mget.redis_server(port):
+        redis_mget.fill(port, packed)
+        with contextlib.closing(redis_mget.RedisClient(port, 20)) as client:
+            check(packed, client)
+
+
+def test_a_rival_that_returns_other_rows_is_not_timed(packed):
+    rival = lookup.Rival(lambda rows: packed[rows + 1])
+    with pytest.raises(RuntimeError, match="cheat returns wrong rows"):
+        lookup.check({"cheat": rival}, packed, np.arange(10))
+
+
+def test_goals_are_kept_for_their_size_and_for_rivals_that_took_part():
+    timings = {lookup.SERVICE: Timing(0.002, 0.002, 1, 0), lookup.RAW: Timing(0.001, 0.002, 1, 0)}
+    assert lookup.goal_ratios(12_288, timings) == {"12,288 rows: raw TCP socket / service, 1 shard (goal 0.6)": 0.5}
+    assert lookup.goal_ratios(1_536, timings) == {}
