@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from memory_service.errors import MemoryServiceError
 from memory_service.manifest import split_pin
@@ -31,8 +32,8 @@ def serve(
     replicas: int = 1,
     join: str | None = None,
     metrics_port: int | None = None,
-) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Call from the main thread.
+) -> NoReturn:
+    """Serve until SIGTERM or SIGINT, and end the process. Call from the main thread.
 
     `peers` are the control addresses host:port of all shards in order, this one included, equal on all of them; the
     shards are named shard-0, shard-1, ... in that order. Without peers this shard serves every block. `replicas`, equal
@@ -56,10 +57,10 @@ def serve(
         print(f"engram memory {server.shard.name} {doing} on {server.address}", flush=True)
         stop.wait()
     if not server.stop():
-        # A client that does not react would keep Flight, and with it the interpreter's own end, waiting for it.
-        print("engram memory: stopped while a client still held a stream open", file=sys.stderr, flush=True)
-        os._exit(0)
-    return 0
+        print("engram memory: stopped while a client still held a stream open", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads of the doors' libraries that still wait for a client would keep the interpreter from ending
 
 
 @contextmanager
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     options = parser.parse_args(arguments)
     try:
-        return serve(**vars(options))
+        serve(**vars(options))
     except (MemoryServiceError, ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
