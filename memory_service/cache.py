@@ -110,7 +110,8 @@ class RowCache:
                     return
                 first = self._first_of_each_set(sets[waiting])
                 chosen = waiting[first]
-                self._rows[self._make_room(ids[chosen], sets[chosen])] = packed[chosen]
+                slots = self._make_room(ids[chosen], sets[chosen])
+                self._rows[slots] = packed.take(chosen, axis=0, mode="clip")
                 waiting = waiting[~first]
 
     def _sets_of(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -146,11 +147,12 @@ class RowCache:
     def _make_room(self, ids: NDArray[np.int64], sets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give each id a slot of its set, no set twice; returns the slots."""
         ages = self._ages.take(sets, axis=0, mode="clip")
-        slots = sets * self._ways + ages.argmax(axis=1)
-        oldest = self._ages.reshape(-1)[slots]
+        leaving = np.arange(len(ids)), ages.argmax(axis=1)
+        oldest = ages[leaving]
         ages += (_OLDEST - np.minimum(oldest, _OLDEST))[:, None]
+        ages[leaving] = _OLDEST - 1
         self._ages[sets] = ages
-        self._ages.reshape(-1)[slots] = _OLDEST - 1
+        slots = sets * self._ways + leaving[1]
         self._tags.reshape(-1)[slots] = ids
         self.evictions += int(np.count_nonzero(oldest != _UNUSED))
         return slots
