@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cluster.ray_metrics import RayMetrics
 from memory_service.errors import MemoryServiceError
 from memory_service.placement import Placement, ShardAddress
+from memory_service.security import ServerSecurity
 from memory_service.server import ShardServer
 from memory_service.shard import Shard
 from memory_service.shard_counters import collect_shard
@@ -76,4 +77,5 @@ def _serve(shard: str, shards: Sequence[str], snapshot_uri: str) -> ShardServer:
     specs = Snapshot.open(snapshot_uri).specs.values()
     placement = Placement.build(1, [ShardAddress(name, "") for name in shards], specs)
     served.prepare(placement, snapshot_uri=snapshot_uri)
-    return ShardServer(served, host=ray.util.get_node_ip_address()).start()
+    security = ServerSecurity.from_environment()
+    return ShardServer(served, host=ray.util.get_node_ip_address(), security=security).start()

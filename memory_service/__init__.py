@@ -12,9 +12,11 @@ from memory_service.errors import (
     InvalidRequest,
     MemoryServiceError,
     RequestTooLarge,
+    ResourceExhausted,
     RowOutOfRange,
     ShardUnavailable,
     SnapshotError,
+    Unauthenticated,
     UnknownTable,
     WrongEpoch,
 )
@@ -22,12 +24,15 @@ from memory_service.local import LocalMemory
 from memory_service.memory import Memory, MemoryStats, Rows, check_fingerprints
 from memory_service.placement import Placement, ShardAddress
 from memory_service.rows import RowFormat, pack_rows, unpack_rows
+from memory_service.security import ClientSecurity, ServerSecurity
 from memory_service.snapshot import Snapshot
 from memory_service.snapshot_writer import extend_snapshot, write_snapshot
 from memory_service.spec import TableSpec
+from memory_service.token import Token
 
 __all__ = [
     "ClientConfig",
+    "ClientSecurity",
     "DeadlineExceeded",
     "FingerprintMismatch",
     "InvalidRequest",
@@ -38,14 +43,18 @@ __all__ = [
     "MemoryStats",
     "Placement",
     "RequestTooLarge",
+    "ResourceExhausted",
     "RowFormat",
     "RowOutOfRange",
     "Rows",
+    "ServerSecurity",
     "ShardAddress",
     "ShardUnavailable",
     "Snapshot",
     "SnapshotError",
     "TableSpec",
+    "Token",
+    "Unauthenticated",
     "UnknownTable",
     "WrongEpoch",
     "assign_blocks",

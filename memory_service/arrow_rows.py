@@ -27,6 +27,17 @@ def view_rows(batch: pa.RecordBatch, row_bytes: int) -> NDArray[np.uint8]:
     return values.reshape(len(column), row_bytes)
 
 
+def check_id_schema(schema: pa.Schema) -> None:
+    """InvalidRequest for a stream of anything but one column of row ids, before a batch of it is decoded."""
+    try:
+        names = schema.names
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"a column's name is no text: {error}") from error
+    columns = ", ".join(f"{name}: {kind}" for name, kind in zip(names, schema.types, strict=True))
+    if names != ["row"] or schema.types != [pa.int64()]:
+        raise InvalidRequest(f"a lookup has one column, 'row', of int64, got {columns:.200}")
+
+
 def view_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
     """A read-only int64 view [n] of a batch of row ids; InvalidRequest if it is anything else."""
     column = _only_column(batch)
@@ -37,8 +48,12 @@ def view_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
 
 def _only_column(batch: pa.RecordBatch) -> pa.Array:
     if batch.num_columns != 1:
-        raise InvalidRequest(f"expected one column, 'row', got {batch.schema.names}")
+        raise InvalidRequest(f"expected one column, 'row', got {batch.num_columns}")
     column = batch.column(0)
+    try:
+        column.validate()  # lengths are the sender's word: nothing is read before they fit the bytes that came
+    except pa.ArrowInvalid as error:
+        raise InvalidRequest(f"column 'row' is malformed: {error}") from error
     if column.null_count:
         raise InvalidRequest(f"column 'row' holds {column.null_count} nulls: every row must be given")
     return column

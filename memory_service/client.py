@@ -22,6 +22,7 @@ from memory_service.metrics import Sample
 from memory_service.placement import Placement, ShardAddress
 from memory_service.retries import Retries
 from memory_service.routing import Budget, Patience, ShardHealth, choose
+from memory_service.security import ClientSecurity
 from memory_service.shard_snapshot import snapshot_shards
 from memory_service.snapshot import Snapshot
 from memory_service.spec import TableSpec
@@ -89,12 +90,20 @@ class MemoryClient:
         self._closed = False
 
     @classmethod
-    def connect(cls, address: str, timeout_s: float = 5.0, config: ClientConfig | None = None) -> "MemoryClient":
+    def connect(
+        cls,
+        address: str,
+        timeout_s: float = 5.0,
+        config: ClientConfig | None = None,
+        security: ClientSecurity | None = None,
+    ) -> "MemoryClient":
         """Join by the host:port of any shard and learn the others from it.
 
+        Without `security` the environment says what the connections need; see ClientSecurity.from_environment.
         ShardUnavailable naming the shard and its address if one that is needed does not answer within `timeout_s`.
         """
-        return cls(Directory.read(address, timeout_s), config or ClientConfig())
+        security = security or ClientSecurity.from_environment()
+        return cls(Directory.read(address, timeout_s, security), config or ClientConfig())
 
     def lookup(self, table: str, rows: np.ndarray, timeout_s: float | None = None) -> Future[Rows]:
         """See Memory.lookup; the deadline is `timeout_s`, or the config's, from now on. Never blocks on a shard."""
@@ -208,7 +217,9 @@ class MemoryClient:
             self._require_open()
             stream = self._streams.get((shard, spec.name))
             if stream is None or stream.retired:
-                stream = RowStream(shard, spec, self._config.connect_timeout_s, self._retries.refresh)
+                stream = RowStream(
+                    shard, spec, self._config.connect_timeout_s, self._directory.security, self._retries.refresh
+                )
                 self._streams[shard, spec.name] = stream
             return stream
 

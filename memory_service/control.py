@@ -10,6 +10,7 @@ import grpc
 from memory_service.errors import MemoryServiceError, ShardUnavailable
 from memory_service.manifest import BlockEntry
 from memory_service.placement import Placement
+from memory_service.security import ClientSecurity
 from memory_service.shard_reports import Prepared, ShardStats
 from memory_service.status import STATUS_KEY, error_of
 from memory_service.wire import (
@@ -32,12 +33,16 @@ _OPTIONS = [
 
 
 class ControlClient:
-    """Calls one shard. Errors are the shard's own, or ShardUnavailable naming it for one that cannot be reached."""
+    """Calls one shard. Errors are the shard's own, or ShardUnavailable naming it for one that cannot be reached.
 
-    def __init__(self, address: str, shard: str = "shard") -> None:
+    Without `security` the environment says what the connection needs.
+    """
+
+    def __init__(self, address: str, shard: str = "shard", security: ClientSecurity | None = None) -> None:
         self.address = address
         self._shard = shard
-        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._security = security or ClientSecurity.from_environment()
+        self._channel = self._security.channel(address, _OPTIONS)
         self._stub = memory_pb2_grpc.MemoryShardStub(self._channel)
 
     def describe(self, timeout_s: float = 5.0) -> ShardInfo:
@@ -112,7 +117,8 @@ class ControlClient:
             return error_of(int(status), error.details())
         where = f"{self._shard} at {self.address}"
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return ShardUnavailable(f"{where} cannot be reached: is it running? ({error.details()})", None, self._shard)
+            remedy = self._security.remedy(error.details())
+            return ShardUnavailable(f"{where} cannot be reached: {remedy} ({error.details()})", None, self._shard)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return ShardUnavailable(f"{where} did not answer within {timeout_s:g} s", None, self._shard)
         return MemoryServiceError(f"{where}: {error.code().name}: {error.details()}")

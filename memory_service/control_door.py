@@ -11,11 +11,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from memory_service.decoding import DecodingGuard
 from memory_service.errors import MemoryServiceError
+from memory_service.limits import DoorLimits
+from memory_service.security import ServerSecurity
 from memory_service.shard import Shard
 from memory_service.status import STATUS_KEY, status_of
 from memory_service.wire import (
-    MAX_MESSAGE_BYTES,
     blocks_from_proto,
     blocks_to_proto,
     held_to_proto,
@@ -36,21 +38,30 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 class ControlDoor:
     """A gRPC server around a shard, listening once started."""
 
-    def __init__(self, shard: Shard, incarnation: str, rows_port: int, host: str, port: int) -> None:
-        limits = [
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ]
+    def __init__(
+        self,
+        shard: Shard,
+        incarnation: str,
+        rows_port: int,
+        host: str,
+        port: int,
+        security: ServerSecurity,
+        limits: DoorLimits,
+    ) -> None:
+        message_bytes = limits.control_message_bytes
+        options = [("grpc.max_send_message_length", message_bytes), ("grpc.max_receive_message_length", message_bytes)]
         self._server = grpc.server(
             futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="control"),
-            options=[("grpc.so_reuseport", 0), *limits],
+            interceptors=[*security.interceptors(open_services=[health.SERVICE_NAME]), DecodingGuard()],
+            options=[("grpc.so_reuseport", 0), *options],
+            maximum_concurrent_rpcs=limits.control_calls,
         )
         self._health = health.HealthServicer()
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         memory_pb2_grpc.add_MemoryShardServicer_to_server(_Servicer(shard, incarnation, rows_port), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        self.port = self._bind(host, port)
+        self.port = self._bind(host, port, security.credentials())
         self._server.start()
         shard.when_serving(lambda: self._set_health(health_pb2.HealthCheckResponse.SERVING))
 
@@ -59,8 +70,10 @@ class ControlDoor:
         self._health.enter_graceful_shutdown()
         return self._server.stop(grace_s)
 
-    def _bind(self, host: str, port: int) -> int:
+    def _bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         try:
+            if credentials:
+                return self._server.add_secure_port(f"{host}:{port}", credentials)
             return self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
             raise OSError(f"cannot listen on {host}:{port}: choose a free port, or 0 for any ({error})") from error

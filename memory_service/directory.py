@@ -14,6 +14,7 @@ from memory_service.control import ControlClient
 from memory_service.errors import FingerprintMismatch, MemoryServiceError, ShardUnavailable
 from memory_service.mapped import SharedTable
 from memory_service.placement import NOBODY, Placement, ShardAddress
+from memory_service.security import ClientSecurity
 from memory_service.spec import TableSpec
 from memory_service.wire import ShardInfo
 
@@ -26,7 +27,10 @@ _Result = TypeVar("_Result")
 class Directory:
     """The specs, and a placement that `refresh` may replace."""
 
-    def __init__(self, entry: ShardAddress, placement: Placement, specs: dict[str, TableSpec]) -> None:
+    def __init__(
+        self, entry: ShardAddress, placement: Placement, specs: dict[str, TableSpec], security: ClientSecurity
+    ) -> None:
+        self.security = security
         self._entry = entry
         self._advertised = next((shard for shard in placement.shards if shard.shard == entry.shard), None)
         self._lock = threading.Lock()
@@ -36,17 +40,17 @@ class Directory:
         """By shard and table: how a process of that shard's machine can read the rows by itself."""
 
     @classmethod
-    def read(cls, address: str, timeout_s: float) -> "Directory":
+    def read(cls, address: str, timeout_s: float, security: ClientSecurity) -> "Directory":
         """Ask one shard for the placement, then every shard of it what it holds.
 
         ShardUnavailable for one that does not answer, unless others hold all of its blocks.
         """
         deadline = time.monotonic() + timeout_s
-        with ControlClient(address) as control:
+        with ControlClient(address, security=security) as control:
             info = control.describe(timeout_s)
         entry = ShardAddress(info.shard, address)
         specs = {name: table.spec for name, table in info.tables.items()}
-        directory = cls(entry, _placement_of(info, address), specs)
+        directory = cls(entry, _placement_of(info, address), specs, security)
         directory._meet_all(max(0.1, deadline - time.monotonic()))
         return directory
 
@@ -55,7 +59,7 @@ class Directory:
         with self._lock:
             if self.placement.epoch != epoch:
                 return
-            for info in _as_they_answer(self.placement.shards, min(timeout_s, _REFRESH_S)):
+            for info in _as_they_answer(self.placement.shards, min(timeout_s, _REFRESH_S), self.security):
                 self._adopt(info)
                 if self.placement.epoch != epoch:
                     return  # without waiting for those that may be down
@@ -63,7 +67,7 @@ class Directory:
     def _meet_all(self, timeout_s: float) -> None:
         """Compare what every shard holds with the specs."""
         placement = self.placement
-        answers = each_shard(placement.shards, describing(timeout_s))
+        answers = each_shard(placement.shards, describing(timeout_s), self.security)
         for answer in answers:
             if isinstance(answer, ShardInfo):
                 self._adopt(answer)
@@ -93,23 +97,25 @@ class Directory:
         return replace(placement, shards=shards)
 
 
-def each_shard(shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Result]) -> list[_Result]:
+def each_shard(
+    shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Result], security: ClientSecurity | None = None
+) -> list[_Result]:
     """Call every shard at once; the results in order, or the first error."""
 
     with ThreadPoolExecutor(min(_THREADS, len(shards))) as pool:
-        return list(pool.map(_ask, shards, repeat(call)))
+        return list(pool.map(_ask, shards, repeat(call), repeat(security)))
 
 
-def _ask(shard: ShardAddress, call: Callable[[ControlClient], _Result]) -> _Result:
-    with ControlClient(shard.address, shard.shard) as control:
+def _ask(shard: ShardAddress, call: Callable[[ControlClient], _Result], security: ClientSecurity | None) -> _Result:
+    with ControlClient(shard.address, shard.shard, security) as control:
         return call(control)
 
 
-def _as_they_answer(shards: Sequence[ShardAddress], timeout_s: float) -> Iterator[ShardInfo]:
+def _as_they_answer(shards: Sequence[ShardAddress], timeout_s: float, security: ClientSecurity) -> Iterator[ShardInfo]:
     """What the shards that are up say, the quickest first."""
     pool = ThreadPoolExecutor(min(_THREADS, len(shards)))
     try:
-        for done in as_completed([pool.submit(_ask, shard, describing(timeout_s)) for shard in shards]):
+        for done in as_completed([pool.submit(_ask, shard, describing(timeout_s), security) for shard in shards]):
             if isinstance(info := done.result(), ShardInfo):
                 yield info
     finally:

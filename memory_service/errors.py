@@ -12,7 +12,15 @@ class InvalidRequest(MemoryServiceError, ValueError):
 
 
 class RequestTooLarge(MemoryServiceError, ValueError):
-    """A request beyond a configured limit."""
+    """A request beyond a configured limit, whoever else is served: split it."""
+
+
+class ResourceExhausted(MemoryServiceError):
+    """One client has, or all of them have, as much under way as the shard allows."""
+
+
+class Unauthenticated(MemoryServiceError):
+    """A call without the token that the shard asks for, or with another one."""
 
 
 class UnknownTable(MemoryServiceError, KeyError):

@@ -3,6 +3,8 @@
 import logging
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
@@ -10,15 +12,25 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from pyarrow import flight
 
-from memory_service.arrow_rows import row_schema, view_ids, wrap_rows
+from memory_service.arrow_rows import check_id_schema, row_schema, view_ids, wrap_rows
 from memory_service.block_copy import give_blocks
-from memory_service.errors import InvalidRequest, MemoryServiceError, ShardUnavailable, UnknownTable
+from memory_service.errors import (
+    FingerprintMismatch,
+    InvalidRequest,
+    MemoryServiceError,
+    RequestTooLarge,
+    ShardUnavailable,
+)
+from memory_service.limits import Admission, DoorLimits, Visitor, client_of
 from memory_service.memory import require_table
+from memory_service.security import ServerSecurity
 from memory_service.shard import Shard
 from memory_service.status import status_of
+from memory_service.table import ShardTable
 from protos import memory_pb2 as pb
 
 LOOKUP = b"lookup"  # first part of the descriptor path; the second is the table
+_HEADER_BYTES = 1024  # a LookupRequest has about 100
 
 _log = logging.getLogger(__name__)
 
@@ -26,9 +38,11 @@ _log = logging.getLogger(__name__)
 class RowsDoor(flight.FlightServerBase):
     """A Flight server around a shard, listening from construction on."""
 
-    def __init__(self, shard: Shard, host: str, port: int) -> None:
-        super().__init__(flight.Location.for_grpc_tcp(host, port))
+    def __init__(self, shard: Shard, host: str, port: int, security: ServerSecurity, limits: DoorLimits) -> None:
+        options = security.flight_options(middleware={"methods": _OnlyRows()})
+        super().__init__(security.flight_location(host, port), **options)
         self._shard = shard
+        self._admission = Admission(shard.name, limits)
         self._lock = threading.Lock()
         self._streams: set[_Stream] = set()
         self._stopping = False
@@ -41,28 +55,23 @@ class RowsDoor(flight.FlightServerBase):
         writer: flight.MetadataRecordBatchWriter,
     ) -> None:
         """Answer the lookups of one client in one table until it goes away."""
-        stream = _Stream(self._shard, _table_of(descriptor), reader, writer)
-        with self._lock:
-            if self._stopping:
-                raise flight.FlightUnavailableError(f"{self._shard.name} is stopping")
-            self._streams.add(stream)
-        try:
-            with self._shard.counters.stream():
+        with _without_traceback(), self._admission.stream(client_of(context)) as visitor:
+            stream = _Stream(self._shard, _table_of(descriptor), reader, writer, visitor)
+            with self._known(stream), self._shard.counters.stream():
                 stream.serve()
-        finally:
-            with self._lock:
-                self._streams.discard(stream)
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.GeneratorStream:
         """Give whole blocks to another shard."""
-        try:
+        with _without_traceback():
             wanted = pb.BlocksTicket.FromString(ticket.ticket)
             table = require_table(self._shard.tables, wanted.table)
-        except (DecodeError, UnknownTable) as error:
-            raise flight.FlightServerError(f"no ticket for blocks of {self._shard.name}: {error}") from error
-        if wanted.fingerprint.hex() != table.spec.fingerprint:
-            raise flight.FlightServerError(f"table {wanted.table!r} on {self._shard.name} has another fingerprint")
-        return flight.GeneratorStream(row_schema(table.spec.row_bytes), give_blocks(table, wanted.blocks))
+            if wanted.fingerprint.hex() != table.spec.fingerprint:
+                raise FingerprintMismatch(f"table {wanted.table!r} on {self._shard.name} has another fingerprint")
+            if len(wanted.blocks) > table.spec.blocks:
+                raise RequestTooLarge(f"{len(wanted.blocks)} blocks of table {wanted.table!r}: it has fewer")
+        return flight.GeneratorStream(
+            row_schema(table.spec.row_bytes), self._giving(client_of(context), table, wanted.blocks)
+        )
 
     def stop(self, grace_s: float) -> bool:
         """Ask every client to leave and stop listening; whether all had left after `grace_s`.
@@ -79,6 +88,45 @@ class RowsDoor(flight.FlightServerBase):
         stopping.join(grace_s)
         return not stopping.is_alive()
 
+    def _giving(
+        self, client: str, table: ShardTable, blocks: Sequence[int]
+    ) -> Iterator[tuple[pa.RecordBatch, pa.Buffer]]:
+        with _without_traceback(), self._admission.stream(client):
+            yield from give_blocks(table, blocks)
+
+    @contextmanager
+    def _known(self, stream: "_Stream") -> Iterator[None]:
+        """Have `stop` take leave of a stream while it lasts."""
+        with self._lock:
+            if self._stopping:
+                raise flight.FlightUnavailableError(f"{self._shard.name} is stopping")
+            self._streams.add(stream)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams.discard(stream)
+
+
+@contextmanager
+def _without_traceback() -> Iterator[None]:
+    """Flight tells the client the traceback of any error but its own, and keeps a kilobyte of each for ever."""
+    try:
+        yield
+    except flight.FlightError:
+        raise
+    except Exception as error:
+        raise flight.FlightServerError(f"{error!s:.1000}") from error
+
+
+class _OnlyRows(flight.ServerMiddlewareFactory):
+    """Refuses the methods that a shard does not have; Flight's own refusals come with a traceback."""
+
+    def start_call(self, info: flight.CallInfo, headers: object) -> None:
+        """See flight.ServerMiddlewareFactory."""
+        if info.method not in (flight.FlightMethod.DO_EXCHANGE, flight.FlightMethod.DO_GET):
+            raise flight.FlightServerError(f"a shard has no method {info.method.name} at its rows door")
+
 
 class _Stream:
     """One client's lookups in one table. Replies in order; an error is a reply, not the end of the stream."""
@@ -89,18 +137,20 @@ class _Stream:
         table: str,
         reader: flight.MetadataRecordBatchReader,
         writer: flight.MetadataRecordBatchWriter,
+        visitor: Visitor,
     ) -> None:
         self._shard = shard
         self._counters = shard.counters
         self._table = table
         self._reader = reader
         self._writer = writer
+        self._visitor = visitor
         self._write_lock = threading.Lock()
         self._open = False
         self._leaving = False
         self._queue = QueueClock()
         if table not in shard.tables:
-            raise flight.FlightServerError(f"{shard.name} has no table {table!r}")
+            raise flight.FlightServerError(f"{shard.name} has no table {table!r:.200}")
         self._schema = row_schema(shard.tables[table].spec.row_bytes)
         self._no_rows = np.empty((0, shard.tables[table].spec.row_bytes), np.uint8)
 
@@ -112,6 +162,7 @@ class _Stream:
         if self._leaving:
             self.say_goodbye()
         try:
+            check_id_schema(self._reader.schema)
             while (chunk := self._next()) is not None:
                 read = time.perf_counter()
                 self._answer(chunk)
@@ -124,10 +175,8 @@ class _Stream:
         """Tell the client that this shard is stopping, so that it leaves once it has its answers."""
         self._leaving = True
         status, _ = status_of(ShardUnavailable(""))
-        try:
+        with suppress(pa.ArrowException, OSError):  # gone already
             self._write(self._no_rows, pb.LookupReply(status=status, message=f"{self._shard.name} is stopping"))
-        except (pa.ArrowException, OSError):
-            return  # gone already
 
     def _next(self) -> flight.FlightStreamChunk | None:
         try:
@@ -138,28 +187,32 @@ class _Stream:
     def _answer(self, chunk: flight.FlightStreamChunk) -> None:
         reply = pb.LookupReply(epoch=self._shard.epoch)
         rows = self._no_rows
-        try:
-            header = _header_of(chunk)
-            reply.request_id = header.request_id
-            waited_us = self._queue.waited_us(header.sent_us, time.monotonic_ns() // 1000)
-            self._counters.spent("queue", waited_us * 1e-6)
-            if waited_us > header.timeout_ms * 1000:
-                return self._counters.expired()
-            rows, reply.epoch, reply.version = self._lookup(header, chunk.data)
-        except Exception as error:
-            if not isinstance(error, MemoryServiceError):
-                _log.exception("lookup in table %s failed", self._table)
-            reply.status, _ = status_of(error)
-            reply.message = str(error)
-            self._counters.refused(error)
-        start = time.perf_counter()
-        self._write(rows, reply)
+        with ExitStack() as under_way:
+            try:
+                header = _header_of(chunk)
+                reply.request_id = header.request_id
+                waited_us = self._queue.waited_us(header.sent_us, time.monotonic_ns() // 1000)
+                self._counters.spent("queue", waited_us * 1e-6)
+                if waited_us > header.timeout_ms * 1000:
+                    return self._counters.expired()
+                ids = _ids_of(chunk)
+                under_way.enter_context(self._visitor.request(self._bytes_of(ids)))
+                rows, reply.epoch, reply.version = self._shard.lookup(
+                    self._table, ids, header.epoch, header.fingerprint.hex()
+                )
+            except Exception as error:
+                if not isinstance(error, MemoryServiceError):
+                    _log.exception("lookup in table %s failed", self._table)
+                reply.status, _ = status_of(error)
+                reply.message = str(error)
+                self._counters.refused(error)
+            start = time.perf_counter()
+            self._write(rows, reply)
         return self._counters.spent("write", time.perf_counter() - start)
 
-    def _lookup(self, header: pb.LookupRequest, batch: pa.RecordBatch | None) -> tuple[NDArray[np.uint8], int, int]:
-        if batch is None:
-            raise InvalidRequest("the request has no record batch of row ids")
-        return self._shard.lookup(self._table, view_ids(batch), header.epoch, header.fingerprint.hex())
+    def _bytes_of(self, ids: NDArray[np.int64]) -> int:
+        """What a request and its reply take."""
+        return ids.nbytes + len(ids) * self._no_rows.shape[1]
 
     def _write(self, rows: NDArray[np.uint8], reply: pb.LookupReply) -> None:
         with self._write_lock:
@@ -186,14 +239,22 @@ class QueueClock:
 def _table_of(descriptor: flight.FlightDescriptor) -> str:
     path = descriptor.path or []
     if len(path) != 2 or path[0] != LOOKUP:
-        raise flight.FlightServerError(f"descriptor path must be ['lookup', TABLE], got {path}")
+        raise flight.FlightServerError(f"descriptor path must be ['lookup', TABLE], got {path!r:.200}")
     return path[1].decode(errors="replace")
+
+
+def _ids_of(chunk: flight.FlightStreamChunk) -> NDArray[np.int64]:
+    if chunk.data is None:
+        raise InvalidRequest("the request has no record batch of row ids")
+    return view_ids(chunk.data)
 
 
 def _header_of(chunk: flight.FlightStreamChunk) -> pb.LookupRequest:
     if chunk.app_metadata is None:
         raise InvalidRequest("the request has no LookupRequest in its app_metadata")
+    if (size := chunk.app_metadata.size) > _HEADER_BYTES:
+        raise RequestTooLarge(f"the app_metadata has {size} bytes, a LookupRequest at most {_HEADER_BYTES}")
     try:
         return pb.LookupRequest.FromString(chunk.app_metadata.to_pybytes())
-    except DecodeError as error:
+    except (DecodeError, ValueError) as error:  # ValueError for text that is not UTF-8
         raise InvalidRequest(f"the app_metadata is no LookupRequest: {error}") from error

@@ -8,18 +8,29 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from memory_service.arrow_pool import restart_bounded
 from memory_service.errors import MemoryServiceError
 from memory_service.manifest import split_pin
 from memory_service.placement import Placement, ShardAddress
+from memory_service.security import ServerSecurity
 from memory_service.server import ShardServer
 from memory_service.shard import Shard
 from memory_service.shard_counters import collect_shard
 from memory_service.snapshot import Snapshot, generations, load_newest
 from memory_service.store import open_store
+from memory_service.token import Token
 
 STATIC_EPOCH = 1
+_LOCKS_HELP = """Each can be given in the environment instead. A shard that copies blocks from others is a client of
+theirs, and shows what a client shows: see `engram memory describe --help`."""
+_LOCKS = {
+    "--tls-cert": "certificate of both doors, PEM: TLS only from then on (ENGRAM_MEMORY_TLS_CERT)",
+    "--tls-key": "its key, PEM (ENGRAM_MEMORY_TLS_KEY)",
+    "--client-ca": "who signs the certificates that clients must show, PEM: mutual TLS (ENGRAM_MEMORY_CLIENT_CA)",
+    "--token-file": "token that every call must carry (ENGRAM_MEMORY_TOKEN_FILE, or ENGRAM_MEMORY_TOKEN itself)",
+}
 
 
 def serve(
@@ -32,6 +43,7 @@ def serve(
     replicas: int = 1,
     join: str | None = None,
     metrics_port: int | None = None,
+    security: ServerSecurity | None = None,
 ) -> NoReturn:
     """Serve until SIGTERM or SIGINT, and end the process. Call from the main thread.
 
@@ -47,9 +59,9 @@ def serve(
     if snapshot is None:
         if not join:
             raise ValueError("--join: give the name under which placements will know this shard")
-        server = ShardServer(Shard(join), host, port, rows_port).start()
+        server = ShardServer(Shard(join), host, port, rows_port, security).start()
     else:
-        server = start_static(snapshot, host, port, rows_port, shard_index, peers, replicas)
+        server = start_static(snapshot, host, port, rows_port, shard_index, peers, replicas, security)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with _metrics(server, host, metrics_port):
@@ -93,6 +105,7 @@ def start_static(
     shard_index: int = 0,
     peers: Sequence[str] | None = None,
     replicas: int = 1,
+    security: ServerSecurity | None = None,
 ) -> ShardServer:
     """A started server whose placement never changes: one epoch, computed alike by every peer."""
     if not 0 <= shard_index < len(peers or [""]):
@@ -101,7 +114,7 @@ def start_static(
         raise ValueError("--port: with --peers, give the port that this shard has in the list")
 
     def start(opened: Snapshot) -> ShardServer:
-        server = ShardServer(Shard(f"shard-{shard_index}"), host, port, rows_port).start()
+        server = ShardServer(Shard(f"shard-{shard_index}"), host, port, rows_port, security).start()
         try:
             addresses = [ShardAddress(f"shard-{i}", address) for i, address in enumerate(peers or [server.address])]
             placement = Placement.build(STATIC_EPOCH, addresses, opened.specs.values(), replicas)
@@ -131,9 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m memory_service.serve`."""
     parser = argparse.ArgumentParser(prog="python -m memory_service.serve", description=__doc__)
     add_arguments(parser)
-    options = parser.parse_args(arguments)
     try:
-        serve(**vars(options))
+        serve(**serve_options(parser.parse_args(arguments)))
     except (MemoryServiceError, ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -175,7 +187,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="serve metrics for Prometheus at http://HOST:PORT/metrics, 0 for any free port (default: do not)",
     )
+    group = parser.add_argument_group("locks", _LOCKS_HELP)
+    for option, help_text in _LOCKS.items():
+        group.add_argument(option, metavar="FILE", type=Path, help=help_text)
+
+
+def serve_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `serve` from parsed arguments; ValueError for locks that do not fit together."""
+    given = ServerSecurity.from_environment()
+    security = ServerSecurity(
+        cert_file=args.tls_cert or given.cert_file,
+        key_file=args.tls_key or given.key_file,
+        client_ca_file=args.client_ca or given.client_ca_file,
+        token=Token.from_file(args.token_file) if args.token_file else given.token,
+    )
+    names = ("snapshot", "host", "port", "rows_port", "shard_index", "peers", "replicas", "join", "metrics_port")
+    return {name: getattr(args, name) for name in names} | {"security": security}
 
 
 if __name__ == "__main__":
+    restart_bounded()
     sys.exit(main())

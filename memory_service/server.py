@@ -6,7 +6,9 @@ import uuid
 from types import TracebackType
 
 from memory_service.control_door import ControlDoor
+from memory_service.limits import DoorLimits
 from memory_service.rows_door import RowsDoor
+from memory_service.security import ServerSecurity
 from memory_service.shard import Shard
 
 DEFAULT_GRACE_S = 5.0
@@ -18,11 +20,21 @@ class ShardServer:
     The shard may be loaded and activated before or after the start; until then lookups and the health check say so.
     """
 
-    def __init__(self, shard: Shard, host: str = "127.0.0.1", port: int = 0, rows_port: int = 0) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        rows_port: int = 0,
+        security: ServerSecurity | None = None,
+        limits: DoorLimits | None = None,
+    ) -> None:
         self.shard = shard
         self.incarnation = uuid.uuid4().hex
         self._host = host
         self._ports = port, rows_port
+        self._security = security or ServerSecurity()
+        self._limits = limits or DoorLimits()
         self._stopped = threading.Event()
         self._control: ControlDoor | None = None
         self._rows: RowsDoor | None = None
@@ -31,9 +43,11 @@ class ShardServer:
         """Open both doors."""
         port, rows_port = self._ports
         _check_free(self._host, rows_port)
-        self._rows = RowsDoor(self.shard, self._host, rows_port)
+        self._rows = RowsDoor(self.shard, self._host, rows_port, self._security, self._limits)
         try:
-            self._control = ControlDoor(self.shard, self.incarnation, self._rows.port, self._host, port)
+            self._control = ControlDoor(
+                self.shard, self.incarnation, self._rows.port, self._host, port, self._security, self._limits
+            )
         except OSError:
             self._rows.stop(DEFAULT_GRACE_S)
             raise

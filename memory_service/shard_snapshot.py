@@ -12,6 +12,7 @@ from memory_service.directory import Directory, describing, each_shard
 from memory_service.errors import MemoryServiceError, RowOutOfRange, ShardUnavailable, SnapshotError
 from memory_service.manifest import BlockEntry, TableEntry
 from memory_service.placement import Placement, ShardAddress
+from memory_service.security import ClientSecurity
 from memory_service.snapshot import Snapshot
 from memory_service.snapshot_writer import NewGeneration
 from memory_service.spec import TableSpec
@@ -28,16 +29,17 @@ def snapshot_shards(directory: Directory, uri: str | Path, full: bool = False) -
     """
     specs = list(directory.specs.values())
     with NewGeneration(uri, specs, full) as new:
-        writers = _Writers(directory.placement)
+        writers = _Writers(directory.placement, directory.security)
         return new.seal([_write_table(new, spec, writers) for spec in specs])
 
 
 class _Writers:
     """The shards of a placement that can still be asked to write."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, security: ClientSecurity) -> None:
         self.placement = placement
-        answers = each_shard(placement.shards, describing(_ANSWER_S))
+        self.security = security
+        answers = each_shard(placement.shards, describing(_ANSWER_S), security)
         self._able = {index for index, answer in enumerate(answers) if not isinstance(answer, MemoryServiceError)}
         errors = [answer for answer in answers if isinstance(answer, MemoryServiceError)]
         self._last_error = errors[-1] if errors else None
@@ -78,7 +80,7 @@ def _write_table(new: NewGeneration, spec: TableSpec, writers: _Writers) -> Tabl
             break
         shares = writers.share(spec.name, left)
         prefix = f"{new.prefix}{turn}-"  # a shard that writes in two turns must not write its first files again
-        for shard, result in zip(shares, _write_shares(new, spec, prefix, shares), strict=True):
+        for shard, result in zip(shares, _write_shares(new, spec, prefix, shares, writers.security), strict=True):
             if isinstance(result, MemoryServiceError):
                 writers.give_up(shard, result)
             else:
@@ -90,7 +92,11 @@ def _write_table(new: NewGeneration, spec: TableSpec, writers: _Writers) -> Tabl
 
 
 def _write_shares(
-    new: NewGeneration, spec: TableSpec, prefix: str, shares: Mapping[ShardAddress, list[int]]
+    new: NewGeneration,
+    spec: TableSpec,
+    prefix: str,
+    shares: Mapping[ShardAddress, list[int]],
+    security: ClientSecurity,
 ) -> list[_Written]:
     base = new.base(spec)
     by_address = {shard.address: blocks for shard, blocks in shares.items()}
@@ -103,4 +109,4 @@ def _write_shares(
         except (ShardUnavailable, RowOutOfRange) as error:  # down, or it has passed blocks on: a replica may have them
             return error
 
-    return each_shard(list(shares), write)
+    return each_shard(list(shares), write, security)

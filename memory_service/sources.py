@@ -13,6 +13,7 @@ from memory_service.block_copy import take_blocks
 from memory_service.control import ControlClient
 from memory_service.errors import MemoryServiceError, OutOfMemory, ShardUnavailable, SnapshotError
 from memory_service.placement import Placement, ShardAddress
+from memory_service.security import ClientSecurity
 from memory_service.snapshot import Snapshot
 from memory_service.spec import TableSpec
 from memory_service.table import ShardTable
@@ -140,7 +141,7 @@ class _Peer:
             raise MemoryServiceError(f"table {table.spec.name!r}: {difference}")
         if self._client is None:
             host = self.shard.address.rpartition(":")[0]
-            self._client = flight.FlightClient((host, info.rows_port))
+            self._client = ClientSecurity.from_environment().flight_client(host, info.rows_port)
         yield from take_blocks(self._client, table.spec, table.version, blocks)
 
     def close(self) -> None:

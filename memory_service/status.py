@@ -9,9 +9,11 @@ from memory_service.errors import (
     MemoryServiceError,
     OutOfMemory,
     RequestTooLarge,
+    ResourceExhausted,
     RowOutOfRange,
     ShardUnavailable,
     SnapshotError,
+    Unauthenticated,
     UnknownTable,
     WrongEpoch,
 )
@@ -30,6 +32,8 @@ _ERRORS: dict[type[MemoryServiceError], tuple[pb.Status, grpc.StatusCode]] = {
     OutOfMemory: (pb.STATUS_OUT_OF_MEMORY, grpc.StatusCode.RESOURCE_EXHAUSTED),
     ShardUnavailable: (pb.STATUS_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE),
     DeadlineExceeded: (pb.STATUS_DEADLINE_EXCEEDED, grpc.StatusCode.DEADLINE_EXCEEDED),
+    ResourceExhausted: (pb.STATUS_RESOURCE_EXHAUSTED, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Unauthenticated: (pb.STATUS_UNAUTHENTICATED, grpc.StatusCode.UNAUTHENTICATED),
 }
 _CLASSES: dict[int, type[MemoryServiceError]] = {status: error for error, (status, _) in _ERRORS.items()}
 

@@ -17,6 +17,7 @@ from memory_service.control import ControlClient
 from memory_service.errors import MemoryServiceError, ShardError, ShardUnavailable
 from memory_service.placement import ShardAddress
 from memory_service.rows_door import LOOKUP
+from memory_service.security import ClientSecurity
 from memory_service.spec import TableSpec
 from memory_service.status import error_of
 from protos import memory_pb2 as pb
@@ -64,12 +65,14 @@ class RowStream:
         shard: ShardAddress,
         spec: TableSpec,
         connect_timeout_s: float,
+        security: ClientSecurity,
         newer_epoch: Callable[[int], None] = lambda epoch: None,
     ) -> None:
         self._shard = shard
         self._spec = spec
         self._fingerprint = bytes.fromhex(spec.fingerprint)
         self._connect_timeout_s = connect_timeout_s
+        self._security = security
         self._newer_epoch = newer_epoch
         self._lock = threading.Lock()
         self._pending: dict[int, Part] = {}
@@ -162,10 +165,10 @@ class RowStream:
         return None
 
     def _open(self) -> tuple[flight.FlightClient, flight.FlightStreamWriter, flight.FlightStreamReader]:
-        with ControlClient(self._shard.address, self._shard.shard) as control:
+        with ControlClient(self._shard.address, self._shard.shard, self._security) as control:
             rows_port = control.describe(self._connect_timeout_s).rows_port  # a restarted shard has another one
         host = self._shard.address.rpartition(":")[0]
-        client = flight.FlightClient((host, rows_port), generic_options=_OPTIONS)
+        client = self._security.flight_client(host, rows_port, _OPTIONS)
         writer, reader = client.do_exchange(flight.FlightDescriptor.for_path(LOOKUP, self._spec.name))
         writer.begin(_ID_SCHEMA)
         return client, writer, reader

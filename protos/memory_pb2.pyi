@@ -21,6 +21,8 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_UNAVAILABLE: _ClassVar[Status]
     STATUS_DEADLINE_EXCEEDED: _ClassVar[Status]
     STATUS_OUT_OF_MEMORY: _ClassVar[Status]
+    STATUS_RESOURCE_EXHAUSTED: _ClassVar[Status]
+    STATUS_UNAUTHENTICATED: _ClassVar[Status]
 STATUS_OK: Status
 STATUS_INTERNAL: Status
 STATUS_INVALID_REQUEST: Status
@@ -33,6 +35,8 @@ STATUS_SNAPSHOT_ERROR: Status
 STATUS_UNAVAILABLE: Status
 STATUS_DEADLINE_EXCEEDED: Status
 STATUS_OUT_OF_MEMORY: Status
+STATUS_RESOURCE_EXHAUSTED: Status
+STATUS_UNAUTHENTICATED: Status
 
 class TableSpec(_message.Message):
     __slots__ = ("name", "layer", "column_rows", "max_ngram", "heads", "multipliers", "pad_id", "token_map_sha256", "dim", "row_format", "block_rows")

@@ -23,8 +23,13 @@ examples:
   engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 \\
     --shard-index 0 --peers 10.0.0.5:7000,10.0.0.6:7000
   engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 --metrics-port 9464
+  engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 \\
+    --tls-cert shard.pem --tls-key shard.key --client-ca ca.pem --token-file token
 """
 _DESCRIBE_EPILOG = """\
+A memory with locks is opened with ENGRAM_MEMORY_CA (TLS), ENGRAM_MEMORY_CERT and ENGRAM_MEMORY_KEY (mutual TLS),
+ENGRAM_MEMORY_TOKEN_FILE or ENGRAM_MEMORY_TOKEN, and ENGRAM_MEMORY_SERVER_NAME where the host is not in its certificate.
+
 example:
   engram memory describe 127.0.0.1:7000
 """
@@ -57,7 +62,7 @@ def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
         formatter_class=formatter,
     )
     add_arguments(parser)
-    parser.set_defaults(run=serve)
+    parser.set_defaults(run=serve, bounded=True)
 
 
 def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
@@ -75,10 +80,9 @@ def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None
 
 def serve(args: argparse.Namespace) -> int:
     """Serve one shard until told to stop."""
-    from memory_service.serve import serve
+    from memory_service.serve import serve, serve_options
 
-    place = (args.host, args.port, args.rows_port, args.shard_index, args.peers)
-    return serve(args.snapshot, *place, args.replicas, args.join, args.metrics_port)
+    return serve(**serve_options(args))
 
 
 def describe(args: argparse.Namespace) -> int:

@@ -184,3 +184,16 @@ def test_placement_needs_matching_shapes(server: ShardServer, spec: TableSpec) -
     message.tables[0].shards = message.tables[0].shards[:-1]
     with pytest.raises(InvalidRequest, match="not a placement"):
         placement_from_proto(message)
+
+
+def test_what_cannot_be_decoded_is_refused_and_the_call_ends(channel: grpc.Channel) -> None:
+    """grpcio by itself would keep a call whose message it cannot decode for ever."""
+    health_check, reflect = (
+        "/grpc.health.v1.Health/Check",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    )
+    for method in ("/engram.memory.v1.MemoryShard/Describe", health_check, reflect):
+        call = channel.stream_stream(method)(iter([b"\xff"]), timeout=30)
+        with pytest.raises(grpc.RpcError, match="cannot be decoded") as raised:
+            next(call)
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
