@@ -1,4 +1,4 @@
-"""Where the blocks of a table lie in its arena, in memory that other processes of the machine can read."""
+"""Where the blocks of a table lie in its arena, for the process itself and others that map it."""
 
 import mmap
 import os
@@ -26,12 +26,12 @@ class Layout:
         self._header = np.frombuffer(memory, np.int64, 2)
         self.delta: NDArray[np.int64] = np.frombuffer(memory, np.int64, blocks, HEADER_BYTES)
         self.fd: int | None = None
-        """Descriptor by which others can map it, or None where the system has no memfd."""
+        """Descriptor by which others can map it, None if it is not shared."""
 
     @classmethod
-    def create(cls, blocks: int) -> "Layout":
+    def create(cls, blocks: int, shared: bool = False) -> "Layout":
         """Make one, for the only writer."""
-        fd = os.memfd_create("engram-layout") if hasattr(os, "memfd_create") else None
+        fd = os.memfd_create("engram-layout") if shared and hasattr(os, "memfd_create") else None
         if fd is not None:
             os.ftruncate(fd, layout_bytes(blocks))
         layout = cls(mmap.mmap(-1 if fd is None else fd, layout_bytes(blocks)), blocks)

@@ -7,8 +7,9 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from memory_service.arrow_pool import restart_bounded
 from memory_service.errors import MemoryServiceError
@@ -16,7 +17,7 @@ from memory_service.manifest import split_pin
 from memory_service.placement import Placement, ShardAddress
 from memory_service.security import ServerSecurity
 from memory_service.server import ShardServer
-from memory_service.shard import Shard
+from memory_service.shard import Shard, ShardConfig
 from memory_service.shard_counters import collect_shard
 from memory_service.snapshot import Snapshot, generations, load_newest
 from memory_service.store import open_store
@@ -33,39 +34,54 @@ _LOCKS = {
 }
 
 
-def serve(
-    snapshot: str | Path | None,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    rows_port: int = 0,
-    shard_index: int = 0,
-    peers: Sequence[str] | None = None,
-    replicas: int = 1,
-    join: str | None = None,
-    metrics_port: int | None = None,
-    security: ServerSecurity | None = None,
-) -> NoReturn:
+@dataclass(frozen=True)
+class ServeConfig:
+    """What one shard process is. ValueError for what cannot be."""
+
+    snapshot: str | Path | None = None
+    """Whose blocks to serve; None for a shard that waits for blocks."""
+    join: str | None = None
+    """Name by which placements will know a shard that waits."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Of the control door; 0 for any free one."""
+    rows_port: int = 0
+    shard_index: int = 0
+    """Place among the peers."""
+    peers: Sequence[str] | None = None
+    """Control addresses host:port of all shards in order, this one included, equal on all of them; the shards are named
+    shard-0, shard-1, ... in that order. None for a shard that serves every block."""
+    replicas: int = 1
+    """Shards that serve each block, equal on all of them."""
+    share_memory: bool = False
+    """See ShardConfig."""
+    metrics_port: int | None = None
+    """For Prometheus; None for no metrics."""
+    security: ServerSecurity | None = None
+
+    def __post_init__(self) -> None:
+        if self.snapshot is None and not self.join:
+            raise ValueError("--join: give the name under which placements will know this shard")
+        shards = len(self.peers or [""])
+        if not 0 <= self.shard_index < shards:
+            raise ValueError(f"shard_index={self.shard_index} is not among the {shards} shards: count from 0")
+        if self.peers and not self.port:
+            raise ValueError("--port: with --peers, give the port that this shard has in the list")
+
+
+def serve(config: ServeConfig) -> NoReturn:
     """Serve until SIGTERM or SIGINT, and end the process. Call from the main thread.
 
-    `peers` are the control addresses host:port of all shards in order, this one included, equal on all of them; the
-    shards are named shard-0, shard-1, ... in that order. Without peers this shard serves every block. `replicas`, equal
-    on all of them, is the number of shards that serve each block. Without a snapshot the shard is named `join` and
-    holds nothing until a placement that names it is prepared. Metrics for Prometheus are served if `metrics_port` is
-    given. ValueError, OSError or MemoryServiceError if it cannot start.
+    ValueError, OSError or MemoryServiceError if it cannot start.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # at once, while still loading
-    if snapshot is None:
-        if not join:
-            raise ValueError("--join: give the name under which placements will know this shard")
-        server = ShardServer(Shard(join), host, port, rows_port, security).start()
-    else:
-        server = start_static(snapshot, host, port, rows_port, shard_index, peers, replicas, security)
+    server = start(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _metrics(server, host, metrics_port):
-        doing = "serving" if snapshot else "waiting"
+    with _metrics(server, config):
+        doing = "serving" if config.snapshot else "waiting"
         print(f"engram memory {server.shard.name} {doing} on {server.address}", flush=True)
         stop.wait()
     if not server.stop():
@@ -76,15 +92,15 @@ def serve(
 
 
 @contextmanager
-def _metrics(server: ShardServer, host: str, port: int | None) -> Iterator[None]:
-    if port is None:
+def _metrics(server: ShardServer, config: ServeConfig) -> Iterator[None]:
+    if config.metrics_port is None:
         yield
         return
     from memory_service.prometheus import MetricsServer
 
     shard = server.shard
     try:
-        metrics = MetricsServer(lambda: collect_shard(shard), {"shard": shard.name}, host, port)
+        metrics = MetricsServer(lambda: collect_shard(shard), {"shard": shard.name}, config.host, config.metrics_port)
     except OSError:
         server.stop()
         raise
@@ -97,27 +113,17 @@ def _leave(*_: object) -> None:
     raise SystemExit(0)
 
 
-def start_static(
-    snapshot: str | Path,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    rows_port: int = 0,
-    shard_index: int = 0,
-    peers: Sequence[str] | None = None,
-    replicas: int = 1,
-    security: ServerSecurity | None = None,
-) -> ShardServer:
-    """A started server whose placement never changes: one epoch, computed alike by every peer."""
-    if not 0 <= shard_index < len(peers or [""]):
-        raise ValueError(f"shard_index={shard_index} is not among the {len(peers or [''])} shards: count from 0")
-    if peers and not port:
-        raise ValueError("--port: with --peers, give the port that this shard has in the list")
+def start(config: ServeConfig) -> ShardServer:
+    """A started server: one that waits, or one of a placement that never changes, computed alike by every peer."""
+    if config.snapshot is None:
+        return _open_doors(config)
 
-    def start(opened: Snapshot) -> ShardServer:
-        server = ShardServer(Shard(f"shard-{shard_index}"), host, port, rows_port, security).start()
+    def start_with(opened: Snapshot) -> ShardServer:
+        server = _open_doors(config)
         try:
-            addresses = [ShardAddress(f"shard-{i}", address) for i, address in enumerate(peers or [server.address])]
-            placement = Placement.build(STATIC_EPOCH, addresses, opened.specs.values(), replicas)
+            peers = config.peers or [server.address]
+            addresses = [ShardAddress(f"shard-{i}", address) for i, address in enumerate(peers)]
+            placement = Placement.build(STATIC_EPOCH, addresses, opened.specs.values(), config.replicas)
             server.shard.prepare(placement, snapshot_uri=opened.uri)
             server.shard.activate(placement)
         except BaseException:
@@ -125,7 +131,12 @@ def start_static(
             raise
         return server
 
-    return load_newest(_same_for_all(snapshot) if peers else snapshot, start)
+    return load_newest(_same_for_all(config.snapshot) if config.peers else config.snapshot, start_with)
+
+
+def _open_doors(config: ServeConfig) -> ShardServer:
+    shard = Shard(config.join or f"shard-{config.shard_index}", ShardConfig(share_memory=config.share_memory))
+    return ShardServer(shard, config.host, config.port, config.rows_port, config.security).start()
 
 
 def _same_for_all(uri: str | Path) -> str:
@@ -145,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m memory_service.serve", description=__doc__)
     add_arguments(parser)
     try:
-        serve(**serve_options(parser.parse_args(arguments)))
+        serve(serve_config(parser.parse_args(arguments)))
     except (MemoryServiceError, ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -182,6 +193,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replicas", metavar="R", type=int, default=1, help="shards that serve each block (default %(default)s)"
     )
     parser.add_argument(
+        "--share-memory",
+        action="store_true",
+        help="let processes of the same user on this machine read the rows without asking; most systems then keep them "
+        "in small pages",
+    )
+    parser.add_argument(
         "--metrics-port",
         metavar="PORT",
         type=int,
@@ -192,8 +209,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(option, metavar="FILE", type=Path, help=help_text)
 
 
-def serve_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `serve` from parsed arguments; ValueError for locks that do not fit together."""
+def serve_config(args: argparse.Namespace) -> ServeConfig:
+    """The configuration that parsed arguments stand for; ValueError for locks that do not fit together."""
     given = ServerSecurity.from_environment()
     security = ServerSecurity(
         cert_file=args.tls_cert or given.cert_file,
@@ -201,8 +218,8 @@ def serve_options(args: argparse.Namespace) -> dict[str, Any]:
         client_ca_file=args.client_ca or given.client_ca_file,
         token=Token.from_file(args.token_file) if args.token_file else given.token,
     )
-    names = ("snapshot", "host", "port", "rows_port", "shard_index", "peers", "replicas", "join", "metrics_port")
-    return {name: getattr(args, name) for name in names} | {"security": security}
+    names = [field.name for field in fields(ServeConfig) if field.name != "security"]
+    return ServeConfig(**{name: getattr(args, name) for name in names}, security=security)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ from memory_service.table import ShardTable
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """Limits of a shard."""
+    """Limits of a shard, and what its memory is."""
 
     max_rows: int = 1 << 20
     """Rows in one lookup; a larger one is refused before anything is allocated for it."""
+    share_memory: bool = False
+    """Let other processes of this user on this machine read the tables directly; costs the huge pages."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class Shard:
 
     def _add_table(self, name: str, placement: Placement, sources: Sources) -> ShardTable:
         spec, version = sources.describe(name)
-        table = ShardTable(spec, version)
+        table = ShardTable(spec, version, self.config.share_memory)
         with self._changing:
             self._check_intended(placement)
             self._tables = {**self._tables, name: table}

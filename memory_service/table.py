@@ -22,10 +22,10 @@ class ShardTable:
     does both within `reading()`: until then a dropped block keeps its slot.
     """
 
-    def __init__(self, spec: TableSpec, version: int = 0) -> None:
+    def __init__(self, spec: TableSpec, version: int = 0, shared: bool = False) -> None:
         self.spec = spec
-        self._arena = Arena(spec.blocks, spec.block_rows, spec.row_bytes)
-        self._layout = Layout.create(spec.blocks)
+        self._arena = Arena(spec.blocks, spec.block_rows, spec.row_bytes, shared)
+        self._layout = Layout.create(spec.blocks, shared)
         self._layout.version = version
         self._delta = self._layout.delta.copy()
         self._changing = threading.Lock()
@@ -44,7 +44,7 @@ class ShardTable:
 
     @property
     def shared(self) -> SharedTable | None:
-        """How a process of this machine can read the rows by itself."""
+        """How a process of this machine can read the rows by itself; None if it may not."""
         return share_table(self._arena.fd, self._layout.fd)
 
     @property

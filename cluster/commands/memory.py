@@ -80,9 +80,9 @@ def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None
 
 def serve(args: argparse.Namespace) -> int:
     """Serve one shard until told to stop."""
-    from memory_service.serve import serve, serve_options
+    from memory_service.serve import serve, serve_config
 
-    return serve(**serve_options(args))
+    serve(serve_config(args))
 
 
 def describe(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.batch.output import JobOutput
 from cluster.cli import main
-from memory_service.serve import start_static
+from memory_service.serve import ServeConfig, start
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_model_without_engram_or_tokenizer_answers_token_ids(generate, plain_m
 
 
 def test_a_memory_on_the_network_gives_the_same_answers(expected, generate, tmp_path, tiny_model, read_records):
-    with start_static(tiny_model / "memory") as server:
+    with start(ServeConfig(tiny_model / "memory")) as server:
         assert generate("out.jsonl", "--memory", server.address) == 0
         assert server.shard.stats().rows > 0
     assert read_records(tmp_path / "out.jsonl") == expected
@@ -150,7 +150,7 @@ def test_a_memory_of_another_model_is_refused(expected, generate, tmp_path, tiny
     shutil.copytree(tiny_model, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"engram_pad_token_id": 5}))
-    with start_static(tiny_model / "memory") as server:
+    with start(ServeConfig(tiny_model / "memory")) as server:
         assert generate("out.jsonl", "--memory", server.address, model=other) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert "fingerprint" in err
@@ -160,12 +160,12 @@ def test_a_memory_of_another_model_is_refused(expected, generate, tmp_path, tiny
 def test_a_memory_that_comes_back_is_used_again(
     expected, generate, tmp_path, tiny_model, read_records, after_first_write
 ):
-    servers = [start_static(tiny_model / "memory")]
+    servers = [start(ServeConfig(tiny_model / "memory"))]
     host, port = servers[0].address.split(":")
 
     def restart():
         servers[0].stop()
-        servers.append(start_static(tiny_model / "memory", host, int(port)))
+        servers.append(start(ServeConfig(tiny_model / "memory", host=host, port=int(port))))
 
     after_first_write(restart)
     try:
@@ -179,7 +179,7 @@ def test_a_memory_that_comes_back_is_used_again(
 def test_a_memory_lost_for_good_ends_the_job_which_can_be_continued(
     expected, generate, tmp_path, tiny_model, read_records, after_first_write, capsys
 ):
-    server = start_static(tiny_model / "memory")
+    server = start(ServeConfig(tiny_model / "memory"))
     after_first_write(server.stop)
     assert generate("out.jsonl", "--memory", server.address, "--batch-size", 4) == 2
     assert server.address in capsys.readouterr().err.splitlines()[-1]

@@ -141,12 +141,12 @@ class Processes:
     def pids(self) -> list[int]:
         return [process.pid for process in self.running]
 
-    def __call__(self, shards: int, replicas: int = 1) -> "Processes":
+    def __call__(self, shards: int, replicas: int = 1, share_memory: bool = False) -> "Processes":
         peers = [f"127.0.0.1:{port}" for port in _free_ports(shards)]
         for index, peer in enumerate(peers):
             port = peer.rpartition(":")[2]
             place = ["--port", port, "--shard-index", str(index), "--peers", ",".join(peers)]
-            self.start(*place, "--replicas", str(replicas))
+            self.start(*place, "--replicas", str(replicas), *(["--share-memory"] if share_memory else []))
         self.addresses = [self.ready(process) for process in self.running]
         return self
 

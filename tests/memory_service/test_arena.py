@@ -31,7 +31,7 @@ def test_slots_are_apart() -> None:
 
 
 def test_memory_is_used_for_taken_slots_only() -> None:
-    arena = Arena(1 << 20, 4096, 256)  # a TiB of address space
+    arena = Arena(1 << 20, 4096, 256, shared=True)  # a TiB of address space
     assert (arena.nbytes, resident(arena)) == (0, 0)
     for _ in range(3):
         arena.slot(arena.take())[:] = 1
@@ -42,15 +42,17 @@ def test_memory_is_used_for_taken_slots_only() -> None:
 
 
 def test_another_mapping_sees_the_rows() -> None:
-    arena = Arena(1, 16, 100)
+    arena = Arena(1, 16, 100, shared=True)
     arena.slot(arena.take())[:] = 9
     assert arena.fd is not None
     assert os.pread(arena.fd, 1600, 0) == bytes([9]) * 1600
 
 
-def test_anonymous_memory_where_there_is_no_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "memfd_create")
-    arena = Arena(3, 4096, 10)
+@pytest.mark.parametrize("shared", [False, True])
+def test_anonymous_memory_unless_shared_and_a_memfd_can_be_had(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    if shared:
+        monkeypatch.delattr(os, "memfd_create")
+    arena = Arena(3, 4096, 10, shared)
     for value in (1, 2):
         arena.slot(arena.take())[:] = value
     arena.give_back([0])
@@ -60,14 +62,14 @@ def test_anonymous_memory_where_there_is_no_memfd(monkeypatch: pytest.MonkeyPatc
 
 def test_too_little_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutOfMemory, match=r"GiB for table blocks: add shards or memory"):
-        Arena(1 << 26, 4096, 4096)
+        Arena(1 << 36, 4096, 4096)
     with pytest.raises(OutOfMemory, match=r"GiB for table blocks"):
         Arena(1 << 48, 4096, 4096)
 
     def full(*_: int) -> None:
         raise OSError("no space left")
 
-    arena = Arena(3, 4096, 256)
+    arena = Arena(3, 4096, 256, shared=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(OutOfMemory, match="no space left"):
@@ -77,7 +79,7 @@ def test_too_little_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_descriptor_is_closed_with_the_arena() -> None:
-    arena = Arena(1, 16, 100)
+    arena = Arena(1, 16, 100, shared=True)
     fd = arena.fd
     assert fd is not None
     del arena

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memf
 
 @pytest.fixture
 def table(spec: TableSpec, packed: np.ndarray) -> ShardTable:
-    table = ShardTable(spec, version=3)
+    table = ShardTable(spec, version=3, shared=True)
     table.add(blocks_of(packed, range(0, spec.blocks, 2)))
     return table
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_mapped_is_left_to_the_network(table: ShardTable, change:
 
 
 def test_a_client_maps_the_shards_of_its_machine(processes, spec: TableSpec, packed: np.ndarray) -> None:
-    started = processes(2)
+    started = processes(2, share_memory=True)
     client = started.connect(map_local=True)
     rows = client.lookup("engram.1", np.arange(spec.rows)).result()
     np.testing.assert_array_equal(rows.unique[rows.inverse], packed)

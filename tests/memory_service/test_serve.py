@@ -12,7 +12,7 @@ import pytest
 from memory_service import LocalMemory, MemoryClient, ShardAddress, TableSpec, extend_snapshot
 from memory_service.control import ControlClient
 from memory_service.reshape import reshape, retire
-from memory_service.serve import start_static
+from memory_service.serve import ServeConfig, start
 
 
 def test_one_process_serves_everything(processes, packed: np.ndarray, spec: TableSpec) -> None:
@@ -116,7 +116,7 @@ def test_what_keeps_it_from_starting_is_said_in_a_line(snapshot: Path, options: 
 def test_peers_must_name_one_of_several_generations(snapshot: Path, spec: TableSpec, packed: np.ndarray) -> None:
     extend_snapshot(snapshot, {spec: 255 - packed}, version=1)
     with pytest.raises(ValueError, match=r"generations \[0, 1\]: with --peers name one, .*generation=1"):
-        start_static(snapshot, port=1, peers=["127.0.0.1:1"])
+        start(ServeConfig(snapshot, port=1, peers=["127.0.0.1:1"]))
 
 
 def test_a_shard_alone_falls_back_to_the_last_good_generation(
@@ -127,6 +127,6 @@ def test_a_shard_alone_falls_back_to_the_last_good_generation(
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with start_static(snapshot) as server:
+    with start(ServeConfig(snapshot)) as server:
         rows, _, _ = server.shard.lookup(spec.name, np.arange(spec.rows), 1, spec.fingerprint)
     np.testing.assert_array_equal(rows, packed)

@@ -8,7 +8,7 @@ import pytest
 from cluster.cli import main
 from memory_service import RowFormat, Snapshot, TableSpec, extend_snapshot
 from memory_service.random_tables import random_block
-from memory_service.serve import start_static
+from memory_service.serve import ServeConfig, start
 
 SPEC = TableSpec("engram.1", 1, (500, 501), 2, 2, (7, 11), 2, "ab" * 32, 32, RowFormat.BF16, 64)
 
@@ -48,7 +48,7 @@ def test_prune_prints_what_it_deleted(series, capsys):
 
 
 def test_a_running_memory_is_added_to_its_snapshot(series, capsys):
-    with start_static(series) as server:
+    with start(ServeConfig(series)) as server:
         table = server.shard.tables["engram.1"]
         rows = table.copy_block(3) ^ 255
         table.drop(np.array([3]))
