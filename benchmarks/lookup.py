@@ -27,7 +27,7 @@ ROUNDS = {384: 300, 1_536: 200, 12_288: 100, 98_304: 30}
 QUICK_ROUNDS = {384: 50, 1_536: 50, 12_288: 20, 98_304: 5}
 WARMUPS = 3
 GATHER, RAW, GRPC, REDIS = "gather in this process", "raw TCP socket", "plain Python gRPC", "Redis MGET"
-SERVICE, TWO_SHARDS = "service, 1 shard", "service, 2 shards"
+SERVICE, TWO_SHARDS, MAPPED = "service, 1 shard", "service, 2 shards", "service, by mapping"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ class Service:
     config: ClientConfig
 
 
-SERVICES = {SERVICE: Service(1, ClientConfig()), TWO_SHARDS: Service(2, ClientConfig())}
+SERVICES = {
+    SERVICE: Service(1, ClientConfig()),
+    TWO_SHARDS: Service(2, ClientConfig()),
+    MAPPED: Service(1, ClientConfig(map_local=True)),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ GOALS = (
     Goal(12_288, GRPC, SERVICE, 2.5),
     Goal(12_288, REDIS, SERVICE, 8.0),
     Goal(12_288, RAW, SERVICE, 0.6),
+    Goal(12_288, GATHER, MAPPED, 0.8),
 )
 
 
