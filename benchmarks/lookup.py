@@ -140,7 +140,8 @@ def start_redis(stack: contextlib.ExitStack, packed: np.ndarray) -> Rival:
 
 def start_service(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path, how: Service) -> Rival:
     """Start shards that serve the table, and a client."""
-    servers = stack.enter_context(memory_shards(snapshot, how.shards))
+    sharing = ["--share-memory"] if how.config.map_local else []
+    servers = stack.enter_context(memory_shards(snapshot, how.shards, *sharing))
     client = MemoryClient.connect(servers[0].address, config=how.config)
     stack.callback(client.close)
     return Rival(lambda rows: client.lookup(spec.name, rows).result(), tuple(server.pid for server in servers))

@@ -40,17 +40,17 @@ def module_server(module: str, *arguments: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def memory_shards(snapshot: Path, shards: int = 1) -> Iterator[list[Server]]:
+def memory_shards(snapshot: Path, shards: int = 1, *options: str) -> Iterator[list[Server]]:
     """Serve a snapshot from some plain shard processes, as `engram memory serve` does."""
     ports = free_ports(shards)
     peers = ",".join(f"127.0.0.1:{port}" for port in ports)
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(_shard(snapshot, port, index, peers)) for index, port in enumerate(ports)]
+        yield [stack.enter_context(_shard(snapshot, port, index, peers, *options)) for index, port in enumerate(ports)]
 
 
-def _shard(snapshot: Path, port: int, index: int, peers: str) -> contextlib.AbstractContextManager[Server]:
+def _shard(snapshot: Path, port: int, index: int, peers: str, *options: str) -> contextlib.AbstractContextManager[Server]:
     place = ["--port", str(port), "--shard-index", str(index), "--peers", peers]
-    return module_server("memory_service.serve", "--snapshot", str(snapshot), *place)
+    return module_server("memory_service.serve", "--snapshot", str(snapshot), *place, *options)
 
 
 def free_ports(count: int) -> Sequence[int]:
