@@ -23,8 +23,9 @@ from benchmarks.rivals.raw_socket import RawSocketClient
 from benchmarks.servers import free_ports, memory_shards, module_server
 from memory_service import ClientConfig, MemoryClient, RowFormat, Rows, TableSpec, write_snapshot
 
-ROUNDS = {384: 300, 1_536: 200, 12_288: 100, 98_304: 30}
-QUICK_ROUNDS = {384: 50, 1_536: 50, 12_288: 20, 98_304: 5}
+ROUNDS = {384: 60, 1_536: 40, 12_288: 20, 98_304: 6}
+QUICK_ROUNDS = {384: 10, 1_536: 10, 12_288: 4, 98_304: 1}
+IN_A_ROW = 10  # a model that generates asks all the time
 WARMUPS = 3
 GATHER, RAW, GRPC, REDIS = "gather in this process", "raw TCP socket", "plain Python gRPC", "Redis MGET"
 SERVICE, TWO_SHARDS, MAPPED = "service, 1 shard", "service, 2 shards", "service, by mapping"
@@ -160,14 +161,15 @@ def check(rivals: Mapping[str, Rival], packed: np.ndarray, rows: np.ndarray) -> 
 def measure(rivals: Mapping[str, Rival], table_rows: int, rows: int, rounds: int) -> dict[str, Timing]:
     """Time each rival on the same sequence of requests, in turn."""
     rng = np.random.default_rng(rows)
-    requests = [rng.integers(0, table_rows, rows) for _ in range(WARMUPS + rounds)]
+    requests = [rng.integers(0, table_rows, rows) for _ in range(WARMUPS + rounds * IN_A_ROW)]
 
     def asker(rival: Rival) -> Callable[[], object]:
         following = itertools.cycle(requests)
         return lambda: rival.lookup(next(following))
 
     askers = {name: asker(rival) for name, rival in rivals.items()}
-    return time_interleaved(askers, rounds, WARMUPS, {name: rival.pids for name, rival in rivals.items()})
+    servers = {name: rival.pids for name, rival in rivals.items()}
+    return time_interleaved(askers, rounds, WARMUPS, servers, IN_A_ROW)
 
 
 def print_timings(rows: int, row_bytes: int, timings: Mapping[str, Timing]) -> None:

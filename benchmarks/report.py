@@ -95,11 +95,13 @@ def time_interleaved(
     rounds: int,
     warmups: int = 1,
     servers: Mapping[str, Sequence[int]] | None = None,
+    in_a_row: int = 1,
 ) -> dict[str, Timing]:
-    """Time each candidate once a round, in turn and starting with another one each round.
+    """Time each candidate once a round, or some times in a row, in turn and starting with another one each round.
 
     So a machine that slows down for a while slows all of them down. The collector rests meanwhile. `servers` are the
-    processes that work for a candidate and for no other: their processor time counts as its own.
+    processes that work for a candidate and for no other: their processor time counts as its own. What is called all the
+    time in its life, and would find cold caches and sleeping servers after the others' turns, is called in a row.
     """
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -114,9 +116,10 @@ def time_interleaved(
             for i in range(len(names)):
                 name = names[(turn + i) % len(names)]
                 spent = time.process_time()
-                start = time.perf_counter()
-                candidates[name]()
-                seconds[name].append(time.perf_counter() - start)
+                for _ in range(in_a_row):
+                    start = time.perf_counter()
+                    candidates[name]()
+                    seconds[name].append(time.perf_counter() - start)
                 cpu[name] += time.process_time() - spent
     finally:
         if was_enabled:
