@@ -1,179 +1,267 @@
-"""The memory pool: starts shards, and gives out a new placement when one has come back elsewhere."""
+"""The memory pool: keeps as many shards as are wished for, fills them, and mends what breaks while the others serve."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
-from cluster.ray_runtime import NAMESPACE, fetch
-from cluster.shard_actor import ShardActor, Whereabouts
-from memory_service.errors import ShardUnavailable
-from memory_service.placement import Placement, ShardAddress
-from memory_service.shard import ShardStats
-from memory_service.snapshot import Snapshot
+from cluster.autoscale import AutoscaleConfig
+from cluster.pool_plan import PoolPlan, Shape, Whereabouts
+from cluster.pool_report import PoolDescription, ScaleReport
+from cluster.pool_tuner import PoolTuner
+from cluster.shard_watch import Fleet, ShardWatch
+from memory_service.control import ControlClient
+from memory_service.errors import MemoryServiceError, ShardUnavailable, WrongEpoch
+from memory_service.placement import Placement
+from memory_service.reshape import reshape, retire
+from memory_service.shard_reports import ShardStats
 from memory_service.spec import TableSpec
 
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
-
-MEMORY_ROLE = {"engram/role": "memory"}
-"""Label of the nodes that are there to hold memory. Shards go to them where a cluster has any."""
-_FOREVER = {"max_restarts": -1, "max_task_retries": -1}
-_CHECK_SECONDS = 2.0
-_START_SECONDS = 600.0
+_PASSING = (ShardUnavailable, WrongEpoch)  # errors of shards that come and go; the next attempt may do better
+_MOST_PATIENT_S = 15.0
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PoolDescription:
-    """A pool at one moment."""
+class PoolConfig:
+    """How patient a pool is, and whether it chooses its own size."""
 
-    placement: Placement
-    stats: Mapping[str, ShardStats]
-    """Counters by shard, since that shard last started."""
-
-
-class PoolState:
-    """Epochs and addresses of a fixed set of shards as they start, die and come back. Knows nothing of Ray."""
-
-    def __init__(self, shards: Sequence[str], specs: Iterable[TableSpec]) -> None:
-        self._blank = Placement.build(1, [ShardAddress(shard, "") for shard in shards], specs)
-        self._epoch = 0
-        self._active: frozenset[Whereabouts] = frozenset()
-
-    def next_placement(self, seen: Sequence[Whereabouts]) -> Placement | None:
-        """Return the placement that shards at these places need, or None if the active one names them already."""
-        if frozenset(seen) == self._active:
-            return None
-        # A new number for every attempt: an activation that failed halfway must not share its epoch with another.
-        self._epoch += 1
-        addresses = {one.shard: one.address for one in seen}
-        shards = tuple(ShardAddress(blank.shard, addresses[blank.shard]) for blank in self._blank.shards)
-        return replace(self._blank, epoch=self._epoch, shards=shards)
-
-    def activated(self, seen: Sequence[Whereabouts]) -> None:
-        """Take note that every shard serves under the last placement given out."""
-        self._active = frozenset(seen)
+    check_s: float = 0.5
+    """Between two looks at the shards."""
+    probe_s: float = 1.0
+    """For a shard to answer such a look."""
+    unresponsive_s: float = 10.0
+    """A shard that takes connections and does not answer for so long is restarted."""
+    give_up_s: float = 30.0
+    """The blocks of a shard that has been away for so long go to the others, until it is back."""
+    start_s: float = 120.0
+    """For a new shard to start."""
+    grace_s: float = 2.0
+    """For which an older placement is answered after a newer one came into force."""
+    autoscale: AutoscaleConfig | None = None
+    """Lets the load decide how many shards there are, and which blocks have further replicas."""
+    load_s: float = 10.0
+    """Over which the load is measured."""
 
 
 class MemoryPool:
-    """Actor that owns the shard actors of one snapshot.
+    """The shards of one snapshot, for `ray.remote(MemoryPool)` or any other fleet of processes.
 
-    Ray restarts a shard that dies, on another port and perhaps another node. The pool notices, by itself within
-    seconds or at once when a client calls `refresh`, and activates a new epoch that names the new address.
+    One thread looks at the shards; another brings what is served to what is wished for: starts shards, has them
+    prepare and activate the next placement, retires the last one. Every method but `scale` answers at once.
     """
 
-    def __init__(self, snapshot_uri: str, specs: Sequence[TableSpec], shards: int) -> None:
-        names = [f"shard-{index}" for index in range(shards)]
-        self._state = PoolState(names, specs)
-        self._shards = {name: _start_shard(name, names, snapshot_uri) for name in names}
-        self._placement: Placement | None = None
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        fleet: Fleet,
+        snapshot_uri: str,
+        specs: Sequence[TableSpec],
+        shape: Shape,
+        config: PoolConfig | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._uri = snapshot_uri
+        self._config = config or PoolConfig()
+        self._plan = PoolPlan(specs, shape)
+        self._watch = ShardWatch(fleet, self._config.probe_s, self._config.unresponsive_s)
+        self._changed = threading.Condition()
+        self._scaling = threading.Lock()
         self._stopping = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._retire_at: float | None = None
+        self._failure: Exception | None = None
+        self._recover()
+        works: list[tuple[Callable[[], None], float]] = [
+            (self._look, self._config.check_s),
+            (self._mend, self._config.check_s),
+        ]
+        if self._config.autoscale is not None:
+            self._tuner = PoolTuner(self._config.autoscale, specs, shape)
+            works.append((self._tune, self._config.load_s))
+        self._threads = [threading.Thread(target=self._repeat, args=work, daemon=True) for work in works]
+        for thread in self._threads:
+            thread.start()
 
-    def refresh(self) -> str:
-        """Wait until every shard is up and serves under a placement that names them all; return a shard's address.
+    def address(self) -> str | None:
+        """Return host:port of a shard, if every block is on a shard that answers; otherwise None.
 
         Raises:
-            SnapshotError: a shard cannot load its blocks.
-            ShardUnavailable: a shard does not start.
+            MemoryServiceError: what keeps the pool from serving, where waiting will not mend it.
         """
-        with self._lock:
-            seen = self._on_all("whereabouts")
-            placement = self._state.next_placement(seen)
-            if placement is not None:
-                self._on_all("activate", placement)
-                self._state.activated(seen)
-                self._placement = placement
-            return seen[0].address
+        serving = self._plan.serving(self._watch.up)
+        if not serving:
+            self._raise_failure()
+            return None
+        return serving[0].address
 
     def describe(self) -> PoolDescription:
-        """Report placement and counters."""
-        self.refresh()
-        assert self._placement is not None, "refresh() activates a placement"
-        return PoolDescription(self._placement, dict(zip(self._shards, self._on_all("stats"), strict=True)))
+        """Report shape, placement and counters."""
+        stats = {where.shard: counted for where, counted in self._watch.up.items()}
+        return PoolDescription(self._plan.shape, self._plan.placement, stats)
+
+    def scale(self, shards: int | None = None, replicas: int | Mapping[str, int] | None = None) -> ScaleReport:
+        """Go over to other numbers of shards and replicas, and wait until blocks, clients and processes have moved.
+
+        Lookups go on. One call at a time, others wait for their turn. After an error the pool goes back to what it was.
+
+        Raises:
+            ValueError: numbers that cannot be.
+            ShardUnavailable: a new shard does not start.
+            MemoryServiceError: a block cannot be had, for example because the snapshot is damaged.
+        """
+        with self._scaling:
+            shape = self._plan.shape
+            shape = replace(shape, shards=shape.shards if shards is None else shards)
+            return self._change(replace(shape, replicas=shape.replicas if replicas is None else replicas))
 
     def shutdown(self) -> None:
         """Let the shards finish what they are answering, and end them."""
-        import ray
-
         self._stopping.set()
-        with self._lock:
-            self._on_all("stop")
-            for shard in self._shards.values():
-                ray.kill(shard)
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self._fleet.stop, self._fleet.running()))
+        for thread in self._threads:
+            thread.join()
+        self._watch.close()
 
-    def _on_all(self, method: str, *args: Any) -> list[Any]:
-        import ray
+    def _change(self, shape: Shape) -> ScaleReport:
+        self._wait_until_settled()
+        start, old, old_shape = time.monotonic(), self._plan.placement, self._plan.shape
+        self._wish(shape)
+        try:
+            self._wait_until_settled()
+        except MemoryServiceError:
+            self._wish(old_shape)
+            raise
+        new = self._plan.placement
+        assert old is not None, "a settled pool serves"
+        assert new is not None, "a settled pool serves"
+        return ScaleReport.of(old, new, time.monotonic() - start)
 
-        calls = {name: getattr(shard, method).remote(*args) for name, shard in self._shards.items()}
-        _, late = ray.wait(list(calls.values()), num_returns=len(calls), timeout=_START_SECONDS)
-        for name, call in calls.items():
-            if call in late:
-                raise ShardUnavailable(
-                    f"{name} did not start within {_START_SECONDS:.0f} s; does the cluster have room for it?",
-                    shard=name,
-                )
-        return fetch(list(calls.values()))
+    def _wish(self, shape: Shape) -> None:
+        with self._changed:
+            self._failure = None
+            self._plan.shape = shape
+            self._fleet.note(shape)
 
-    def _watch(self) -> None:
-        while not self._stopping.wait(_CHECK_SECONDS):
+    def _wait_until_settled(self) -> None:
+        """Wait until what is served is what is wished for, the last placement retired and nobody left over."""
+        with self._changed:
+            while not self._is_settled():
+                if self._stopping.is_set():
+                    raise ShardUnavailable("the memory pool is being stopped")
+                self._raise_failure()
+                self._changed.wait(self._config.check_s)
+
+    def _is_settled(self) -> bool:
+        return self._plan.is_reached(self._given_up()) and self._retire_at is None and not self._surplus()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None and not isinstance(self._failure, _PASSING):
+            raise self._failure
+        if late := self._plan.strangers(self._watch.missing(self._config.start_s)):
+            raise ShardUnavailable(
+                f"{late[0]} did not start within {self._config.start_s:g} s: does a node of the cluster have room for "
+                "it? Add memory nodes, or ask for fewer shards",
+                shard=late[0],
+            )
+
+    def _look(self) -> None:
+        self._watch.look(self._plan.names)
+
+    def _mend(self) -> None:
+        """Take the next step towards what is wished for."""
+        for shard in self._plan.shape.names:
+            self._fleet.start(shard)
+        target = self._plan.next_placement(self._watch.up, self._given_up())
+        if target is not None:
+            self._go_to(target)
+        elif self._retire_at is not None:
+            if time.monotonic() >= self._retire_at:
+                self._retire()
+        else:
+            for shard in self._surplus():
+                self._fleet.stop(shard)
+        self._failure = None
+
+    def _go_to(self, target: Placement) -> None:
+        if self._retire_at is not None:
+            self._retire()
+        try:
+            reshape(self._plan.placement, target, self._uri)
+        except BaseException:
+            self._plan.failed()
+            raise
+        self._plan.served()
+        self._retire_at = time.monotonic() + self._config.grace_s
+        self._fleet.note(self._plan.shape)
+
+    def _retire(self) -> None:
+        """End the placements before the one served. A shard that cannot be told has died, and its epochs with it."""
+        assert self._plan.placement is not None, "there is one to retire the others for"
+        try:
+            retire(self._plan.placement)
+        except ShardUnavailable as error:
+            _log.warning("memory pool: %s", error)
+        self._retire_at = None
+
+    def _tune(self) -> None:
+        """Let the load decide on the number of shards and on replicas of hot blocks."""
+        readings = self._read_counters()
+        with self._scaling:
+            placement, shape = self._plan.placement, self._plan.shape
+            if placement is None or not self._is_settled():
+                return
+            wanted = self._tuner.decide(time.monotonic(), readings, shape, placement)
+            if wanted != shape:
+                _log.info("memory pool: %s", self._change(wanted).to_text())
+
+    def _read_counters(self) -> dict[Whereabouts, ShardStats]:
+        """Counters by block as well, of the shards that answer."""
+        readings = {}
+        for where in self._watch.up:
+            with ControlClient(where.address, where.shard) as control:
+                readings[where] = control.stats(blocks=True)
+        return readings
+
+    def _given_up(self) -> list[str]:
+        return self._watch.missing(self._config.give_up_s)
+
+    def _surplus(self) -> list[str]:
+        return [shard for shard in self._fleet.running() if shard not in self._plan.names]
+
+    def _recover(self) -> None:
+        """Find the shards of an earlier life of this pool, and the newest placement that they serve."""
+        recalled = self._fleet.recall()
+        if recalled is None:
+            return
+        self._plan.shape, found = recalled
+        placements = [placement for placement in map(self._placement_of, found) if placement is not None]
+        if placements:
+            newest = max(placements, key=lambda placement: placement.epoch)
+            addresses = {(shard.shard, shard.address) for shard in newest.shards}
+            self._plan.adopt(newest, [one for one in found if (one.shard, one.address) in addresses])
+
+    def _placement_of(self, one: Whereabouts) -> Placement | None:
+        try:
+            with ControlClient(one.address, one.shard) as control:
+                return control.describe(self._config.probe_s).placement
+        except MemoryServiceError:
+            return None
+
+    def _repeat(self, work: Callable[[], None], every_s: float) -> None:
+        pause = every_s
+        while not self._stopping.wait(pause):
             try:
-                self.refresh()
-            except Exception as error:  # whoever asks for the memory gets it too; the next round tries again
+                work()
+                pause = every_s
+            except Exception as error:
+                # Whoever asks for the memory is told as well, if waiting will not mend it.
                 _log.warning("memory pool: %s", error)
-
-
-def start_pool(snapshot_uri: str, shards: int, name: str, detached: bool = False) -> ActorHandle:
-    """Start `shards` shards of a snapshot on the connected Ray, or join the pool of that name, and wait for it.
-
-    A detached pool outlives this process, until `stop_pool`.
-
-    Raises:
-        SnapshotError: the snapshot is missing or damaged.
-        ShardUnavailable: a shard does not start.
-    """
-    import ray
-
-    snapshot = Snapshot.open(snapshot_uri)
-    identity = {"name": name, "namespace": NAMESPACE, "get_if_exists": True}
-    lifetime = "detached" if detached else None
-    actor: Any = ray.remote(MemoryPool).options(num_cpus=0, lifetime=lifetime, **identity, **_FOREVER)
-    pool = actor.remote(snapshot.uri, list(snapshot.specs.values()), shards)
-    fetch(pool.refresh.remote())
-    return pool
-
-
-def pool_address(name: str) -> str:
-    """Wait until the pool of that name serves; return the address of one of its shards."""
-    import ray
-
-    return fetch(ray.get_actor(name, NAMESPACE).refresh.remote())
-
-
-def stop_pool(pool: ActorHandle) -> None:
-    """End a pool and its shards."""
-    import ray
-
-    fetch(pool.shutdown.remote())
-    ray.kill(pool)
-
-
-def _start_shard(name: str, names: Sequence[str], snapshot_uri: str) -> ActorHandle:
-    import ray
-
-    labels = {"label_selector": MEMORY_ROLE} if _has_memory_nodes() else {}
-    actor: Any = ray.remote(ShardActor).options(num_cpus=0, scheduling_strategy="SPREAD", **_FOREVER, **labels)
-    return actor.remote(name, names, snapshot_uri)
-
-
-def _has_memory_nodes() -> bool:
-    import ray
-
-    nodes = [node.get("Labels", {}) for node in ray.nodes() if node["Alive"]]
-    return any(labels.items() >= MEMORY_ROLE.items() for labels in nodes)
+                self._failure = error
+                pause = max(every_s, min(2 * pause, _MOST_PATIENT_S))
+            with self._changed:
+                self._changed.notify_all()

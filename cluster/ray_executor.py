@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.executor import Executor, InProcessExecutor
-from cluster.pool import pool_address, start_pool, stop_pool
+from cluster.pool_plan import Shape
+from cluster.pools import pool_address, start_pool, stop_pool, wait_for_pool
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch, ray_session
 from cluster.worker import Locate, ReasoningWorker
@@ -43,6 +44,8 @@ class ClusterOptions:
     """host:port of a shard that is running already."""
     batch_size: int = 16
     """Sequences that a worker runs together, and lines that it is given at a time."""
+    replicas: int = 1
+    """Shards that hold each block of the memory."""
 
 
 @contextmanager
@@ -155,7 +158,9 @@ def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> It
     else:
         # Workers get its name: a handle among their arguments would not survive a restart.
         name = f"memory-{uuid.uuid4().hex[:8]}"
-        pool = start_pool(str(model_dir.resolve() / MEMORY_DIR), options.shards, name)
+        shape = Shape(options.shards, options.replicas)
+        pool = start_pool(str(model_dir.resolve() / MEMORY_DIR), shape, name)
+        wait_for_pool(pool)
         yield partial(pool_address, name)
         stop_pool(pool)
 

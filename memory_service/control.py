@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.errors import MemoryServiceError, ShardUnavailable, ShardUnresponsive
 from memory_service.manifest import BlockEntry
 from memory_service.placement import Placement
 from memory_service.security import ClientSecurity
@@ -89,9 +89,9 @@ class ControlClient:
         reply = self._call(self._stub.Snapshot, request, timeout_s)
         return reply.version, blocks_from_proto(reply.blocks)
 
-    def stats(self, timeout_s: float = 5.0) -> ShardStats:
-        """The shard's counters."""
-        return stats_from_proto(self._call(self._stub.Stats, pb.StatsRequest(), timeout_s))
+    def stats(self, timeout_s: float = 5.0, blocks: bool = False) -> ShardStats:
+        """The shard's counters; with `blocks`, also how often each block was asked for."""
+        return stats_from_proto(self._call(self._stub.Stats, pb.StatsRequest(blocks=blocks), timeout_s))
 
     def close(self) -> None:
         """Close the channel."""
@@ -120,5 +120,5 @@ class ControlClient:
             remedy = self._security.remedy(error.details())
             return ShardUnavailable(f"{where} cannot be reached: {remedy} ({error.details()})", None, self._shard)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return ShardUnavailable(f"{where} did not answer within {timeout_s:g} s", None, self._shard)
+            return ShardUnresponsive(f"{where} did not answer within {timeout_s:g} s", None, self._shard)
         return MemoryServiceError(f"{where}: {error.code().name}: {error.details()}")

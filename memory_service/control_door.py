@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent import futures
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -144,4 +145,5 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
 
     @_answering
     def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsReply:  # noqa: N802
-        return stats_to_proto(self._shard.stats())
+        block_rows = self._shard.block_load.read() if request.blocks else {}
+        return stats_to_proto(replace(self._shard.stats(), incarnation=self._incarnation, block_rows=block_rows))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service.block_load import BlockLoad
 from memory_service.errors import FingerprintMismatch, InvalidRequest, RequestTooLarge, ShardUnavailable, WrongEpoch
 from memory_service.manifest import BlockEntry
 from memory_service.memory import require_table
@@ -67,6 +68,7 @@ class Shard:
         self._intended: Placement | None = None  # the last one to be prepared and not activated, ready or not
         self.counters = ShardCounters()
         self._scratch = Scratch()
+        self.block_load = BlockLoad()
         self._callbacks: list[Callable[[], None]] = []
 
     @property
@@ -278,4 +280,5 @@ class Shard:
         self.counters.spent("locate", located - start)
         self.counters.spent("gather", end - located)
         self.counters.answered(held.spec.name, len(rows), out.nbytes)
+        self.block_load.count(held.spec, rows)
         return out

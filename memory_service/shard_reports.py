@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from memory_service.block_load import BlockRows
 from memory_service.metrics import NO_SECONDS, Distribution
 
 
@@ -26,6 +27,10 @@ class ShardStats:
     """Time from reading a request to having written its reply."""
     stages: Mapping[str, Distribution] = field(default_factory=dict)
     """Time by stage: "queue", "locate", "gather", "write"."""
+    incarnation: str = ""
+    """Of the server that answered; empty where no server was asked."""
+    block_rows: BlockRows = field(default_factory=dict)
+    """How often each block was asked for, where that was asked for."""
 
     @property
     def refused(self) -> int:

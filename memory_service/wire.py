@@ -129,6 +129,11 @@ def stats_to_proto(stats: ShardStats) -> pb.StatsReply:
         started=stats.started,
         latency=_distribution_to_proto(stats.latency),
         stages={stage: _distribution_to_proto(spent) for stage, spent in stats.stages.items()},
+        incarnation=stats.incarnation,
+        block_rows=[
+            pb.BlockRows(table=table, blocks=rows.keys(), rows=rows.values())
+            for table, rows in stats.block_rows.items()
+        ],
     )
 
 
@@ -144,6 +149,8 @@ def stats_from_proto(reply: pb.StatsReply) -> ShardStats:
         started=reply.started,
         latency=_distribution_from_proto(reply.latency),
         stages={stage: _distribution_from_proto(spent) for stage, spent in reply.stages.items()},
+        incarnation=reply.incarnation,
+        block_rows={one.table: dict(zip(one.blocks, one.rows, strict=True)) for one in reply.block_rows},
     )
 
 

@@ -191,11 +191,23 @@ class SnapshotReply(_message.Message):
     def __init__(self, version: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[BlockEntry, _Mapping]]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: bool
+    def __init__(self, blocks: bool = ...) -> None: ...
+
+class BlockRows(_message.Message):
+    __slots__ = ("table", "blocks", "rows")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, table: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StatsReply(_message.Message):
-    __slots__ = ("requests", "refused", "expired", "rows", "bytes", "refused_by", "streams", "started", "latency", "stages")
+    __slots__ = ("requests", "refused", "expired", "rows", "bytes", "refused_by", "streams", "started", "latency", "stages", "incarnation", "block_rows")
     class RefusedByEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +232,8 @@ class StatsReply(_message.Message):
     STARTED_FIELD_NUMBER: _ClassVar[int]
     LATENCY_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_ROWS_FIELD_NUMBER: _ClassVar[int]
     requests: int
     refused: int
     expired: int
@@ -230,7 +244,9 @@ class StatsReply(_message.Message):
     started: float
     latency: Distribution
     stages: _containers.MessageMap[str, Distribution]
-    def __init__(self, requests: _Optional[int] = ..., refused: _Optional[int] = ..., expired: _Optional[int] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., refused_by: _Optional[_Mapping[str, int]] = ..., streams: _Optional[int] = ..., started: _Optional[float] = ..., latency: _Optional[_Union[Distribution, _Mapping]] = ..., stages: _Optional[_Mapping[str, Distribution]] = ...) -> None: ...
+    incarnation: str
+    block_rows: _containers.RepeatedCompositeFieldContainer[BlockRows]
+    def __init__(self, requests: _Optional[int] = ..., refused: _Optional[int] = ..., expired: _Optional[int] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., refused_by: _Optional[_Mapping[str, int]] = ..., streams: _Optional[int] = ..., started: _Optional[float] = ..., latency: _Optional[_Union[Distribution, _Mapping]] = ..., stages: _Optional[_Mapping[str, Distribution]] = ..., incarnation: _Optional[str] = ..., block_rows: _Optional[_Iterable[_Union[BlockRows, _Mapping]]] = ...) -> None: ...
 
 class Distribution(_message.Message):
     __slots__ = ("bounds", "counts", "seconds")

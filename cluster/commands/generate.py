@@ -101,6 +101,9 @@ def _add_placement(group: Any) -> None:
         "--shards", metavar="S", type=int, default=2, help="memory shards to start for the job (default %(default)s)"
     )
     group.add_argument(
+        "--replicas", metavar="R", type=int, default=1, help="shards that hold each block (default %(default)s)"
+    )
+    group.add_argument(
         "--batch-size",
         metavar="N",
         type=int,
@@ -147,7 +150,7 @@ def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
     from cluster.ray_executor import ClusterOptions, open_executor
 
     _check_batch_arguments(args)
-    options = ClusterOptions(args.workers, args.shards, args.address, args.memory, args.batch_size)
+    options = ClusterOptions(args.workers, args.shards, args.address, args.memory, args.batch_size, args.replicas)
     identity = JobIdentity(str(args.model.resolve()), dataclasses.asdict(sampling))
     with JobOutput(args.output, args.input, identity, args.overwrite) as output:
         if output.done == output.total:
@@ -167,7 +170,7 @@ def _check_batch_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--output: required with --input; give the file to write")
     if args.json:
         raise ValueError("--json: goes with --prompt; the lines of --output are JSON already")
-    for name, least in (("workers", 0), ("shards", 1), ("batch_size", 1)):
+    for name, least in (("workers", 0), ("shards", 1), ("batch_size", 1), ("replicas", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: {getattr(args, name)} is too few; give at least {least}")
     if not args.input.is_file():

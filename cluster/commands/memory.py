@@ -1,4 +1,4 @@
-"""`engram memory`: serve a snapshot's tables without Ray, and look at a memory that runs."""
+"""`engram memory`: serve a snapshot's tables with or without Ray, and look at a memory that runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import json
 from typing import Any
 
-from cluster.commands import memory_fill, memory_snapshots
+from cluster.commands import memory_fill, memory_pool, memory_snapshots
 
-_DESCRIPTION = "Serve memory tables from this machine's RAM, without Ray, look at a running memory, or make a snapshot."
+_DESCRIPTION = """\
+Serve memory tables from this machine's RAM or from a Ray cluster's, look at a running memory, or make a snapshot.
+"""
 _SERVE_DESCRIPTION = """\
 Serve a snapshot's tables until SIGTERM or Ctrl-C. Prints "engram memory shard-0 serving on HOST:PORT" once ready.
 
@@ -44,6 +46,9 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=type(parser))
     _add_serve(actions, formatter)
     _add_describe(actions, formatter)
+    memory_pool.add_start(actions, formatter)
+    memory_pool.add_scale(actions, formatter)
+    memory_pool.add_stop(actions, formatter)
     memory_fill.add_import(actions, formatter)
     memory_fill.add_random(actions, formatter)
     memory_snapshots.add_snapshot(actions, formatter)

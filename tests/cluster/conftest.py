@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer as BpeTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from cluster.ray_runtime import ray_session
 from memory_service import pack_rows, write_snapshot
 from reasoning.checkpoint import save_model
 from reasoning.config import ModelConfig
@@ -72,6 +73,23 @@ def train_bpe():
     )
     tokenizer.train_from_iterator(["def add(left, right):\n    return left + right\n" * 20], trainer)
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster of one node with four CPUs, to which tests may add others."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 128 << 20})
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray(cluster):
+    """The `ray` module, connected to the cluster."""
+    with ray_session(cluster.address) as ray:
+        yield ray
 
 
 @pytest.fixture(scope="session")

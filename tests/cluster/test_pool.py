@@ -1,60 +1,176 @@
+"""A whole pool with real shards in this process: growing, shrinking, dying and coming back under lookups."""
+
+import shutil
+import threading
+import time
+from dataclasses import replace
+
 import pytest
 
-from cluster.pool import PoolState
-from cluster.shard_actor import Whereabouts
-from memory_service import Snapshot
+from cluster.autoscale import AutoscaleConfig
+from cluster.pool import MemoryPool, PoolConfig
+from cluster.pool_plan import Shape
+from memory_service import LocalMemory, Snapshot
+from memory_service.errors import ShardUnavailable, SnapshotError
+from tests.cluster.in_process import InProcessFleet
+from tests.cluster.lookups import lookups, progress
 
-NAMES = ["shard-0", "shard-1", "shard-2"]
+QUICK = PoolConfig(check_s=0.05, probe_s=1.0, unresponsive_s=0.5, give_up_s=1.0, start_s=1.5, grace_s=0.3)
 
 
-def seen(*incarnations):
-    return [Whereabouts(name, f"host:{inc}", f"life-{inc}") for name, inc in zip(NAMES, incarnations, strict=True)]
+class Pool(MemoryPool):
+    """A pool with the fleet and the memory that it serves at hand."""
+
+    def __init__(self, fleet, uri, shape, config):
+        self.fleet = fleet
+        super().__init__(fleet, str(uri), list(Snapshot.open(uri).specs.values()), shape, config)
+
+    def wait(self, condition=lambda pool: pool.address() is not None):
+        deadline = time.monotonic() + 60
+        while not condition(self):
+            assert time.monotonic() < deadline, "nothing happened for a minute"
+            time.sleep(0.02)
+        return self
+
+    @property
+    def epoch(self):
+        placement = self.describe().placement
+        return placement.epoch if placement else 0
 
 
 @pytest.fixture
-def state(tiny_model):
-    return PoolState(NAMES, Snapshot.open(tiny_model / "memory").specs.values())
+def start(tiny_model):
+    """Function that starts a pool of the tiny model's memory; all end with the test."""
+    fleet, pools = InProcessFleet(), []
+
+    def start(*shape, uri=tiny_model / "memory", config=QUICK):
+        pools.append(Pool(fleet, uri, Shape(*shape), config))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.shutdown()
+    fleet.close()
 
 
-def observe(state, where):
-    placement = state.next_placement(where)
-    if placement is not None:
-        state.activated(where)
-    return placement
+@pytest.fixture(scope="module")
+def reference(tiny_model):
+    return LocalMemory.load(tiny_model / "memory")
 
 
-def test_the_first_placement_names_every_shard_and_places_every_table(state):
-    placement = observe(state, seen(1, 2, 3))
-    assert placement.epoch == 1
-    assert [(one.shard, one.address) for one in placement.shards] == [
-        ("shard-0", "host:1"),
-        ("shard-1", "host:2"),
-        ("shard-2", "host:3"),
-    ]
-    assert set(placement.tables) == {"engram.0", "engram.2"}
+def test_shards_come_and_go_under_lookups(start, reference):
+    pool = start(2).wait()
+    with lookups(pool.address(), reference) as (wrong, done):
+        progress(done)
+        grown = pool.scale(shards=5)
+        progress(done)
+        shrunk = pool.scale(shards=3)
+        progress(done)
+    assert wrong == []
+    assert (grown.shards, shrunk.shards) == (5, 3)
+    for report in (grown, shrunk):
+        assert 0 < report.moved <= 1.2 * report.ideal
+    assert sorted(pool.fleet.servers) == ["shard-0", "shard-1", "shard-2"]
 
 
-def test_nothing_changes_while_every_shard_stays_alive(state):
-    observe(state, seen(1, 2, 3))
-    assert observe(state, seen(1, 2, 3)) is None
-    assert observe(state, list(reversed(seen(1, 2, 3)))) is None
+def test_replicas_are_added_under_lookups_and_then_a_death_is_not_noticed(start, reference):
+    pool = start(3).wait()
+    with lookups(pool.address(), reference) as (wrong, done):
+        report = pool.scale(replicas=2)
+        assert (report.replicas, report.moved) == (2, report.ideal)
+        epoch = pool.epoch
+        pool.fleet.kill("shard-1")
+        progress(done)
+        pool.wait(lambda pool: pool.epoch > epoch and pool.address())
+        progress(done)
+    assert wrong == []
+    assert pool.fleet.held("shard-1") > 0
 
 
-def test_a_shard_that_came_back_gets_a_new_epoch_and_keeps_its_blocks(state):
-    first = observe(state, seen(1, 2, 3))
-    second = observe(state, seen(1, 9, 3))
-    assert (second.epoch, second.shards[1].address) == (2, "host:9")
-    for table in first.tables:
-        assert (first.tables[table] == second.tables[table]).all()
+def test_a_lone_copy_is_read_again_from_the_snapshot(start, reference):
+    pool = start(2).wait()
+    epoch = pool.epoch
+    pool.fleet.kill("shard-0")
+    pool.wait(lambda pool: pool.epoch > epoch and pool.address())
+    with lookups(pool.address(), reference, clients=1) as (wrong, done):
+        progress(done)
+    assert wrong == []
 
 
-def test_a_shard_that_came_back_on_its_old_port_is_noticed(state):
-    observe(state, seen(1, 2, 3))
-    again = [*seen(1, 2, 3)[:2], Whereabouts("shard-2", "host:3", "another life")]
-    assert observe(state, again).epoch == 2
+def test_a_shard_that_finds_no_room_is_done_without_until_it_does(start, reference):
+    pool = start(3, 2).wait()
+    with lookups(pool.address(), reference) as (wrong, done):
+        pool.fleet.kill("shard-2", for_good=True)
+        pool.wait(lambda pool: len(pool.describe().placement.shards) == 2)
+        progress(done)
+        pool.fleet.no_room.clear()
+        pool.wait(lambda pool: len(pool.describe().placement.shards) == 3)
+        progress(done)
+    assert wrong == []
 
 
-def test_an_activation_that_failed_is_tried_again_under_another_epoch(state):
-    first = state.next_placement(seen(1, 2, 3))
-    again = state.next_placement(seen(1, 2, 3))
-    assert (first.epoch, again.epoch) == (1, 2)
+def test_growth_that_finds_no_room_leaves_the_pool_as_it_was(start, reference):
+    pool = start(2).wait()
+    pool.fleet.no_room.add("shard-3")
+    with pytest.raises(ShardUnavailable, match=r"shard-3 did not start within 1.5 s: .* Add memory nodes"):
+        pool.scale(shards=4)
+    assert pool.scale(shards=2).moved == 0
+    pool.wait(lambda pool: sorted(pool.fleet.servers) == ["shard-0", "shard-1"])
+    with lookups(pool.address(), reference) as (wrong, done):
+        progress(done)
+    assert wrong == []
+
+
+def test_numbers_that_cannot_be_change_nothing(start):
+    pool = start(2, 2).wait()
+    with pytest.raises(ValueError, match="--replicas: 2 copies of a block do not fit on 1 shards"):
+        pool.scale(shards=1)
+    with pytest.raises(ValueError, match="--shards: 0 is too few"):
+        pool.scale(shards=0)
+    assert pool.describe().shape == Shape(2, 2)
+
+
+def test_calls_at_the_same_time_are_taken_in_turn(start):
+    pool = start(1).wait()
+    reports = []
+    threads = [threading.Thread(target=lambda n=n: reports.append(pool.scale(shards=n))) for n in (2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {report.shards for report in reports} == {2, 3, 4}
+    assert len({report.epoch for report in reports}) == 3
+    assert len(pool.describe().placement.shards) == reports[-1].shards
+
+
+def test_a_new_life_of_the_pool_finds_shards_and_placement(start, reference):
+    first = start(2, 2).wait()
+    first.scale(shards=3)
+    before = {name: server.incarnation for name, server in first.fleet.servers.items()}
+    with lookups(first.address(), reference) as (wrong, done):
+        first._stopping.set()  # it dies, and stops nobody
+        second = start(2, 1).wait()
+        assert second.describe().shape == Shape(3, 2)
+        second.wait(lambda pool: pool.epoch > first.epoch)
+        progress(done)
+    assert wrong == []
+    assert {name: server.incarnation for name, server in second.fleet.servers.items()} == before
+
+
+def test_the_load_decides_on_the_number_of_shards(start, reference):
+    scaling = AutoscaleConfig(1, 3, calm_s=1.0, rest_s=0.1, shard_bytes_per_s=1e3)
+    pool = start(1, config=replace(QUICK, autoscale=scaling, load_s=0.2)).wait()
+    with lookups(pool.address(), reference) as (wrong, done):
+        pool.wait(lambda pool: len(pool.describe().placement.shards) == 3)
+        progress(done)
+    pool.wait(lambda pool: len(pool.describe().placement.shards) == 1)
+    assert wrong == []
+
+
+def test_damage_of_the_snapshot_is_told_to_whoever_asks(start, tiny_model, tmp_path):
+    shutil.copytree(tiny_model / "memory", tmp_path / "memory")
+    victim = next((tmp_path / "memory").rglob("*.arrow"))
+    victim.write_bytes(victim.read_bytes()[:-2000])
+    pool = start(1, uri=tmp_path / "memory")
+    with pytest.raises(SnapshotError, match="shard-0"):
+        pool.wait()

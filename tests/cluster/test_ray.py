@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,13 +17,15 @@ from cluster.batch.job import run_job
 from cluster.batch.output import JobIdentity, JobOutput
 from cluster.cli import main
 from cluster.memory_report import MemoryReport
-from cluster.pool import start_pool, stop_pool
+from cluster.pool_plan import Shape
+from cluster.pools import find_pool, start_pool, stop_pool, wait_for_pool
 from cluster.ray_executor import ClusterOptions, RayExecutor, open_executor
 from cluster.ray_metrics import RayMetrics
-from cluster.ray_runtime import fetch, ray_session
+from cluster.ray_runtime import fetch
 from memory_service.shard import Shard
 from memory_service.shard_counters import collect_shard
 from reasoning.request import Request, SamplingParams
+from tests.cluster.on_ray import process_of, shard_processes, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -32,12 +33,6 @@ SHIPPED = Path(__file__).parents[2] / "models" / "tiny-code"
 LINES = 40
 SAMPLING = SamplingParams(max_new_tokens=6, seed=0)
 IDENTITY = JobIdentity("tiny", vars(SAMPLING))
-
-
-@pytest.fixture(scope="session")
-def ray():
-    with ray_session(cpus=4) as ray:
-        yield ray
 
 
 @pytest.fixture(scope="session")
@@ -78,26 +73,6 @@ def run(source, target, executor, during=lambda: None):
         return run_job(source, output, SAMPLING, executor, batch_size=4)
 
 
-def process_of(actor):
-    return fetch(actor.__ray_call__.remote(lambda _: os.getpid()))
-
-
-def shard_processes(pool):
-    """Process id by shard name."""
-
-    def ask(self):
-        return {name: process_of(shard) for name, shard in self._shards.items()}
-
-    return fetch(pool.__ray_call__.remote(ask))
-
-
-def wait_until(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened for a minute"
-        time.sleep(0.05)
-
-
 def is_ours(process):
     with suppress(psutil.NoSuchProcess):
         return any(name in process.name() for name in ("MemoryPool", "ShardActor", "ReasoningActor"))
@@ -110,8 +85,9 @@ def end(process):
 
 @contextmanager
 def pool_of(model, shards, name, **options):
-    pool = start_pool(str(model / "memory"), shards, name, **options)
+    pool = start_pool(str(model / "memory"), Shape(shards), name, **options)
     try:
+        wait_for_pool(pool)
         yield pool
     finally:
         stop_pool(pool)
@@ -175,9 +151,9 @@ def test_a_killed_worker_costs_no_line(executor, source, expected, tmp_path, rea
 
 
 def test_killed_shards_cost_no_line(ray, executor, source, expected, tmp_path, read_records):
-    [name] = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    pool = ray.get_actor(name, "engram")
-    before, epoch = shard_processes(pool), fetch(pool.describe.remote()).placement.epoch
+    [name] = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "/" not in actor["name"]]
+    pool = find_pool(name)
+    before, epoch = shard_processes(name), fetch(pool.describe.remote()).placement.epoch
 
     def kill_all():
         for process in before.values():
@@ -188,15 +164,15 @@ def test_killed_shards_cost_no_line(ray, executor, source, expected, tmp_path, r
     description = fetch(pool.describe.remote())
     assert description.placement.epoch > epoch
     assert all(description.stats[shard].rows > 0 for shard in before)
-    assert not set(before.values()) & set(shard_processes(pool).values())
+    assert not set(before.values()) & set(shard_processes(name).values())
 
 
 def test_a_pool_heals_by_itself_and_can_be_described(ray, tiny_model, capsys):
     with pool_of(tiny_model, 2, "healing") as pool:
-        address = fetch(pool.refresh.remote())
+        address = wait_for_pool(pool)
         assert main(["memory", "describe", address]) == 0
         assert "epoch 1, 2 shards, 2 tables" in capsys.readouterr().out
-        os.kill(shard_processes(pool)["shard-1"], signal.SIGKILL)
+        os.kill(shard_processes("healing")["shard-1"], signal.SIGKILL)
 
         wait_until(lambda: MemoryReport.of(address).placement.epoch == 2)  # nobody has called refresh()
         report = MemoryReport.of(address).to_json()
@@ -214,9 +190,9 @@ def test_ray_takes_every_kind_of_metric(ray, caplog):
 
 def test_a_detached_pool_is_joined_by_name_and_leaves_no_process(ray, tiny_model):
     with pool_of(tiny_model, 1, "shared", detached=True) as pool:
-        again = start_pool(str(tiny_model / "memory"), 3, "shared")
-        processes = shard_processes(pool)
-        assert shard_processes(again) == processes
+        again = start_pool(str(tiny_model / "memory"), Shape(3), "shared")
+        assert wait_for_pool(again) == wait_for_pool(pool)
+        processes = shard_processes("shared")
         assert len(processes) == 1
     wait_until(lambda: not any(map(psutil.pid_exists, processes.values())))
 
