@@ -32,8 +32,9 @@ _DESCRIBE_EPILOG = """\
 A memory with locks is opened with ENGRAM_MEMORY_CA (TLS), ENGRAM_MEMORY_CERT and ENGRAM_MEMORY_KEY (mutual TLS),
 ENGRAM_MEMORY_TOKEN_FILE or ENGRAM_MEMORY_TOKEN, and ENGRAM_MEMORY_SERVER_NAME where the host is not in its certificate.
 
-example:
+examples:
   engram memory describe 127.0.0.1:7000
+  engram memory describe memory --address ray-head:6379
 """
 
 
@@ -78,7 +79,8 @@ def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None
         epilog=_DESCRIBE_EPILOG,
         formatter_class=formatter,
     )
-    parser.add_argument("address", metavar="HOST:PORT", help="control address of any of its shards")
+    parser.add_argument("memory", metavar="HOST:PORT|NAME", help="any of its shards, or a pool on a Ray cluster")
+    memory_pool.add_address(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=describe)
 
@@ -94,6 +96,7 @@ def describe(args: argparse.Namespace) -> int:
     """Print what a running memory is made of."""
     from cluster.memory_report import MemoryReport
 
-    report = MemoryReport.of(args.address)
+    address = args.memory if ":" in args.memory else memory_pool.address_of(args.memory, args.address)
+    report = MemoryReport.of(address)
     print(json.dumps(report.to_json(), indent=2) if args.json else report.to_text())
     return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cluster.autoscale import AutoscaleConfig
 
-DEFAULT_NAME = "memory"
+_DEFAULT_NAME = "memory"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _START_DESCRIPTION = """\
 Start a memory pool on a running Ray cluster. Prints "engram memory NAME serving on HOST:PORT" once it serves; the
@@ -32,6 +32,10 @@ examples:
   engram memory scale --shards 3 --replicas 2 --name memory --address ray-head:6379
 """
 _STOP_DESCRIPTION = "End a memory pool and its shards, after what they are answering."
+_STOP_EPILOG = """\
+example:
+  engram memory stop --name memory --address ray-head:6379
+"""
 
 
 def add_start(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
@@ -51,7 +55,7 @@ def add_start(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
     parser.add_argument(
         "--autoscale", metavar="MIN:MAX", type=_range, help="shards to choose from by load (default: keep to --shards)"
     )
-    add_which(parser)
+    _add_which(parser)
     parser.set_defaults(run=start)
 
 
@@ -66,22 +70,30 @@ def add_scale(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
     )
     parser.add_argument("--shards", metavar="N", type=int, help="default: as many as now")
     parser.add_argument("--replicas", metavar="R", type=int, help="shards that hold each block (default: as now)")
-    add_which(parser)
+    _add_which(parser)
     parser.set_defaults(run=scale)
 
 
 def add_stop(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
     """Add `stop` to the subparsers of `engram memory`."""
     parser = actions.add_parser(
-        "stop", help="end a memory pool", description=_STOP_DESCRIPTION, formatter_class=formatter
+        "stop",
+        help="end a memory pool",
+        description=_STOP_DESCRIPTION,
+        epilog=_STOP_EPILOG,
+        formatter_class=formatter,
     )
-    add_which(parser)
+    _add_which(parser)
     parser.set_defaults(run=stop)
 
 
-def add_which(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say which pool is meant."""
-    parser.add_argument("--name", metavar="NAME", default=DEFAULT_NAME, help="of the pool (default %(default)s)")
+def _add_which(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", metavar="NAME", default=_DEFAULT_NAME, help="of the pool (default %(default)s)")
+    add_address(parser)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that says which Ray cluster is meant."""
     parser.add_argument(
         "--address", metavar="RAY", default="auto", help="Ray cluster, HOST:PORT (default: the one on this machine)"
     )
@@ -132,6 +144,15 @@ def stop(args: argparse.Namespace) -> int:
         stop_pool(find_pool(args.name))
     print(f"engram memory {args.name}: stopped")
     return 0
+
+
+def address_of(name: str, ray_address: str) -> str:
+    """Host and port of a shard of a pool, once it serves."""
+    from cluster.pools import pool_address
+    from cluster.ray_runtime import ray_session
+
+    with ray_session(ray_address):
+        return pool_address(name)
 
 
 def _range(text: str) -> tuple[int, int]:

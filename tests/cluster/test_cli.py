@@ -33,6 +33,7 @@ BATCH = [
     "{jobs}/out.jsonl",
 ]
 PROMPT = ["generate", "--model", "{tiny}", "--prompt", "x"]
+START = ["memory", "start", "--snapshot", "{tiny}/memory"]
 PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
 
 
@@ -57,6 +58,7 @@ PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
         ([*BATCH, "--json"], ["--json"]),
         ([*BATCH, "--workers", "-1"], ["--workers", "-1"]),
         ([*BATCH, "--shards", "0"], ["--shards", "0"]),
+        ([*BATCH, "--replicas", "0"], ["--replicas", "0"]),
         ([*BATCH, "--batch-size", "0"], ["--batch-size", "0"]),
         ([*BATCH, "--input", "{jobs}/none.jsonl"], ["--input", "none.jsonl"]),
         ([*BATCH, "--output", "{jobs}/none/out.jsonl"], ["--output", "none"]),
@@ -84,9 +86,20 @@ PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
         ([*PRESET, "--token-ids", "[1, 2]", "--documents", "1"], ["--documents", "1 numbers", "2 tokens"]),
         ([*PRESET, "--token-ids", "[1, 2]", "--documents", "1,x"], ["--documents", "'x'"]),
         (["memory", "describe", "127.0.0.1:1"], ["127.0.0.1:1"]),
+        (["memory", "describe", "memory", "--address", "127.0.0.1:1"], ["--address", "127.0.0.1:1"]),
         (["memory", "serve", "--snapshot", "{jobs}"], ["snapshot", "{jobs}", "manifest.json"]),
         (["memory", "serve", "--snapshot", "{tiny}/memory", "--shard-index", "1"], ["shard_index"]),
         (["memory", "serve", "--snapshot", "{tiny}/memory", "--peers", "a:1,b:2"], ["--port"]),
+        (["memory", "start", "--snapshot", "{tiny}/memory", "--shards", "0"], ["--shards", "0", "at least 1"]),
+        ([*START, "--replicas", "3"], ["--replicas", "3 copies", "2 shards", "more --shards"]),
+        ([*START, "--name", "a/b"], ["--name", "'a/b'"]),
+        ([*START, "--autoscale", "4"], ["--autoscale", "MIN:MAX"]),
+        ([*START, "--autoscale", "3:8"], ["--autoscale", "3:8", "--shards 2"]),
+        ([*START, "--autoscale", "1:8", "--replicas", "2"], ["--autoscale", "1:8", "--replicas 2"]),
+        ([*START, "--address", "127.0.0.1:1"], ["--address", "127.0.0.1:1", "ray start"]),
+        (["memory", "scale"], ["--shards", "--replicas"]),
+        (["memory", "scale", "--shards", "2", "--address", "127.0.0.1:1"], ["--address", "127.0.0.1:1"]),
+        (["memory", "stop", "--address", "127.0.0.1"], ["--address", "127.0.0.1"]),
         (["train", "--output", "{jobs}/m", "--steps", "0"], ["steps"]),
         (["train", "--output", "{jobs}/m", "--steps", "1", "--minutes", "1"], ["--steps", "--minutes"]),
         (["train", "--output", "{jobs}/m", "--steps", "1", "--data", "{jobs}"], ["data", ".py"]),
@@ -126,7 +139,18 @@ def test_without_a_command_the_help_is_printed(capsys, command):
 
 
 @pytest.mark.parametrize(
-    "command", [["generate"], ["hash"], ["memory", "serve"], ["memory", "describe"], ["train"]], ids=" ".join
+    "command",
+    [
+        ["generate"],
+        ["hash"],
+        ["memory", "serve"],
+        ["memory", "describe"],
+        ["memory", "start"],
+        ["memory", "scale"],
+        ["memory", "stop"],
+        ["train"],
+    ],
+    ids=" ".join,
 )
 def test_every_command_shows_an_example_in_its_help(capsys, command):
     with pytest.raises(SystemExit) as end:

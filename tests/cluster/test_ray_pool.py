@@ -132,6 +132,8 @@ def test_commands_start_scale_and_stop_a_pool_under_lookups(ray, add_node, refer
             assert (code, said.split(",")[0]) == (0, f"engram memory by-hand: {shards} shards")
             progress(done)
     assert wrong == []
+    assert main(["memory", "describe", "by-hand"]) == 0
+    assert "epoch 3, 3 shards, 2 tables" in capsys.readouterr().out
     code, said = engram("start", "--snapshot", tiny_model / "memory")
     assert (code, "a pool 'by-hand' runs already" in said) == (2, True)
     code, said = engram("scale", "--shards", 1, "--replicas", 2)
