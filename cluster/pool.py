@@ -73,7 +73,7 @@ class MemoryPool:
         self._scaling = threading.Lock()
         self._stopping = threading.Event()
         self._retire_at: float | None = None
-        self._failure: Exception | None = None
+        self._failures: dict[str, Exception] = {}
         self._recover()
         works: list[tuple[Callable[[], None], float]] = [
             (self._look, self._config.check_s),
@@ -90,7 +90,7 @@ class MemoryPool:
         """Return host:port of a shard, if every block is on a shard that answers; otherwise None.
 
         Raises:
-            MemoryServiceError: what keeps the pool from serving, where waiting will not mend it.
+            MemoryServiceError, OSError, ValueError: what keeps it from serving, where waiting will not mend it.
         """
         serving = self._plan.serving(self._watch.up)
         if not serving:
@@ -133,7 +133,7 @@ class MemoryPool:
         self._wish(shape)
         try:
             self._wait_until_settled()
-        except MemoryServiceError:
+        except Exception:
             self._wish(old_shape)
             raise
         new = self._plan.placement
@@ -143,7 +143,7 @@ class MemoryPool:
 
     def _wish(self, shape: Shape) -> None:
         with self._changed:
-            self._failure = None
+            self._failures.clear()
             self._plan.shape = shape
             self._fleet.note(shape)
 
@@ -160,8 +160,9 @@ class MemoryPool:
         return self._plan.is_reached(self._given_up()) and self._retire_at is None and not self._surplus()
 
     def _raise_failure(self) -> None:
-        if self._failure is not None and not isinstance(self._failure, _PASSING):
-            raise self._failure
+        for failure in list(self._failures.values()):
+            if not isinstance(failure, _PASSING):
+                raise failure
         if late := self._plan.strangers(self._watch.missing(self._config.start_s)):
             raise ShardUnavailable(
                 f"{late[0]} did not start within {self._config.start_s:g} s: does a node of the cluster have room for "
@@ -185,7 +186,6 @@ class MemoryPool:
         else:
             for shard in self._surplus():
                 self._fleet.stop(shard)
-        self._failure = None
 
     def _go_to(self, target: Placement) -> None:
         if self._retire_at is not None:
@@ -257,11 +257,12 @@ class MemoryPool:
         while not self._stopping.wait(pause):
             try:
                 work()
+                self._failures.pop(work.__name__, None)
                 pause = every_s
             except Exception as error:
                 # Whoever asks for the memory is told as well, if waiting will not mend it.
                 _log.warning("memory pool: %s", error)
-                self._failure = error
+                self._failures[work.__name__] = error
                 pause = max(every_s, min(2 * pause, _MOST_PATIENT_S))
             with self._changed:
                 self._changed.notify_all()

@@ -43,4 +43,4 @@ class LoadMeter:
 
 
 def _working(stats: ShardStats) -> float:
-    return sum(stats.stage_seconds.values())
+    return sum(spent.seconds for stage, spent in stats.stages.items() if stage != "queue")

@@ -129,7 +129,7 @@ class PoolPlan:
         alive = {one.shard: one for one in self._lives.intersection(up)}
         indices = [index for index, shard in enumerate(self.placement.shards) if shard.shard in alive]
         whole = all(bool(np.isin(assigned, indices).any(axis=0).all()) for assigned in self.placement.tables.values())
-        return list(alive.values()) if whole else []
+        return [alive[self.placement.shards[index].shard] for index in indices] if whole else []
 
     @property
     def names(self) -> list[str]:

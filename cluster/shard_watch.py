@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from cluster.pool_plan import Shape, Whereabouts
-from memory_service.control import ControlClient
-from memory_service.errors import MemoryServiceError, ShardUnresponsive
+from memory_service.control import ControlClient, ShardUnresponsive
+from memory_service.errors import MemoryServiceError
 from memory_service.shard_reports import ShardStats
 
 _THREADS = 16
@@ -28,7 +28,10 @@ class Fleet(Protocol):
         """The shards that were started and not stopped."""
 
     def locate(self, shard: str) -> Whereabouts | None:
-        """Where a shard that was started can be reached; None, at once, while it is starting or coming back."""
+        """Where a shard that was started can be reached; None, at once, while it is starting or coming back.
+
+        OSError or ValueError, whatever keeps it from opening its doors.
+        """
 
     def restart(self, shard: str) -> None:
         """End a shard's process, which comes back by itself, empty and elsewhere."""
@@ -62,16 +65,19 @@ class ShardWatch:
         """The shards that answered in the last round, and their counters."""
 
     def look(self, shards: Collection[str]) -> None:
-        """Ask every one of these shards at once; those not named are forgotten."""
+        """Ask every one of these shards at once; those not named are forgotten. Raises what kept one from starting."""
         for shard in self._where.keys() - set(shards):
             self._forget(shard)
         now = self._clock()
-        found = self._threads.map(self._look_at, shards)
-        up = dict(one for one in found if one is not None)
+        found = list(self._threads.map(self._look_at, shards))
+        up = dict(one for one in found if isinstance(one, tuple))
         seen = {where.shard for where in up}
         since = {shard: self._missing_since.get(shard, now) for shard in shards if shard not in seen}
         self._missing_since, self.up = since, up
         self._restart_silent(now)
+        for failure in found:
+            if isinstance(failure, Exception):
+                raise failure
 
     def missing(self, seconds: float) -> list[str]:
         """The shards that have not answered for so long."""
@@ -84,8 +90,11 @@ class ShardWatch:
         for shard in list(self._where):
             self._forget(shard)
 
-    def _look_at(self, shard: str) -> tuple[Whereabouts, ShardStats] | None:
-        where = self._where.get(shard) or self._fleet.locate(shard)
+    def _look_at(self, shard: str) -> tuple[Whereabouts, ShardStats] | Exception | None:
+        try:
+            where = self._where.get(shard) or self._fleet.locate(shard)
+        except (OSError, ValueError) as failure:
+            return failure
         if where is None:
             return None
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from memory_service.errors import MemoryServiceError, ShardUnavailable, ShardUnresponsive
+from memory_service.errors import MemoryServiceError, ShardUnavailable
 from memory_service.manifest import BlockEntry
 from memory_service.placement import Placement
 from memory_service.security import ClientSecurity
@@ -30,6 +30,10 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
 ]
+
+
+class ShardUnresponsive(ShardUnavailable):
+    """A shard that takes a call and does not answer it, as opposed to one that nobody can connect to."""
 
 
 class ControlClient:

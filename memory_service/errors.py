@@ -66,9 +66,5 @@ class ShardUnavailable(ShardError):
     """A shard that refuses connections, broke one off or is stopping."""
 
 
-class ShardUnresponsive(ShardUnavailable):
-    """A shard whose control door takes calls and does not answer them."""
-
-
 class DeadlineExceeded(ShardError):
     """A shard that did not answer in time."""

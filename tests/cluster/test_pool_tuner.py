@@ -5,6 +5,7 @@ from cluster.pool_load import LoadMeter
 from cluster.pool_plan import Shape, Whereabouts
 from cluster.pool_tuner import PoolTuner
 from memory_service import Placement, RowFormat, ShardAddress, TableSpec
+from memory_service.metrics import Distribution
 from memory_service.shard_reports import ShardStats
 
 SPEC = TableSpec(
@@ -29,7 +30,8 @@ def where(number, life="1"):
 
 
 def counted(seconds=0.0, size=0, blocks=None):
-    return ShardStats(stage_seconds={"gather": seconds}, bytes=size, block_rows={"engram.1": blocks or {}})
+    stages = {"queue": Distribution((), (), 99 * seconds), "gather": Distribution((), (), seconds)}
+    return ShardStats(stages=stages, bytes=size, block_rows={"engram.1": blocks or {}})
 
 
 def test_load_is_what_was_done_between_two_readings():

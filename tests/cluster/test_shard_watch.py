@@ -93,6 +93,18 @@ def test_a_shard_that_hangs_is_restarted_once_its_time_is_up(watch, hanging, clo
     assert up(watch) == SHARDS
 
 
+def test_a_shard_that_cannot_start_keeps_nobody_from_seeing_the_others(watch, fleet):
+    def locate(shard):
+        if shard == "shard-0":
+            raise ValueError("its certificate is gone")
+        return located(shard)
+
+    located, fleet.locate = fleet.locate, locate
+    with pytest.raises(ValueError, match="its certificate is gone"):
+        watch.look(SHARDS)
+    assert up(watch) == ["shard-1"]
+
+
 def test_another_process_on_the_port_of_a_shard_is_not_taken_for_it(watch, fleet):
     located = fleet.locate("shard-0")
     fleet.locate = lambda shard: Whereabouts(shard, located.address, "an earlier life")
