@@ -19,7 +19,7 @@ class PoolDescription:
     placement: Placement | None
     """What is served; None until every shard has started once."""
     stats: Mapping[str, ShardStats]
-    """Counters by shard, since that shard last started; of the shards that answer."""
+    """Counters by shard, since that shard last started; of the shards that answer, as of a moment ago."""
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,8 @@ def test_killed_shards_cost_no_line(ray, executor, source, expected, tmp_path, r
 
     run(source, tmp_path / "out.jsonl", executor, kill_all)
     assert read_records(tmp_path / "out.jsonl") == expected
-    description = fetch(pool.describe.remote())
-    assert description.placement.epoch > epoch
-    assert all(description.stats[shard].rows > 0 for shard in before)
+    assert fetch(pool.describe.remote()).placement.epoch > epoch
+    wait_until(lambda: {one.rows > 0 for one in fetch(pool.describe.remote()).stats.values()} == {True})
     assert not set(before.values()) & set(shard_processes(name).values())
 
 
