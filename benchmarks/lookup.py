@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.report import Report, Timing, format_table, parse_arguments, time_interleaved
 from benchmarks.rivals import redis_mget
+from benchmarks.rivals.bare_flight import BareFlightClient
 from benchmarks.rivals.plain_grpc import PlainGrpcClient
 from benchmarks.rivals.raw_socket import RawSocketClient
 from benchmarks.servers import free_ports, memory_shards, module_server
@@ -28,6 +29,7 @@ QUICK_ROUNDS = {384: 10, 1_536: 10, 12_288: 4, 98_304: 1}
 IN_A_ROW = 10  # a model that generates asks all the time
 WARMUPS = 3
 GATHER, RAW, GRPC, REDIS = "gather in this process", "raw TCP socket", "plain Python gRPC", "Redis MGET"
+FLIGHT = "bare Flight stream"
 SERVICE, TWO_SHARDS, MAPPED = "service, 1 shard", "service, 2 shards", "service, by mapping"
 
 
@@ -127,6 +129,7 @@ def start(stack: contextlib.ExitStack, spec: TableSpec, packed: np.ndarray) -> d
         print(f"{REDIS} is left out: {reason}")
     else:
         rivals[REDIS] = start_redis(stack, packed)
+    rivals[FLIGHT] = start_flight(stack, spec, directory / "snapshot")
     return rivals | {name: start_service(stack, spec, directory / "snapshot", how) for name, how in SERVICES.items()}
 
 
@@ -137,6 +140,13 @@ def start_redis(stack: contextlib.ExitStack, packed: np.ndarray) -> Rival:
     redis_mget.fill(port, packed)
     client = stack.enter_context(contextlib.closing(redis_mget.RedisClient(port, packed.shape[1])))
     return Rival(client.lookup, (pid,))
+
+
+def start_flight(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path) -> Rival:
+    """Start a shard that serves the table, and ask it without the service's client."""
+    (server,) = stack.enter_context(memory_shards(snapshot))
+    client = stack.enter_context(contextlib.closing(BareFlightClient(server.address, spec.name)))
+    return Rival(client.lookup, (server.pid,))
 
 
 def start_service(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path, how: Service) -> Rival:

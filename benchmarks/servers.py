@@ -48,7 +48,9 @@ def memory_shards(snapshot: Path, shards: int = 1, *options: str) -> Iterator[li
         yield [stack.enter_context(_shard(snapshot, port, index, peers, *options)) for index, port in enumerate(ports)]
 
 
-def _shard(snapshot: Path, port: int, index: int, peers: str, *options: str) -> contextlib.AbstractContextManager[Server]:
+def _shard(
+    snapshot: Path, port: int, index: int, peers: str, *options: str
+) -> contextlib.AbstractContextManager[Server]:
     place = ["--port", str(port), "--shard-index", str(index), "--peers", peers]
     return module_server("memory_service.serve", "--snapshot", str(snapshot), *place, *options)
 

@@ -1,0 +1,334 @@
+"""A memory under load while its shards are killed, frozen, slowed down, and their nodes and their number changed.
+
+Two client processes look rows up without pause and compare every row with the tables. The memory has two replicas, on a
+Ray cluster of several raylets on this machine. One fault at a time, at random; the next one once every block has both
+replicas again. Prints the latency of lookups before, during and after each kind of fault, and how long healing took.
+Fails if a single lookup failed or a single row was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import Report, format_table
+from cluster.pool import PoolConfig
+from cluster.pool_plan import Shape
+from cluster.pools import start_pool, stop_pool, wait_for_pool
+from cluster.ray_fleet import MEMORY_ROLE
+from cluster.ray_runtime import NAMESPACE, fetch
+from memory_service import MemoryServiceError, RowFormat, TableSpec, write_snapshot
+from memory_service.control import ControlClient
+from memory_service.placement import NOBODY, Placement
+from memory_service.random_tables import random_blocks
+
+POOL = "chaos"
+REPLICAS = 2
+SHARDS = (3, 5)  # fewest and most
+NODES = 4
+CLIENTS = 2
+QUIET_S = 4.0  # before the next fault; latencies of this time are "before" and "after"
+HEAL_S = 120.0
+OBJECT_STORE_BYTES = 100 << 20
+
+
+def main() -> None:
+    """Run as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600.0, help="of faults, without start and end (default 600)")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults and the lookups (default 0)")
+    parser.add_argument("--quick", action="store_true", help="each kind of fault once, in about two minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    options = parser.parse_args()
+    report = Report("chaos", options.quick)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        snapshot = Path(folder) / "memory"
+        write_snapshot(snapshot, {spec: random_blocks(spec, options.seed) for spec in table_specs()})
+        memory = stack.enter_context(running(snapshot))
+        load = stack.enter_context(Load.on(memory.address(), snapshot, Path(folder), options.seed))
+        faults = break_it(memory, random.Random(options.seed), 0.0 if options.quick else options.seconds)
+        load.stop()
+    summarise(report, faults, load)
+    report.publish(options.json)
+    if load.failures:
+        sys.exit(f"{len(load.failures)} lookups failed or were wrong, the first: {load.failures[0]}")
+
+
+def table_specs() -> list[TableSpec]:
+    """Two tables of V4.1's row format, 35 MB together: every block of them moves in seconds."""
+    return [
+        TableSpec(
+            name=f"engram.{layer}",
+            layer=layer,
+            column_rows=(16_411, 16_417, 16_421, 16_427),
+            max_ngram=3,
+            heads=2,
+            multipliers=(3, 5, 7),
+            pad_id=0,
+            token_map_sha256="0" * 64,
+            dim=256,
+            row_format=RowFormat.FP8_E4M3_UE8M0,
+            block_rows=256,
+        )
+        for layer in (1, 4)
+    ]
+
+
+@dataclass
+class Fault:
+    """One fault and its time on the monotonic clock."""
+
+    kind: str
+    began: float
+    healed: float = field(default=float("nan"))
+
+
+class Memory:
+    """The pool under test, and ways to hurt it."""
+
+    def __init__(self, cluster: Any, pool: Any, nodes: list[Any]) -> None:
+        self._cluster = cluster
+        self._pool = pool
+        self._nodes = nodes
+
+    def address(self) -> str:
+        """host:port of a shard, once the pool serves."""
+        return wait_for_pool(self._pool)
+
+    def kill(self, chance: random.Random) -> None:
+        """End a shard's process at once."""
+        os.kill(self._a_shard(chance), signal.SIGKILL)
+
+    def freeze(self, chance: random.Random) -> None:
+        """Stop a shard's process in its tracks; it never goes on by itself."""
+        os.kill(self._a_shard(chance), signal.SIGSTOP)
+
+    def slow(self, chance: random.Random) -> None:
+        """Let a shard's process run for a fifth of the time, for some seconds."""
+        process = self._a_shard(chance)
+        for _ in range(100):
+            os.kill(process, signal.SIGSTOP)
+            time.sleep(0.04)
+            os.kill(process, signal.SIGCONT)
+            time.sleep(0.01)
+
+    def remove_node(self, chance: random.Random) -> None:
+        """Take a node with its shards out of the cluster, and put an empty one in."""
+        node = self._nodes.pop(chance.randrange(len(self._nodes)))
+        self._cluster.remove_node(node, allow_graceful=False)
+        self._nodes.append(add_node(self._cluster))
+
+    def kill_pool(self, chance: random.Random) -> None:
+        """End the process that keeps the pool."""
+        os.kill(process_of(self._pool), signal.SIGKILL)
+
+    def scale(self, chance: random.Random) -> None:
+        """Change the number of shards."""
+        now = fetch(self._pool.describe.remote()).shape.shards
+        fetch(self._pool.scale.remote(chance.choice([n for n in range(SHARDS[0], SHARDS[1] + 1) if n != now])))
+
+    def wait_until_whole(self) -> None:
+        """Wait until every block has all of its replicas on shards that answer and serve the newest placement."""
+        deadline = time.monotonic() + HEAL_S
+        while not self._is_whole():
+            if time.monotonic() > deadline:
+                sys.exit(f"the memory was not whole again after {HEAL_S:.0f} s")
+            time.sleep(0.1)
+
+    def _is_whole(self) -> bool:
+        import ray
+
+        try:
+            described = fetch(self._pool.describe.remote())
+        except ray.exceptions.RayActorError:
+            return False
+        placement = described.placement
+        if placement is None or {shard.shard for shard in placement.shards} != set(described.shape.names):
+            return False
+        return all(map(has_all_replicas, placement.tables.values())) and all(
+            serves(placement, shard.shard, shard.address) for shard in placement.shards
+        )
+
+    def _a_shard(self, chance: random.Random) -> int:
+        import ray
+
+        names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+        shards = sorted(name for name in names if name.startswith(f"{POOL}/"))
+        return process_of(ray.get_actor(chance.choice(shards), NAMESPACE))
+
+
+def has_all_replicas(assigned: np.ndarray) -> bool:
+    """Whether a placement gives each block as many replicas as it should have."""
+    return bool(((assigned != NOBODY).sum(axis=0) >= REPLICAS).all())
+
+
+def serves(placement: Placement, shard: str, address: str) -> bool:
+    """Whether a shard answers, serves this placement and holds its blocks."""
+    try:
+        with ControlClient(address, shard) as control:
+            info = control.describe(1.0)
+    except MemoryServiceError:
+        return False
+    held = {name: set(table.blocks) for name, table in info.tables.items()}
+    return (info.placement is not None and info.placement.epoch == placement.epoch) and all(
+        held.get(name, set()).issuperset(placement.blocks_of(name, shard).tolist()) for name in placement.tables
+    )
+
+
+def process_of(actor: Any) -> int:
+    """Process id of an actor."""
+    return fetch(actor.__ray_call__.remote(lambda _: os.getpid()))
+
+
+def add_node(cluster: Any) -> Any:
+    """Add a raylet for memory shards."""
+    return cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES, labels=MEMORY_ROLE)
+
+
+@contextlib.contextmanager
+def running(snapshot: Path) -> Iterator[Memory]:
+    """Start a cluster of several raylets and a pool on it."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES})
+    try:
+        ray.init(address=cluster.address, namespace=NAMESPACE, logging_level=logging.WARNING, log_to_driver=False)
+        nodes = [add_node(cluster) for _ in range(NODES)]
+        config = PoolConfig(unresponsive_s=3.0, give_up_s=15.0)
+        pool = start_pool(str(snapshot), Shape(4, REPLICAS), POOL, detached=True, config=config)
+        memory = Memory(cluster, pool, nodes)
+        memory.address()
+        yield memory
+        stop_pool(pool)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class Load:
+    """Client processes, and what they say."""
+
+    def __init__(self, processes: list[subprocess.Popen[str]], records: list[Path]) -> None:
+        self._processes = processes
+        self._records = records
+        self.failures: list[str] = []
+        """What clients said of lookups that failed or were wrong."""
+        self.stats: list[str] = []
+        """Counters of each client in the end."""
+        self.times = np.empty((0, 2))
+        """Moment and seconds of every lookup, once stopped."""
+        self._readers = [threading.Thread(target=self._read, args=(process,)) for process in processes]
+        for reader in self._readers:
+            reader.start()
+
+    @classmethod
+    @contextlib.contextmanager
+    def on(cls, address: str, snapshot: Path, folder: Path, seed: int) -> Iterator[Load]:
+        """Start the clients and wait until they have joined."""
+        processes, records = [], []
+        for number in range(CLIENTS):
+            records.append(folder / f"client-{number}.npy")
+            options = {"--memory": address, "--snapshot": snapshot, "--records": records[-1], "--seed": seed + number}
+            command = [sys.executable, "-m", "benchmarks.chaos_client"]
+            command += [str(word) for option in options.items() for word in option]
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        try:
+            for process in processes:
+                assert process.stdout is not None, "its output is a pipe"
+                if process.stdout.readline() != "ready\n":
+                    sys.exit("a client could not join the memory")
+            yield cls(processes, records)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+    def stop(self) -> None:
+        """End the clients and collect what they measured."""
+        for process in self._processes:
+            process.terminate()
+        for reader in self._readers:
+            reader.join()
+        self.times = np.concatenate([np.load(path) for path in self._records])
+
+    def between(self, low: float, high: float) -> np.ndarray:
+        """Seconds of the lookups that began within a time."""
+        began = self.times[:, 0]
+        return self.times[(began >= low) & (began < high), 1]
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None, "its output is a pipe"
+        for line in process.stdout:
+            if line.startswith("stats "):
+                self.stats.append(line.removeprefix("stats ").strip())
+            else:
+                self.failures.append(line.strip())
+                print(line, end="", flush=True)
+
+
+def break_it(memory: Memory, chance: random.Random, seconds: float) -> list[Fault]:
+    """Every kind of fault in random order, again and again until the time is up."""
+    kinds: list[Callable[[random.Random], None]] = [
+        memory.kill,
+        memory.freeze,
+        memory.slow,
+        memory.remove_node,
+        memory.kill_pool,
+        memory.scale,
+    ]
+    faults: list[Fault] = []
+    end = time.monotonic() + seconds
+    while not faults or time.monotonic() < end:
+        for act in chance.sample(kinds, len(kinds)):
+            memory.wait_until_whole()
+            time.sleep(QUIET_S)
+            faults.append(Fault(act.__name__, time.monotonic()))
+            act(chance)
+            memory.wait_until_whole()
+            faults[-1].healed = time.monotonic()
+            print(f"{act.__name__}: whole again after {faults[-1].healed - faults[-1].began:.1f} s", flush=True)
+    time.sleep(QUIET_S)
+    return faults
+
+
+def summarise(report: Report, faults: list[Fault], load: Load) -> None:
+    """Print and note the latencies by kind of fault."""
+    by_kind: dict[str, list[Fault]] = defaultdict(list)
+    for fault in faults:
+        by_kind[fault.kind].append(fault)
+    lines = []
+    for kind, some in by_kind.items():
+        spans = (
+            [load.between(f.began - QUIET_S, f.began) for f in some],
+            [load.between(f.began, f.healed) for f in some],
+        )
+        after = [load.between(f.healed, f.healed + QUIET_S) for f in some]
+        p99 = [float(np.nanpercentile(np.concatenate(span), 99) * 1e3) for span in (*spans, after)]
+        heal = float(np.median([fault.healed - fault.began for fault in some]))
+        report.results[kind] = {"faults": len(some), "p99_ms": p99, "heal_s": heal}
+        lines.append((kind, len(some), *(f"{value:.1f} ms" for value in p99), f"{heal:.1f} s"))
+    report.results |= {"lookups": len(load.times), "failures": load.failures, "clients": load.stats}
+    print(format_table(("fault", "times", "p99 before", "during", "after", "whole again in"), lines))
+    print(f"{len(load.times):,} lookups by {CLIENTS} clients, {len(load.failures)} failed or wrong")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""One lookup after the other down an Arrow Flight stream to a shard of ours, by the thread that asks.
+
+No dedup, no deadline, no second shard, no retry: what the transport and the shard cost, and so a bound for the client.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import flight
+
+from memory_service.arrow_rows import view_rows
+from memory_service.control import ControlClient
+from memory_service.rows_door import LOOKUP
+from protos import memory_pb2 as pb
+
+_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False)])
+_TIMEOUT_MS = 60_000
+
+
+class BareFlightClient:
+    """Asks one shard, which holds the whole table."""
+
+    def __init__(self, address: str, table: str):
+        with ControlClient(address) as control:
+            info = control.describe()
+        assert info.placement is not None, "it serves"
+        self._spec = info.tables[table].spec
+        self._epoch = info.placement.epoch
+        self._numbers = itertools.count(1)
+        self._client = flight.FlightClient((address.rpartition(":")[0], info.rows_port))
+        self._writer, self._reader = self._client.do_exchange(flight.FlightDescriptor.for_path(LOOKUP, table))
+        self._writer.begin(_SCHEMA)
+
+    def lookup(self, rows: np.ndarray) -> np.ndarray:
+        """Row ids [n] -> packed rows [n, row_bytes]."""
+        header = pb.LookupRequest(
+            request_id=next(self._numbers),
+            epoch=self._epoch,
+            fingerprint=bytes.fromhex(self._spec.fingerprint),
+            sent_us=int(time.monotonic() * 1e6),
+            timeout_ms=_TIMEOUT_MS,
+        )
+        self._writer.write_with_metadata(
+            pa.RecordBatch.from_arrays([pa.array(rows)], schema=_SCHEMA), header.SerializeToString()
+        )
+        return view_rows(self._reader.read_chunk().data, self._spec.row_bytes)
+
+    def close(self) -> None:
+        """End the stream."""
+        self._writer.done_writing()
+        self._writer.close()
+        self._client.close()
