@@ -2,9 +2,9 @@
 
 import argparse
 import os
+import queue
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -74,16 +74,16 @@ def serve(config: ServeConfig) -> NoReturn:
 
     ValueError, OSError or MemoryServiceError if it cannot start.
     """
-    stop = threading.Event()
+    told: queue.SimpleQueue[None] = queue.SimpleQueue()  # the one way to tell a thread that a signal handler may use
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # at once, while still loading
     server = start(config)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: told.put(None))
     with _metrics(server, config):
         doing = "serving" if config.snapshot else "waiting"
         print(f"engram memory {server.shard.name} {doing} on {server.address}", flush=True)
-        stop.wait()
+        told.get()
     if not server.stop():
         print("engram memory: stopped while a client still held a stream open", file=sys.stderr)
     sys.stdout.flush()

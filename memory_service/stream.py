@@ -31,7 +31,8 @@ _OPTIONS = [
     ("grpc.experimental.tcp_max_read_chunk_size", 4 << 20),
 ]
 _DIRECT_ROWS = 4096  # 32 KiB of ids, half of what HTTP/2 lets travel unread on a stream
-_LEAVE_S = 5.0  # for the shard to answer what is pending and end the stream
+_LEAVE_S = 5.0  # for the shard to answer what is pending
+_LEAVE_TICK_S = 0.01
 
 
 class Part(Protocol):
@@ -160,9 +161,25 @@ class RowStream:
             pass
         with self._write_lock:
             self._writer = None
-        _leave(writer, reader, receiver)
+        self._leave(writer, reader, receiver)
         client.close()
         return None
+
+    def _leave(
+        self, writer: flight.FlightStreamWriter, reader: flight.FlightStreamReader, receiver: threading.Thread
+    ) -> None:
+        """Wait for what is pending, then cancel; closing the writer as well keeps Arrow from complaining later.
+
+        Not by done_writing(): a reader whose stream breaks at that moment says the same by itself, and gRPC ends the
+        process of whoever says it twice.
+        """
+        deadline = time.monotonic() + _LEAVE_S
+        while self._pending and receiver.is_alive() and time.monotonic() < deadline:
+            time.sleep(_LEAVE_TICK_S)
+        reader.cancel()
+        receiver.join()
+        with contextlib.suppress(pa.ArrowException, OSError):
+            writer.close()
 
     def _open(self) -> tuple[flight.FlightClient, flight.FlightStreamWriter, flight.FlightStreamReader]:
         with ControlClient(self._shard.address, self._shard.shard, self._security) as control:
@@ -237,17 +254,3 @@ class RowStream:
     def _unavailable(self, why: str, part: Part) -> ShardUnavailable:
         where = f"{self._shard.shard} at {self._shard.address}, table {self._spec.name!r}, epoch {part.epoch}"
         return ShardUnavailable(f"{where}: {why}", self._spec.name, self._shard.shard, part.epoch)
-
-
-def _leave(writer: flight.FlightStreamWriter, reader: flight.FlightStreamReader, receiver: threading.Thread) -> None:
-    """Let the shard end the stream; where it does not, cancel. Closing both ways keeps Arrow from complaining later."""
-    try:
-        writer.done_writing()
-        receiver.join(_LEAVE_S)
-    except (pa.ArrowException, OSError):
-        pass  # broken already
-    if receiver.is_alive():
-        reader.cancel()
-    receiver.join()
-    with contextlib.suppress(pa.ArrowException, OSError):
-        writer.close()
