@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check protos clean
+.PHONY: demo test chaos check protos clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ demo: $(READY)  ## continue real prompts: Ray, two memory shards, two reasoning 
 
 test: $(READY)  ## every test, slow ones included
 	$(BIN)/python -m pytest
+
+chaos: $(READY)  ## a quarter of an hour of hostile requests and random faults under load, every row compared
+	$(BIN)/python -m benchmarks.fuzz --requests 20000
+	$(BIN)/python -m benchmarks.chaos --seconds 600
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .

@@ -210,7 +210,7 @@ def running(snapshot: Path) -> Iterator[Memory]:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES})
     try:
-        ray.init(address=cluster.address, namespace=NAMESPACE, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(address=cluster.address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
         nodes = [add_node(cluster) for _ in range(NODES)]
         config = PoolConfig(unresponsive_s=3.0, give_up_s=15.0)
         pool = start_pool(str(snapshot), Shape(4, REPLICAS), POOL, detached=True, config=config)
