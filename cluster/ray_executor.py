@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from cluster.pools import pool_address, start_pool, stop_pool, wait_for_pool
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch, ray_session
 from cluster.worker import Locate, ReasoningWorker
+from memory_service import ClientConfig
 from reasoning.config import ModelConfig
-from reasoning.engine import MEMORY_DIR, EngineStats
+from reasoning.engine import MEMORY_DIR, EngineConfig, EngineStats
 from reasoning.request import Request, Result
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ class ClusterOptions:
     """Sequences that a worker runs together, and lines that it is given at a time."""
     replicas: int = 1
     """Shards that hold each block of the memory."""
+    client: ClientConfig = field(default_factory=ClientConfig)
+    """How workers ask for rows."""
+
+    def engine_config(self) -> EngineConfig:
+        """What every worker's engine is told."""
+        return EngineConfig(max_batch=self.batch_size, client=self.client)
 
 
 @contextmanager
@@ -58,7 +65,7 @@ def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor
     """
     config = ModelConfig.from_dir(model_dir)
     if options.workers == 0:
-        worker = ReasoningWorker(model_dir, _fixed(options.memory), options.batch_size)
+        worker = ReasoningWorker(model_dir, _fixed(options.memory), options.engine_config())
         worker.ready()
         yield InProcessExecutor(worker)
         return
@@ -72,10 +79,10 @@ def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor
 class ReasoningActor(ReasoningWorker):
     """A reasoning worker as a Ray actor, whose memory's metrics are among Ray's."""
 
-    def __init__(self, model_dir: Path, locate: Locate | None, max_batch: int, threads: int) -> None:
+    def __init__(self, model_dir: Path, locate: Locate | None, config: EngineConfig, threads: int) -> None:
         import ray
 
-        super().__init__(model_dir, locate, max_batch, threads)
+        super().__init__(model_dir, locate, config, threads)
         self._metrics = RayMetrics(self.collect, {"worker": str(ray.get_runtime_context().get_actor_id())})
 
 
@@ -136,7 +143,7 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
     }
     threads = max(1, min(os.cpu_count() or 1, int(resources["CPU"])) // workers)
     actor: Any = ray.remote(ReasoningActor).options(**placing)
-    actors = [actor.remote(model_dir.resolve(), locate, options.batch_size, threads) for _ in range(workers)]
+    actors = [actor.remote(model_dir.resolve(), locate, options.engine_config(), threads) for _ in range(workers)]
     fetch([actor.ready.remote() for actor in actors])
     return actors
 

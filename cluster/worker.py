@@ -28,14 +28,18 @@ class ReasoningWorker:
     """Generates for chunks of requests, in this process or in an actor's."""
 
     def __init__(
-        self, model_dir: Path, locate: Locate | None = None, max_batch: int = 16, threads: int | None = None
+        self,
+        model_dir: Path,
+        locate: Locate | None = None,
+        config: EngineConfig | None = None,
+        threads: int | None = None,
     ) -> None:
         """Load a model.
 
         Args:
             model_dir: a model directory.
             locate: finds the memory; None reads the tables of `model_dir` into this process.
-            max_batch: sequences that run together.
+            config: of the engine.
             threads: processors to use; None leaves it to torch.
         """
         if threads is not None:
@@ -45,7 +49,7 @@ class ReasoningWorker:
         self._past: list[EngineStats] = []
         try:
             memory = locate() if locate else None
-            self._engine = Engine.from_pretrained(model_dir, memory, EngineConfig(max_batch=max_batch))
+            self._engine = Engine.from_pretrained(model_dir, memory, config)
         except (ValueError, OSError, MemoryServiceError) as error:
             # Raised here it would end an actor, its reason buried in a log: the first call raises it instead.
             self._failure = error
@@ -98,7 +102,7 @@ class ReasoningWorker:
         time.sleep(_PAUSE_SECONDS)
         old = self._loaded()
         try:
-            memory = MemoryClient.connect(self._locate())
+            memory = MemoryClient.connect(self._locate(), config=old.config.client)
         except ShardUnavailable as error:
             self._lost = str(error)
             return

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from memory_service import LocalMemory, Memory, MemoryClient, MemoryServiceError, MemoryStats
+from memory_service import ClientConfig, LocalMemory, Memory, MemoryClient, MemoryServiceError, MemoryStats
 from reasoning.checkpoint import load_model
 from reasoning.config import ModelConfig
 from reasoning.hasher import build_hasher, table_specs
@@ -36,6 +36,8 @@ class EngineConfig:
     """Prompt tokens that enter in one step, unless a single prompt is longer."""
     lookup_timeout_s: float = 10.0
     """How long a step waits for memory rows before its requests fail."""
+    client: ClientConfig = field(default_factory=ClientConfig)
+    """How rows are asked for where the memory is on the network."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_context", "prefill_tokens", "lookup_timeout_s"):
@@ -114,7 +116,7 @@ class Engine:
         tokenizer = Tokenizer.from_file(directory) if has_tokenizer else None
         with ExitStack() as opened:
             if needs_memory and (memory is None or isinstance(memory, str)):
-                memory = MemoryClient.connect(memory) if memory else LocalMemory.load(str(directory / MEMORY_DIR))
+                memory = _open_memory(memory, directory / MEMORY_DIR, config or EngineConfig())
                 opened.callback(memory.close)
             engine = cls(model, tokenizer, memory if needs_memory else None, config)  # type: ignore[arg-type]
             opened.pop_all()  # from here on it is the engine's to close
@@ -235,6 +237,12 @@ class Engine:
         """Let go of the memory."""
         if self.memory is not None:
             self.memory.close()
+
+
+def _open_memory(address: str | None, tables: Path, config: EngineConfig) -> Memory:
+    if address is None:
+        return LocalMemory.load(str(tables))
+    return MemoryClient.connect(address, config=config.client)
 
 
 def _field(request: Request) -> str:

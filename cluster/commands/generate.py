@@ -7,9 +7,12 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasoning.request import Request, RequestError, RequestFailure, SamplingParams
+
+if TYPE_CHECKING:
+    from memory_service import ClientConfig
 
 _DESCRIPTION = """\
 Continue one prompt, or every line of a JSONL file.
@@ -116,6 +119,19 @@ def _add_placement(group: Any) -> None:
         metavar="HOST:PORT",
         help="use the memory this shard belongs to instead of the model's own tables (also with --prompt)",
     )
+    group.add_argument(
+        "--memory-cache",
+        metavar="MIB",
+        type=int,
+        default=0,
+        help="hot rows that each worker keeps of each table, in front of the network (default: none)",
+    )
+    group.add_argument(
+        "--map-memory",
+        action="store_true",
+        help="read rows straight from shards on the same machine that were started with --share-memory (also with "
+        "--prompt)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,11 +145,11 @@ def run(args: argparse.Namespace) -> int:
 def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
     from cluster.batch.job import to_record
     from cluster.batch.lines import Line
-    from reasoning.engine import Engine
+    from reasoning.engine import Engine, EngineConfig
 
     if args.output is not None:
         raise ValueError("--output: goes with --input; with --prompt the text is printed")
-    engine = Engine.from_pretrained(args.model, memory=args.memory)
+    engine = Engine.from_pretrained(args.model, args.memory, EngineConfig(client=_client_config(args)))
     request = Request(id="1", prompt=args.prompt, sampling=sampling)
     [outcome] = engine.generate([request])
     if isinstance(outcome, RequestFailure):
@@ -150,7 +166,15 @@ def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
     from cluster.ray_executor import ClusterOptions, open_executor
 
     _check_batch_arguments(args)
-    options = ClusterOptions(args.workers, args.shards, args.address, args.memory, args.batch_size, args.replicas)
+    options = ClusterOptions(
+        args.workers,
+        args.shards,
+        args.address,
+        args.memory,
+        args.batch_size,
+        args.replicas,
+        _client_config(args),
+    )
     identity = JobIdentity(str(args.model.resolve()), dataclasses.asdict(sampling))
     with JobOutput(args.output, args.input, identity, args.overwrite) as output:
         if output.done == output.total:
@@ -163,6 +187,14 @@ def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
             for line in job_lines(report, executor.stats()):
                 _say(line)
     return 0
+
+
+def _client_config(args: argparse.Namespace) -> ClientConfig:
+    from memory_service import ClientConfig
+
+    if args.memory_cache < 0:
+        raise ValueError(f"--memory-cache: {args.memory_cache} MiB is not possible; give 0 for none, or more")
+    return ClientConfig(cache_bytes=args.memory_cache << 20, map_local=args.map_memory)
 
 
 def _check_batch_arguments(args: argparse.Namespace) -> None:

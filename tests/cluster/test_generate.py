@@ -145,6 +145,20 @@ def test_a_memory_on_the_network_gives_the_same_answers(expected, generate, tmp_
     assert read_records(tmp_path / "out.jsonl") == expected
 
 
+def test_a_cache_of_hot_rows_and_shared_memory_give_the_same_answers(
+    expected, generate, tmp_path, tiny_model, read_records, capsys
+):
+    with start(ServeConfig(tiny_model / "memory", share_memory=True)) as server:
+        assert generate("cached.jsonl", "--memory", server.address, "--memory-cache", 1) == 0
+        asked = server.shard.stats().rows
+        assert generate("mapped.jsonl", "--memory", server.address, "--map-memory") == 0
+        assert server.shard.stats().rows == asked > 0
+        assert generate("bad.jsonl", "--memory", server.address, "--memory-cache", -1) == 2
+    assert "--memory-cache: -1 MiB" in capsys.readouterr().err
+    assert read_records(tmp_path / "cached.jsonl") == expected
+    assert read_records(tmp_path / "mapped.jsonl") == expected
+
+
 def test_a_memory_of_another_model_is_refused(expected, generate, tmp_path, tiny_model, capsys):
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
