@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from memory_service.cache import RowCache
 from memory_service.directory import Directory
+from memory_service.distinct import DistinctRows
 from memory_service.errors import MemoryServiceError, ShardUnavailable, WrongEpoch
 from memory_service.lookup import Lookup, Part
 from memory_service.mapped import MappedTable, SharedTable
-from memory_service.memory import MemoryStats, Rows, distinct_rows, require_table
+from memory_service.memory import MemoryStats, Rows, require_table
 from memory_service.metric_set import CLIENT_EPOCH
 from memory_service.metrics import Sample
 from memory_service.placement import Placement, ShardAddress
@@ -112,8 +113,8 @@ class MemoryClient:
         started = time.monotonic()
         timeout_s = self._config.lookup_timeout_s if timeout_s is None else timeout_s
         with self._counters.stage("dedup"):
-            ids, inverse = distinct_rows(spec, rows)
-        lookup = Lookup(self, spec, ids, inverse, started, timeout_s)
+            asked = DistinctRows(spec, rows)
+        lookup = Lookup(self, spec, asked, started, timeout_s)
         self._watch.add(lookup)
         with self._counters.stage("send"):
             self._attempt(lookup)
@@ -298,7 +299,7 @@ class MemoryClient:
         self._watch.remove(lookup)
         if error is None:
             seconds = time.monotonic() - lookup.started
-            self._counters.answered(lookup.spec, lookup.inverse.size, len(lookup.ids), seconds)
+            self._counters.answered(lookup.spec, lookup.asked.size, len(lookup.ids), seconds)
         else:
             self._counters.failed()
 

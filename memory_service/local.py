@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.memory import MemoryStats, Rows, distinct_rows, require_table
+from memory_service.distinct import DistinctRows
+from memory_service.memory import MemoryStats, Rows, require_table
 from memory_service.metrics import Sample
 from memory_service.snapshot import Snapshot, load_newest
 from memory_service.spec import TableSpec
@@ -42,11 +43,12 @@ class LocalMemory:
         start = time.perf_counter()
         spec = require_table(self.specs, table)
         with self._counters.stage("dedup"):
-            ids, inverse = distinct_rows(spec, rows)
+            asked = DistinctRows(spec, rows)
+            inverse = asked.inverse()
         with self._counters.stage("gather"):
-            unique = self._tables[table].take(ids, axis=0)
-        self._counters.answered(spec, inverse.size, len(ids), time.perf_counter() - start)
-        self._counters.shard_rows("local", len(ids))
+            unique = self._tables[table].take(asked.ids, axis=0)
+        self._counters.answered(spec, asked.size, len(asked.ids), time.perf_counter() - start)
+        self._counters.shard_rows("local", len(asked.ids))
         future: Future[Rows] = Future()
         future.set_result(Rows(unique, inverse))
         return future

@@ -1,5 +1,6 @@
 """One lookup on its way: the parts that shards were asked for, where their rows land, and how it ends."""
 
+import ctypes
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -10,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service.distinct import DistinctRows
 from memory_service.errors import DeadlineExceeded, MemoryServiceError
 from memory_service.memory import Rows
 from memory_service.placement import ShardAddress
@@ -115,16 +117,14 @@ class Lookup:
         self,
         asker: Asker,
         spec: TableSpec,
-        ids: NDArray[np.int64],
-        inverse: NDArray[np.int64],
+        asked: DistinctRows,
         started: float,
         timeout_s: float,
     ) -> None:
         self.spec = spec
-        self.ids = ids
+        self.asked = asked
+        self.ids = asked.ids
         """Distinct row ids, [U]."""
-        self.inverse = inverse
-        """Index into `ids`, in the shape asked for."""
         self.started = started
         """Moment of the monotonic clock at which it was asked."""
         self.timeout_s = timeout_s
@@ -163,7 +163,7 @@ class Lookup:
         """The parts to ask for: the `wanted` places, or all; `shards` names one for each.
 
         Where all are wanted, the rows land grouped by shard, so that each reply is one contiguous copy; `arrange`
-        brings the inverse in line while the requests travel.
+        computes the inverse to match while the requests travel.
         """
         order = _grouping(shards)
         if order is not None:
@@ -195,8 +195,8 @@ class Lookup:
         return parts
 
     def arrange(self) -> None:
-        """Bring the inverse in line with the buffer; call once an attempt, after the parts were sent."""
-        inverse = self.inverse
+        """Compute the inverse, in line with the buffer; call once an attempt, after the parts were sent."""
+        inverse = self.asked.inverse()
         if self._order is not None:
             rank = np.empty(len(self._order), np.int64)
             rank[self._order] = np.arange(len(self._order))
@@ -293,18 +293,15 @@ class Lookup:
 
 
 def owned(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Received rows as an array that their only holder may write to, without a copy."""
-    return rows if rows.flags.writeable else np.asarray(_Writable(rows))
+    """Received rows as an array that their only holder may write to, without a copy.
 
-
-class _Writable:
-    """Arrow hands out what it received as read-only, although nobody else has it."""
-
-    def __init__(self, rows: NDArray[np.uint8]) -> None:
-        self._rows = rows  # keeps the memory alive
-        interface = dict(rows.__array_interface__)
-        interface["data"] = (interface["data"][0], False)
-        self.__array_interface__ = interface
+    Arrow hands out what it received as read-only, although nobody else has it.
+    """
+    if rows.flags.writeable:
+        return rows
+    memory = (ctypes.c_uint8 * rows.nbytes).from_address(rows.ctypes.data)
+    memory.rows = rows  # type: ignore[attr-defined]  # keeps it alive
+    return np.frombuffer(memoryview(memory), np.uint8).reshape(rows.shape)
 
 
 def _settle(part: Part) -> None:
@@ -333,7 +330,9 @@ def _grouping(shards: NDArray[np.uint16]) -> NDArray[np.int64] | None:
 
 def _runs(shards: NDArray[np.uint16], max_rows: int) -> Iterator[tuple[int, int, int]]:
     """(shard, low, high) for each run of a shard in `shards`, which are grouped, cut at `max_rows`."""
-    starts = [0, *(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(shards)]
+    alike = not len(shards) or shards[0] == shards[-1]  # they are grouped
+    starts = [] if alike else (np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist()
+    starts = [0, *starts, len(shards)]
     for start, end in pairwise(starts):
         for low in range(start, end, max_rows):
             yield int(shards[low]), low, min(low + max_rows, end)

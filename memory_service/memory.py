@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.errors import FingerprintMismatch, InvalidRequest, RowOutOfRange, UnknownTable
+from memory_service.errors import FingerprintMismatch, UnknownTable
 from memory_service.metrics import NO_SECONDS, Distribution, Sample
 from memory_service.spec import TableSpec
 
@@ -80,43 +80,6 @@ class Memory(Protocol):
 
     def close(self) -> None:
         """Let go of threads, connections and tables. Lookups under way fail."""
-
-
-def distinct_rows(spec: TableSpec, rows: np.ndarray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sorted distinct ids [U] and the inverse in the shape of `rows`; refuses what is no row of the table."""
-    rows = np.asarray(rows)
-    if rows.dtype.kind not in "iu" and rows.size:
-        raise InvalidRequest(f"table {spec.name!r}: row ids must be integers, got dtype {rows.dtype}")
-    if rows.dtype == np.uint64 and rows.size and int(rows.max()) >= spec.rows:
-        raise out_of_range(spec, int(rows.max()))  # before the cast below could wrap it round
-    unique, inverse = _distinct(rows.ravel().astype(np.int64, copy=False))
-    if unique.size and (unique[0] < 0 or unique[-1] >= spec.rows):
-        raise out_of_range(spec, int(unique[0] if unique[0] < 0 else unique[-1]))
-    return unique, inverse.reshape(rows.shape)
-
-
-def _distinct(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What `numpy.unique` with `return_inverse` returns, in two thirds of the time where id and place fit one word.
-
-    Sorting the pairs as single words is quicker than sorting places by id.
-    """
-    bits = max(1, (len(ids) - 1).bit_length())
-    if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >> (63 - bits):
-        return np.unique(ids, return_inverse=True)
-    words = (ids << bits) | np.arange(len(ids))
-    words.sort()
-    places, sorted_ids = words & ((1 << bits) - 1), words >> bits
-    first = np.empty(len(ids), np.bool_)
-    first[0] = True
-    np.not_equal(sorted_ids[1:], sorted_ids[:-1], out=first[1:])
-    inverse = np.empty(len(ids), np.int64)
-    inverse[places] = np.cumsum(first) - 1
-    return sorted_ids[first], inverse
-
-
-def out_of_range(spec: TableSpec, row: int) -> RowOutOfRange:
-    """The error for an id that the table does not have."""
-    return RowOutOfRange(f"table {spec.name!r} has rows 0 to {spec.rows - 1}, asked for row {row}")
 
 
 def require_table(tables: Mapping[str, _Table], table: str) -> _Table:

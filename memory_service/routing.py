@@ -123,7 +123,7 @@ def choose(
     tried: frozenset[str] = frozenset(),
 ) -> NDArray[np.uint16] | None:
     """A shard for each block, uint16 [n]: its replicas by turns, those suspected last; None if all were tried."""
-    replicas = placement.assigned(table)[:, blocks]
+    replicas = placement.assigned(table).take(blocks, axis=1)
     if len(replicas) == 1:
         chosen, counts = replicas[0], None
     else:

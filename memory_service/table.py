@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.arena import Arena
+from memory_service.distinct import out_of_range
 from memory_service.errors import RowOutOfRange
 from memory_service.gate import ReadGate
 from memory_service.layout import NOT_HELD, Layout
 from memory_service.mapped import SharedTable, share_table
-from memory_service.memory import out_of_range
 from memory_service.spec import TableSpec
 
 
