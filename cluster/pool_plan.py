@@ -27,6 +27,8 @@ class Whereabouts:
     shard: str
     address: str
     incarnation: str
+    node: str = ""
+    """What it is lost with; "" if nobody knows: then it counts as alone."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,10 @@ class PoolPlan:
         addresses = [ShardAddress(one.shard, one.address) for one in members]
         replicas = {spec.name: min(self.shape.replicas_of(spec.name), len(members)) for spec in self.specs}
         extra = {spec.name: _by_block(spec, self.shape.extra.get(spec.name, {})) for spec in self.specs}
+        nodes = {one.shard: one.node for one in members}
         if self.placement is None:
-            return Placement.build(self._epoch, addresses, self.specs, replicas, extra)
-        return self.placement.evolve(self._epoch, addresses, replicas, extra)
+            return Placement.build(self._epoch, addresses, self.specs, replicas, extra, nodes)
+        return self.placement.evolve(self._epoch, addresses, replicas, extra, nodes)
 
 
 def _by_block(spec: TableSpec, extra: Mapping[int, int]) -> NDArray[np.int64]:

@@ -34,9 +34,12 @@ class ShardActor:
 
     def whereabouts(self) -> Whereabouts:
         """Say where to reach this shard; raises what kept it from starting."""
+        import ray
+
         if self._server is None:
             raise self._failure
-        return Whereabouts(self._server.shard.name, self._server.address, self._server.incarnation)
+        node = ray.get_runtime_context().get_node_id()
+        return Whereabouts(self._server.shard.name, self._server.address, self._server.incarnation, node)
 
     def note(self, number: int, shape: Shape) -> None:
         """Keep the shape wished for, the number-th one, for the pool in case that it has to start again."""

@@ -14,6 +14,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from memory_service.domains import present, repeated, separate, shares
+
 MAX_SHARDS = 1 << 16
 NOBODY = MAX_SHARDS - 1
 """Stands in an assignment where a block has fewer replicas than the widest."""
@@ -44,29 +46,46 @@ def assign_blocks(
 
 
 def reassign_blocks(
-    table: str, held: NDArray[np.bool_], wanted: NDArray[np.integer], shards: Sequence[str], slack: float = 1.05
+    table: str,
+    held: NDArray[np.bool_],
+    wanted: NDArray[np.integer],
+    shards: Sequence[str],
+    domains: NDArray[np.int64] | None = None,
+    slack: float = 1.05,
 ) -> NDArray[np.uint16]:
     """Shards of each block, uint16 [most replicas, blocks], with as few new replicas as can be.
 
     `held` [blocks, shards] says what each of the new set of shards has already, `wanted` [blocks] how many replicas a
-    block shall have. A shard that has nothing yet gets at least 1/slack of its fair share, and none more than slack of
-    it. Where a block has fewer replicas than the widest, the rest is NOBODY. ValueError if there are too few shards.
+    block shall have. Replicas of a block are in different `domains` [shards] as far as these allow; without, every
+    shard is its own. A shard that has nothing yet gets at least 1/slack of its share, and none more than slack of it;
+    shares are equal unless domains are too unequal for that. Where a block has fewer replicas than the widest, the
+    rest is NOBODY. ValueError if there are too few shards.
     """
     check_names(shards)
     if not 1 <= wanted.min() <= wanted.max() <= len(shards):
         raise ValueError(f"replicas from {wanted.min()} to {wanted.max()} need 1 to as many shards: {len(shards)}")
+    domains = np.arange(len(shards)) if domains is None else domains
     scores = _scores(table, len(wanted), shards)
     taken = held.copy()
-    _drop_surplus(taken, scores, wanted)
-    most = math.ceil(slack * wanted.sum() / len(shards))
-    least = np.where(held.any(axis=0), 0, int(wanted.sum() / len(shards) / slack))
-    goal = _goal(taken.sum(axis=0), int(wanted.sum()), least, most)
-    _shed(taken, scores, goal)
+    _drop_surplus(taken, _worth(scores, repeated(taken, scores, domains)), wanted)
+    total = int(wanted.sum())
+    share = total / len(shards) * shares(domains, len(wanted), total)
+    most = np.ceil(slack * share).astype(np.int64)
+    least = np.where(held.any(axis=0), 0, (share / slack).astype(np.int64))
+    goal = _goal(taken.sum(axis=0), total, least, most)
+    _shed(taken, _worth(scores, repeated(taken, scores, domains)), goal)
     while (missing := wanted - taken.sum(axis=1)).any():
-        choice = _assign_once(np.where(missing[:, None] > 0, scores, 0), taken, goal)
+        offers = _worth(scores, present(taken, domains)[:, domains] > 0)
+        choice = _assign_once(np.where(missing[:, None] > 0, offers, 0), taken, goal)
         if (stuck := np.flatnonzero((missing > 0) & (choice == NOBODY))).size:
             _squeeze_in(taken, most, stuck)
+    separate(taken, domains, most)
     return _in_order(taken, scores)
+
+
+def _worth(scores: NDArray[np.uint64], doubtful: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Scores of which the doubtful ones are below all others."""
+    return (scores >> np.uint64(1)) | np.uint64(1) | ((~doubtful).astype(np.uint64) << np.uint64(63))
 
 
 def _drop_surplus(taken: NDArray[np.bool_], scores: NDArray[np.uint64], wanted: NDArray[np.integer]) -> None:
@@ -76,7 +95,7 @@ def _drop_surplus(taken: NDArray[np.bool_], scores: NDArray[np.uint64], wanted: 
     taken &= rank < wanted[:, None]
 
 
-def _goal(load: NDArray[np.int64], total: int, least: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def _goal(load: NDArray[np.int64], total: int, least: NDArray[np.int64], most: NDArray[np.int64]) -> NDArray[np.int64]:
     """Blocks that each shard shall have, `total` together: as near to its load as `least` and `most` allow."""
     goal = np.clip(load, least, most)
     while (gap := total - int(goal.sum())) != 0:
@@ -85,7 +104,7 @@ def _goal(load: NDArray[np.int64], total: int, least: NDArray[np.int64], most: i
         level = sign * goal[free]
         lowest = free[level == level.min()]
         higher = level[level > level.min()]
-        bound = most - goal[lowest] if gap > 0 else goal[lowest] - least[lowest]
+        bound = most[lowest] - goal[lowest] if gap > 0 else goal[lowest] - least[lowest]
         step = min(
             int(bound.min()), int(higher.min() - level.min()) if higher.size else abs(gap), abs(gap) // len(lowest)
         )
@@ -107,18 +126,19 @@ def _shed(taken: NDArray[np.bool_], scores: NDArray[np.uint64], goal: NDArray[np
         lost[leaving] += 1
 
 
-def _squeeze_in(taken: NDArray[np.bool_], most: int, stuck: NDArray[np.int64]) -> None:
+def _squeeze_in(taken: NDArray[np.bool_], most: NDArray[np.int64], stuck: NDArray[np.int64]) -> None:
     """Give one more shard to the few blocks for which only shards that have them already are below their goal.
 
-    Such a block goes to the emptiest shard that lacks it. Where that one is full, a block of it moves on to a shard
-    that is not: the full shard has more blocks, hence one that the other lacks.
+    Such a block goes to the shard with the most room that lacks it. Where that one is full, a block of it moves on to
+    a shard that is not: of shards with equal shares the full one has more blocks, hence one that the other lacks.
+    Where shares differ it may have none; rather than fail it then has one block too many.
     """
     for block in stuck:
-        load = taken.sum(axis=0)
-        to = int(np.argmin(np.where(taken[block], np.iinfo(np.int64).max, load)))
-        if load[to] >= most:
-            free = int(np.argmin(load))
-            moving = int(np.argmax(taken[:, to] & ~taken[:, free]))
+        room = most - taken.sum(axis=0)
+        to = int(np.argmax(np.where(taken[block], np.iinfo(np.int64).min, room)))
+        if room[to] <= 0:
+            free = int(np.argmax(room))
+            moving = np.flatnonzero(taken[:, to] & ~taken[:, free])[:1]
             taken[moving, to], taken[moving, free] = False, True
         taken[block, to] = True
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.assignment import NOBODY, assign_blocks, check_names, reassign_blocks
+from memory_service.domains import number_domains
 from memory_service.errors import UnknownTable
 from memory_service.spec import TableSpec
 
@@ -59,18 +60,21 @@ class Placement:
         specs: Iterable[TableSpec],
         replicas: int | Mapping[str, int] = 1,
         extra: Extra | None = None,
+        domains: Mapping[str, str] | None = None,
     ) -> "Placement":
         """Assign every block of the tables to `replicas` of the shards, by table or the same for all, and to `extra`.
 
-        Without `extra` it depends on the shards' names only. ValueError if there are fewer shards than replicas; extra
-        replicas beyond the number of shards are left out.
+        Shards of one domain, given by shard (none or "": its own), do not have the same block as far as that can be.
+        Without these and `extra` it depends on the shards' names only. ValueError if there are fewer shards than
+        replicas; extra replicas beyond the number of shards are left out.
         """
         names = [shard.shard for shard in shards]
         tables = {
             spec.name: assign_blocks(spec.name, spec.blocks, names, _replicas_of(spec.name, replicas)) for spec in specs
         }
         first = cls(epoch, tuple(shards), tables)
-        return first.evolve(epoch, shards, replicas, extra) if extra else first
+        shared = len(set(number_domains(names, domains).tolist())) < len(names)
+        return first.evolve(epoch, shards, replicas, extra, domains) if extra or shared else first
 
     def evolve(
         self,
@@ -78,19 +82,21 @@ class Placement:
         shards: Sequence[ShardAddress],
         replicas: int | Mapping[str, int] = 1,
         extra: Extra | None = None,
+        domains: Mapping[str, str] | None = None,
     ) -> "Placement":
         """The placement for another set of shards, replicas or extra replicas that moves as few blocks as can be.
 
-        Shards are known by their names; one that joins gets its share, those that leave lose all. ValueError and
-        limits as for `build`.
+        Shards are known by their names; one that joins gets its share, those that leave lose all. Replicas of a block
+        that have come into one domain are moved apart. ValueError and limits as for `build`.
         """
         names = [shard.shard for shard in shards]
+        numbers = number_domains(names, domains)
         tables = {}
         for table in self.tables:
             wanted = np.full(self.tables[table].shape[1], _replicas_of(table, replicas))
             if extra and table in extra:
                 wanted = np.maximum(wanted, np.minimum(wanted + extra[table], len(names)))
-            tables[table] = reassign_blocks(table, self.held(table, names), wanted, names)
+            tables[table] = reassign_blocks(table, self.held(table, names), wanted, names, numbers)
         return Placement(epoch, tuple(shards), tables)
 
     def moves_from(self, other: "Placement") -> int:

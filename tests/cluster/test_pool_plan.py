@@ -1,5 +1,7 @@
 """Which placement a pool goes to next, with shards that are only names."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.pool_plan import PoolPlan, Shape, Whereabouts
@@ -60,6 +62,22 @@ def test_a_shard_that_came_back_gets_a_new_epoch_and_keeps_its_blocks(plan):
     assert (second.epoch, second.shards[1].address) == (2, "host:12")
     for table in first.tables:
         assert (first.tables[table] == second.tables[table]).all()
+
+
+def test_a_shard_that_came_back_on_another_node_has_no_block_that_this_node_has(specs):
+    def shared(placement, *shards):
+        held = [placement.held(table, shards).all(axis=1).sum() for table in placement.tables]
+        return sum(held)
+
+    lives = [replace(one, node=node) for one, node in zip(seen(1, 1, 1, 1, 1), "aabbc", strict=True)]
+    plan = PoolPlan(specs, Shape(5, replicas=2))
+    first = step(plan, lives)
+    assert shared(first, "shard-0", "shard-1") == shared(first, "shard-2", "shard-3") == 0
+    assert shared(first, "shard-1", "shard-4") > 0
+    lives[1] = replace(lives[1], incarnation="life 2", node="c")
+    second = step(plan, lives)
+    assert shared(second, "shard-1", "shard-4") == shared(second, "shard-2", "shard-3") == 0
+    assert second.moves_from(first) <= 2 * shared(first, "shard-1", "shard-4")
 
 
 def test_a_shard_that_is_away_is_waited_for_and_then_left_out_until_it_is_back(plan):
