@@ -66,7 +66,8 @@ def separate(taken: NDArray[np.bool_], domains: NDArray[np.int64], most: NDArray
     """Move replicas out of domains that have another one of the block, no shard beyond `most`, as far as that goes.
 
     A replica moves to a shard with room, or else changes places with one of a block that both domains can do with.
-    Every step leaves fewer replicas together.
+    Every step leaves fewer replicas together. With three replicas or more on unequal domains a few may be left that
+    only a longer chain of exchanges would part.
     """
     if domains.max() + 1 == len(domains):
         return
@@ -99,9 +100,8 @@ class _Separation:
         fitting = np.flatnonzero(self._taken[:, target] & (self.present[:, self._domains[source]] == 0))
         if not fitting.size:
             return False
-        other = fitting[
-            np.argmax(self.present[fitting, self._domains[target]])
-        ]  # best of all one that is crowded there
+        crowding = self.present[fitting, self._domains[target]]
+        other = fitting[np.argmax(crowding)]  # at best one that should leave there anyway
         self._move(other, target, source)
         self._move(block, source, target)
         return True

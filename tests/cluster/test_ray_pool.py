@@ -10,7 +10,7 @@ from cluster.cli import main
 from cluster.pool import PoolConfig
 from cluster.pool_plan import Shape
 from cluster.pools import find_pool, pool_address, start_pool, stop_pool, wait_for_pool
-from cluster.ray_runtime import fetch
+from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service import LocalMemory, MemoryClient
 from memory_service.errors import ShardError
 from tests.cluster.lookups import lookups, progress
@@ -69,15 +69,16 @@ def healthy(pool, ray):
     return pool
 
 
+def nodes_of(pool, shards):
+    """The id of the node that each shard is on, by which the pool keeps replicas apart."""
+    import ray
+
+    actors = [ray.get_actor(f"{pool}/shard-{i}", NAMESPACE) for i in range(shards)]
+    return [where.node for where in fetch([actor.whereabouts.remote() for actor in actors])]
+
+
 def test_shards_are_on_memory_nodes_one_each(ray, healthy, add_node):
-    def node_of(self):
-        import ray
-
-        return ray.get_runtime_context().get_node_id()
-
-    actors = [ray.get_actor(f"{NAME}/shard-{i}", "engram") for i in range(3)]
-    nodes = fetch([actor.__ray_call__.remote(node_of) for actor in actors])
-    assert sorted(nodes) == sorted(node.node_id for node in add_node.nodes)
+    assert sorted(nodes_of(NAME, 3)) == sorted(node.node_id for node in add_node.nodes)
 
 
 @pytest.mark.parametrize("stroke", [signal.SIGKILL, signal.SIGSTOP])
@@ -102,6 +103,27 @@ def test_a_node_that_goes_away_is_not_noticed(ray, healthy, reference, cluster, 
         add_node()
     assert wrong == []
     assert len(shard_processes(NAME)) == 3
+
+
+def test_a_node_with_several_shards_that_goes_away_is_not_noticed(
+    ray, healthy, reference, cluster, add_node, tiny_model
+):
+    pool = start_pool(str(tiny_model / "memory"), Shape(5, 2), "crowded", config=QUICK)
+    address = wait_for_pool(pool)
+    nodes = nodes_of("crowded", 5)
+    lost = max(add_node.nodes, key=lambda node: nodes.count(node.node_id))
+    assert nodes.count(lost.node_id) > 1
+    try:
+        with lookups(address, reference) as (wrong, done):
+            add_node.nodes.remove(lost)
+            cluster.remove_node(lost, allow_graceful=False)
+            progress(done)
+            wait_until(lambda: fetch(pool.describe.remote()).placement.epoch > 1)
+            progress(done)
+            add_node()
+        assert wrong == []
+    finally:
+        stop_pool(pool)
 
 
 def test_the_pool_may_die_itself(ray, healthy, reference):
