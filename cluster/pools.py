@@ -12,7 +12,7 @@ from cluster.pool_plan import Shape
 from cluster.ray_fleet import FOREVER, RayFleet
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service.errors import ShardUnavailable
-from memory_service.snapshot import Snapshot
+from memory_service.snapshot import Snapshot, load_newest
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _CALLS_AT_ONCE = 16  # so that a long scale() keeps nobody from asking for the address
 _PATIENCE_S = 600.0
 _PAUSE_S = 0.1
+_FREE_S = 10.0
 
 
 def start_pool(
@@ -48,6 +49,34 @@ def start_pool(
         **FOREVER,
     )
     return actor.remote(RayFleet(name, detached, share), snapshot.uri, specs, shape, config)
+
+
+def serve_pool(
+    snapshot_uri: str, shape: Shape, name: str, detached: bool = False, config: PoolConfig | None = None
+) -> tuple[ActorHandle, str]:
+    """Start a pool under a name that is free, and wait until it serves; the pool and the address of one of its shards.
+
+    If a block of the newest generation turns out damaged, the last good one is served, with a warning, unless the URI
+    names a generation. Nothing stays behind after an error; errors as `start_pool` and `wait_for_pool`.
+    """
+
+    def serve(snapshot: Snapshot) -> tuple[ActorHandle, str]:
+        # Another generation takes another pool: a pool that Ray restarts reads the one that it was started with.
+        pool = start_pool(snapshot.uri, shape, name, detached, config)
+        try:
+            return pool, wait_for_pool(pool)
+        except BaseException:
+            stop_pool(pool)
+            _wait_until_free(name)
+            raise
+
+    return load_newest(snapshot_uri, serve)
+
+
+def _wait_until_free(name: str) -> None:
+    deadline = time.monotonic() + _FREE_S
+    while pool_exists(name) and time.monotonic() < deadline:
+        time.sleep(_PAUSE_S)
 
 
 def pool_exists(name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.executor import Executor, InProcessExecutor
 from cluster.pool_plan import Shape
-from cluster.pools import pool_address, start_pool, stop_pool, wait_for_pool
+from cluster.pools import pool_address, serve_pool, stop_pool
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch, ray_session
 from cluster.worker import Locate, ReasoningWorker
@@ -166,8 +166,7 @@ def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> It
         # Workers get its name: a handle among their arguments would not survive a restart.
         name = f"memory-{uuid.uuid4().hex[:8]}"
         shape = Shape(options.shards, options.replicas)
-        pool = start_pool(str(model_dir.resolve() / MEMORY_DIR), shape, name)
-        wait_for_pool(pool)
+        pool, _ = serve_pool(str(model_dir.resolve() / MEMORY_DIR), shape, name)
         yield partial(pool_address, name)
         stop_pool(pool)
 

@@ -103,7 +103,7 @@ def start(args: argparse.Namespace) -> int:
     """Start a pool and print a shard's address."""
     from cluster.pool import PoolConfig
     from cluster.pool_plan import Shape
-    from cluster.pools import pool_exists, start_pool, stop_pool, wait_for_pool
+    from cluster.pools import pool_exists, serve_pool
     from cluster.ray_runtime import ray_session
 
     if not _NAME.fullmatch(args.name):
@@ -113,12 +113,8 @@ def start(args: argparse.Namespace) -> int:
     with ray_session(args.address):
         if pool_exists(args.name):
             raise ValueError(f"--name: a pool {args.name!r} runs already; `engram memory scale` or `stop` it")
-        pool = start_pool(_absolute(args.snapshot), shape, args.name, detached=True, config=config)
-        try:
-            print(f"engram memory {args.name} serving on {wait_for_pool(pool)}", flush=True)
-        except BaseException:
-            stop_pool(pool)
-            raise
+        _, address = serve_pool(_absolute(args.snapshot), shape, args.name, detached=True, config=config)
+        print(f"engram memory {args.name} serving on {address}", flush=True)
     return 0
 
 

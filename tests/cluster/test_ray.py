@@ -7,9 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -18,12 +19,14 @@ from cluster.batch.output import JobIdentity, JobOutput
 from cluster.cli import main
 from cluster.memory_report import MemoryReport
 from cluster.pool_plan import Shape
-from cluster.pools import find_pool, start_pool, stop_pool, wait_for_pool
+from cluster.pools import find_pool, pool_exists, serve_pool, start_pool, stop_pool, wait_for_pool
 from cluster.ray_executor import ClusterOptions, RayExecutor, open_executor
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch
+from memory_service import LocalMemory, MemoryClient, SnapshotError
 from memory_service.shard import Shard
 from memory_service.shard_counters import collect_shard
+from memory_service.snapshot_writer import extend_snapshot
 from reasoning.request import Request, SamplingParams
 from tests.cluster.on_ray import process_of, shard_processes, wait_until
 
@@ -210,14 +213,40 @@ def last_error(capsys):
     return err.splitlines()[-1]
 
 
-def test_a_flipped_bit_of_the_memory_is_located(ray, tiny_model, source, tmp_path, capsys):
-    def flip(content):
-        middle = len(content) // 2
-        return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
-    model = damaged(tiny_model, tmp_path / "model", "*.arrow", flip)
+
+def test_a_flipped_bit_of_the_memory_is_located(ray, tiny_model, source, tmp_path, capsys):
+    model = damaged(tiny_model, tmp_path / "model", "*.arrow", flipped)
     assert generate(model, source, tmp_path / "out.jsonl", "--shards", 1) == 2
     assert re.search(r"engram: error: .*\.arrow.* block \d+: the checksum does not match", last_error(capsys))
+
+
+def test_a_pool_that_cannot_start_from_the_newest_generation_serves_the_last_good_one(
+    ray, tiny_model, tmp_path, caplog
+):
+    memory = shutil.copytree(tiny_model / "memory", tmp_path / "memory")
+    reference = LocalMemory.load(memory)
+    [spec, *_] = whole = reference.specs.values()
+    older = set(memory.rglob("*.arrow"))
+    newest = extend_snapshot(memory, {spec: np.zeros((spec.rows, spec.row_bytes), np.uint8) for spec in whole}, 1)
+    for file in set(memory.rglob("*.arrow")) - older:
+        file.write_bytes(flipped(file.read_bytes()))
+
+    pool, address = serve_pool(str(memory), Shape(2), "older")
+    try:
+        assert f"generation {newest.generation} is passed over: shard-" in caplog.text
+        with closing(MemoryClient.connect(address)) as client:
+            ids = np.arange(spec.rows)
+            got, want = (one.lookup(spec.name, ids).result() for one in (client, reference))
+            assert (got.unique[got.inverse] == want.unique[want.inverse]).all()
+    finally:
+        stop_pool(pool)
+    with pytest.raises(SnapshotError, match="the checksum does not match"):
+        serve_pool(newest.uri, Shape(2), "pinned")
+    assert not pool_exists("pinned")
 
 
 def test_a_truncated_model_is_named(ray, plain_model, source, tmp_path, capsys):
