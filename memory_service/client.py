@@ -32,7 +32,7 @@ from memory_service.stream import RowStream
 from memory_service.watch import Watch
 
 _ROUNDS = {ShardUnavailable: 1, WrongEpoch: 5}  # times to read the placement anew after every replica has failed
-_TORN_ATTEMPTS = 5
+_TORN_ATTEMPTS = 10  # a torn one counts twice: given up, and begun again
 _TICK_S = 0.005
 _LEAVE_S = 2.0  # for all shards together to end their streams on close
 
@@ -155,23 +155,22 @@ class MemoryClient:
 
     def _attempt(self, lookup: Lookup) -> None:
         """Ask for all rows of a lookup that are not in the cache, under the current placement."""
-        missing = self._take_hits(lookup)
+        attempt, missing = self._begin(lookup)
         ids = lookup.ids if missing is None else lookup.ids[missing]
         placement = self._directory.placement
         try:
             shards = self._choose(placement, lookup.spec, ids)
             assert shards is not None, "nobody was tried yet"
             self._send(lookup.split(shards, placement.shards, placement.epoch, self._config.request_rows, missing))
-            lookup.arrange()
+            lookup.arrange(attempt)
         except MemoryServiceError as error:
             lookup.reject(error)
 
-    def _take_hits(self, lookup: Lookup) -> NDArray[np.int64] | None:
-        """Begin with the rows that the cache has; the places of the others, None for all."""
+    def _begin(self, lookup: Lookup) -> tuple[int, NDArray[np.int64] | None]:
+        """Begin an attempt with the rows that the cache has: its number, and the places of the others, None for all."""
         cache = self._caches.get(lookup.spec.name)
         if cache is None:
-            lookup.begin()
-            return None
+            return lookup.begin(), None
         buffer = np.empty((len(lookup.ids), lookup.spec.row_bytes), np.uint8)
         with self._counters.stage("cache"):
             found, version = cache.get(lookup.ids, buffer)
@@ -179,8 +178,7 @@ class MemoryClient:
         hits = len(found) - len(missing)
         self._counters.count("cache_hits", hits)
         self._counters.count("cache_misses", len(missing))
-        lookup.begin(buffer, version if hits else None)
-        return missing if hits else None
+        return lookup.begin(buffer, version if hits else None), missing if hits else None
 
     def _choose(
         self, placement: Placement, spec: TableSpec, ids: NDArray[np.int64], tried: frozenset[str] = frozenset()
@@ -241,7 +239,7 @@ class MemoryClient:
         for part in lookup.owed():
             if part.stream is not None and part.stream.stalled(self._config.stall_s):
                 part.stream.abort(f"silent for {self._config.stall_s:g} s")
-            elif not (part.late or expired) and now - part.sent > self._patience.seconds(len(part.ids)):
+            elif part.sent and not (part.late or expired) and now - part.sent > self._patience.seconds(len(part.ids)):
                 self._hedge(part)
         if expired:
             lookup.reject(lookup.overdue())
@@ -262,11 +260,12 @@ class MemoryClient:
         """Judge the shard by the time it took, and keep the rows for the next time."""
         waited = time.monotonic() - part.sent
         self._counters.spent("map" if part.stream is None else "wait", waited)
-        if part.stream is not None and not part.late:
+        asked = part.stream is not None  # else the rows were read from the shard's memory
+        if asked and not part.late:
             self._health.answered(part.shard.shard)
             self._patience.saw(part.shard.shard, len(rows), waited)
         cache = self._caches.get(part.lookup.spec.name)
-        if cache is not None:
+        if cache is not None and asked:
             cache.put(part.ids, rows, version)
         self._counters.shard_rows(part.shard.shard, len(rows))
 

@@ -145,12 +145,13 @@ class Lookup:
         """Let the asker look after this lookup."""
         self._asker.check(self, now)
 
-    def begin(self, hits: NDArray[np.uint8] | None = None, version: int | None = None) -> None:
-        """Start an attempt, with a buffer [U, row_bytes] where some rows of a version are in place already."""
+    def begin(self, hits: NDArray[np.uint8] | None = None, version: int | None = None) -> int:
+        """Start an attempt and return its number; `hits` [U, row_bytes] has some rows of a version in place already."""
         with self._lock:
             self.attempt += 1
             self._roots, self._ready = [], False
             self._buffer, self._order, self.version = hits, None, version
+            return self.attempt
 
     def split(
         self,
@@ -194,14 +195,16 @@ class Lookup:
             part.stand_ins = parts
         return parts
 
-    def arrange(self) -> None:
+    def arrange(self, attempt: int) -> None:
         """Compute the inverse, in line with the buffer; call once an attempt, after the parts were sent."""
-        inverse = self.asked.inverse()
-        if self._order is not None:
-            rank = np.empty(len(self._order), np.int64)
-            rank[self._order] = np.arange(len(self._order))
+        inverse, order = self.asked.inverse(), self._order
+        if order is not None:
+            rank = np.empty(len(order), np.int64)
+            rank[order] = np.arange(len(order))
             inverse = rank[inverse]
         with self._lock:
+            if self.attempt != attempt:
+                return  # given up meanwhile
             self._arranged, self._ready = inverse, True
             complete = self._claim_if_complete()
         if complete:
@@ -213,7 +216,9 @@ class Lookup:
         with self._lock:
             if not (self._over or part.superseded()):
                 torn = self.version not in (None, version)
-                if not torn:
+                if torn:
+                    self.attempt += 1  # the other parts of this one are of no use any more
+                else:
                     self.version = version
                     self._take(part.places, rows)
                     _settle(part)
