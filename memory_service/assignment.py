@@ -69,9 +69,9 @@ def reassign_blocks(
     taken = held.copy()
     _drop_surplus(taken, _worth(scores, repeated(taken, scores, domains)), wanted)
     total = int(wanted.sum())
-    share = total / len(shards) * shares(domains, len(wanted), total)
-    most = np.ceil(slack * share).astype(np.int64)
-    least = np.where(held.any(axis=0), 0, (share / slack).astype(np.int64))
+    share = shares(domains, len(wanted), total)
+    most = np.ceil(slack * total * share / len(shards)).astype(np.int64)
+    least = np.where(held.any(axis=0), 0, (total * share / len(shards) / slack).astype(np.int64))
     goal = _goal(taken.sum(axis=0), total, least, most)
     _shed(taken, _worth(scores, repeated(taken, scores, domains)), goal)
     while (missing := wanted - taken.sum(axis=1)).any():
