@@ -30,7 +30,6 @@ _OPTIONS = [
     ("grpc.experimental.tcp_read_chunk_size", 1 << 20),  # fewer and larger reads of it
     ("grpc.experimental.tcp_max_read_chunk_size", 4 << 20),
 ]
-_DIRECT_ROWS = 4096  # 32 KiB of ids, half of what HTTP/2 lets travel unread on a stream
 _LEAVE_S = 5.0  # for the shard to answer what is pending
 _LEAVE_TICK_S = 0.01
 
@@ -58,7 +57,7 @@ class RowStream:
     """Sends parts and lands their replies. Opens in the background; once retired it stays so, and a new one is made.
 
     A thread of its own sends, because writing to a shard that has stopped reading blocks: whoever looks rows up must
-    not. Only what is small, while the shard owes no answer, is written at once by the caller: then it cannot block.
+    not. That holds for the smallest request too, since nobody says how much HTTP/2 still lets travel unread.
     """
 
     def __init__(
@@ -81,8 +80,6 @@ class RowStream:
         self._next_id = 1
         self._retired: str | None = None
         self._reader: flight.FlightStreamReader | None = None
-        self._writer: flight.FlightStreamWriter | None = None
-        self._write_lock = threading.Lock()
         self._asked: float | None = None  # since when an answer, any answer, has been due
         self._sender = threading.Thread(target=self._run, name=f"rows-send-{shard.shard}", daemon=True)
         self._sender.start()
@@ -105,14 +102,10 @@ class RowStream:
                 part.request_id = self._next_id
                 self._pending[self._next_id] = part
                 self._next_id += 1
-                direct = self._asked is None and self._writer is not None and len(part.ids) <= _DIRECT_ROWS
                 self._asked = self._asked or time.monotonic()
-                if not direct:
-                    self._outbox.put(part.request_id)
+                self._outbox.put(part.request_id)
         if retired is not None:
             part.fail(self._unavailable(retired, part))
-        elif direct:
-            self._write(part.request_id, part)
 
     def forget(self, part: Part) -> None:
         """Drop a part that nobody waits for; a late reply to it is ignored."""
@@ -156,11 +149,8 @@ class RowStream:
             target=self._receive_all, args=(reader,), name=f"rows-receive-{self._shard.shard}", daemon=True
         )
         receiver.start()
-        self._writer = writer
-        while self._send_next():
+        while self._send_next(writer):
             pass
-        with self._write_lock:
-            self._writer = None
         self._leave(writer, reader, receiver)
         client.close()
         return None
@@ -190,17 +180,17 @@ class RowStream:
         writer.begin(_ID_SCHEMA)
         return client, writer, reader
 
-    def _send_next(self) -> bool:
+    def _send_next(self, writer: flight.FlightStreamWriter) -> bool:
         request_id = self._outbox.get()
         if request_id is None:
             return False
         with self._lock:
             part = self._pending.get(request_id)
         if part is not None:  # else nobody waits for it any more
-            self._write(request_id, part)
+            self._write(writer, request_id, part)
         return True
 
-    def _write(self, request_id: int, part: Part) -> None:
+    def _write(self, writer: flight.FlightStreamWriter, request_id: int, part: Part) -> None:
         now = time.monotonic()
         header = pb.LookupRequest(
             request_id=request_id,
@@ -211,9 +201,7 @@ class RowStream:
         )
         batch = pa.RecordBatch.from_arrays([pa.array(part.ids)], schema=_ID_SCHEMA)
         try:
-            with self._write_lock:
-                if self._writer is not None:  # else the stream has been left, and its pending parts have failed
-                    self._writer.write_with_metadata(batch, header.SerializeToString())
+            writer.write_with_metadata(batch, header.SerializeToString())
         except (pa.ArrowException, OSError) as error:
             self.break_off(f"the stream broke: {error}")
 

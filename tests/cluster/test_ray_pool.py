@@ -108,7 +108,7 @@ def test_a_node_that_goes_away_is_not_noticed(ray, healthy, reference, cluster, 
 def test_a_node_with_several_shards_that_goes_away_is_not_noticed(
     ray, healthy, reference, cluster, add_node, tiny_model
 ):
-    pool = start_pool(str(tiny_model / "memory"), Shape(5, 2), "crowded", config=QUICK)
+    pool = start_pool(str(tiny_model / "memory"), Shape(5, 2), "crowded", detached=True, config=QUICK)
     address = wait_for_pool(pool)
     nodes = nodes_of("crowded", 5)
     lost = max(add_node.nodes, key=lambda node: nodes.count(node.node_id))
@@ -118,7 +118,7 @@ def test_a_node_with_several_shards_that_goes_away_is_not_noticed(
             add_node.nodes.remove(lost)
             cluster.remove_node(lost, allow_graceful=False)
             progress(done)
-            wait_until(lambda: fetch(pool.describe.remote()).placement.epoch > 1)
+            wait_until(lambda: (placement := fetch(pool.describe.remote()).placement) and placement.epoch > 1)
             progress(done)
             add_node()
         assert wrong == []

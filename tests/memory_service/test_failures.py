@@ -245,6 +245,22 @@ def test_a_hung_shard_of_two_replicas_is_not_noticed(processes, spec: TableSpec,
     assert 0 < stats.hedges < 30  # a few until the shard is suspected, then it is hardly asked any more
 
 
+def test_a_hung_shard_of_two_replicas_is_not_noticed_by_small_lookups(processes, spec: TableSpec, packed) -> None:
+    """Their requests fit what a connection buffers, until it is full; nobody knows beforehand when that is."""
+    started = processes(2, replicas=2)
+    client = started.connect(lookup_timeout_s=5)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        for _ in range(int(rng.integers(5, 30))):
+            client.lookup("engram.1", rng.integers(0, spec.rows, 1200)).result()
+        with frozen(started.pids[1]):
+            for _ in range(20):
+                ids = rng.integers(0, spec.rows, 1200)
+                found = client.lookup("engram.1", ids).result()
+                np.testing.assert_array_equal(found.unique[found.inverse], packed[ids])
+    assert client.stats().failed == 0
+
+
 def test_a_hung_shard_ends_in_a_deadline_that_names_it_and_recovers(processes, spec: TableSpec, packed) -> None:
     started = processes(2)
     client = started.connect(lookup_timeout_s=0.4)
