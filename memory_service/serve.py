@@ -2,8 +2,8 @@
 
 import argparse
 import os
-import queue
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,16 +74,19 @@ def serve(config: ServeConfig) -> NoReturn:
 
     ValueError, OSError or MemoryServiceError if it cannot start.
     """
-    told: queue.SimpleQueue[None] = queue.SimpleQueue()  # the one way to tell a thread that a signal handler may use
+    told, telling = socket.socketpair()
+    telling.setblocking(False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # at once, while still loading
     server = start(config)
+    # A signal just before a thread blocks would wake nobody; the byte that Python writes for it waits to be read.
+    signal.set_wakeup_fd(telling.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.put(None))
+        signal.signal(number, lambda *_: None)
     with _metrics(server, config):
         doing = "serving" if config.snapshot else "waiting"
         print(f"engram memory {server.shard.name} {doing} on {server.address}", flush=True)
-        told.get()
+        told.recv(1)
     if not server.stop():
         print("engram memory: stopped while a client still held a stream open", file=sys.stderr)
     sys.stdout.flush()
