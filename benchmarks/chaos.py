@@ -129,8 +129,15 @@ class Memory:
             time.sleep(0.01)
 
     def remove_node(self, chance: random.Random) -> None:
-        """Take a node with its shards out of the cluster, and put an empty one in."""
-        node = self._nodes.pop(chance.randrange(len(self._nodes)))
+        """Take a node with its shards out of the cluster, and put an empty one in.
+
+        One with at most two thirds of the shards: Ray restarts shards on the nodes that are left, where they stay, and
+        of a node that has come to hold more than that not every block can have a replica elsewhere.
+        """
+        shards = [fetch(actor.whereabouts.remote()).node for actor in self._shards()]
+        bearable = [node for node in self._nodes if 3 * shards.count(node.node_id) <= 2 * len(shards)]
+        node = chance.choice(bearable)
+        self._nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.append(add_node(self._cluster))
 
@@ -166,11 +173,13 @@ class Memory:
         )
 
     def _a_shard(self, chance: random.Random) -> int:
+        return process_of(chance.choice(self._shards()))
+
+    def _shards(self) -> list[Any]:
         import ray
 
         names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-        shards = sorted(name for name in names if name.startswith(f"{POOL}/"))
-        return process_of(ray.get_actor(chance.choice(shards), NAMESPACE))
+        return [ray.get_actor(name, NAMESPACE) for name in sorted(names) if name.startswith(f"{POOL}/")]
 
 
 def has_all_replicas(assigned: np.ndarray) -> bool:
