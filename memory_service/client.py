@@ -34,6 +34,7 @@ from memory_service.watch import Watch
 _ROUNDS = {ShardUnavailable: 1, WrongEpoch: 5}  # times to read the placement anew after every replica has failed
 _TORN_ATTEMPTS = 10  # a torn one counts twice: given up, and begun again
 _TICK_S = 0.005
+_AS_GOOD_AS_FAILED = 10.0  # times as long as one is patient
 _LEAVE_S = 2.0  # for all shards together to end their streams on close
 
 
@@ -239,14 +240,20 @@ class MemoryClient:
         for part in lookup.owed():
             if part.stream is not None and part.stream.stalled(self._config.stall_s):
                 part.stream.abort(f"silent for {self._config.stall_s:g} s")
-            elif part.sent and not (part.late or expired) and now - part.sent > self._patience.seconds(len(part.ids)):
-                self._hedge(part)
+            elif part.sent and not (part.late or expired):
+                self._hedge(part, (now - part.sent) / self._patience.seconds(len(part.ids)))
         if expired:
             lookup.reject(lookup.overdue())
 
-    def _hedge(self, part: Part) -> None:
-        suspect = part.shard.shard in self._health.suspects()
-        if not suspect and not self._hedges.spend():
+    def _hedge(self, part: Part, patience: float) -> None:
+        """Ask other replicas once a part has taken longer than one is patient, if the budget allows.
+
+        A shard that fails costs no budget, and no more does one that is as good as failed.
+        """
+        if patience <= 1:
+            return
+        failed = patience > _AS_GOOD_AS_FAILED or part.shard.shard in self._health.suspects()
+        if not failed and not self._hedges.spend():
             return
         part.late = True
         try:

@@ -261,6 +261,19 @@ def test_a_hung_shard_of_two_replicas_is_not_noticed_by_small_lookups(processes,
     assert client.stats().failed == 0
 
 
+def test_a_hung_shard_is_not_noticed_although_the_budget_for_hedges_is_spent(processes, spec: TableSpec) -> None:
+    started = processes(2, replicas=2)
+    client = started.connect(lookup_timeout_s=30, hedge_share=1e-9)
+    for _ in range(20):
+        client.lookup("engram.1", np.arange(spec.rows)).result()
+    while client._hedges.spend():
+        pass
+    with frozen(started.pids[1]):
+        for _ in range(10):
+            client.lookup("engram.1", np.arange(spec.rows)).result()
+    assert client.stats().failed == 0
+
+
 def test_a_hung_shard_ends_in_a_deadline_that_names_it_and_recovers(processes, spec: TableSpec, packed) -> None:
     started = processes(2)
     client = started.connect(lookup_timeout_s=0.4)
