@@ -21,19 +21,20 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.lookup import table_spec
 from benchmarks.report import Report, format_table
 from cluster.pool import PoolConfig
 from cluster.pool_plan import Shape
 from cluster.pools import start_pool, stop_pool, wait_for_pool
 from cluster.ray_fleet import MEMORY_ROLE
 from cluster.ray_runtime import NAMESPACE, fetch
-from memory_service import MemoryServiceError, RowFormat, TableSpec, write_snapshot
+from memory_service import MemoryServiceError, TableSpec, write_snapshot
 from memory_service.control import ControlClient
 from memory_service.placement import NOBODY, Placement
 from memory_service.random_tables import random_blocks
@@ -72,22 +73,8 @@ def main() -> None:
 
 def table_specs() -> list[TableSpec]:
     """Two tables of V4.1's row format, 35 MB together: every block of them moves in seconds."""
-    return [
-        TableSpec(
-            name=f"engram.{layer}",
-            layer=layer,
-            column_rows=(16_411, 16_417, 16_421, 16_427),
-            max_ngram=3,
-            heads=2,
-            multipliers=(3, 5, 7),
-            pad_id=0,
-            token_map_sha256="0" * 64,
-            dim=256,
-            row_format=RowFormat.FP8_E4M3_UE8M0,
-            block_rows=256,
-        )
-        for layer in (1, 4)
-    ]
+    spec = table_spec(column_rows=16_419)
+    return [replace(spec, name=f"engram.{layer}", layer=layer, block_rows=256) for layer in (1, 4)]
 
 
 @dataclass

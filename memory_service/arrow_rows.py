@@ -6,6 +6,9 @@ from numpy.typing import NDArray
 
 from memory_service.errors import InvalidRequest
 
+ID_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False)])
+"""Of a lookup's requests."""
+
 
 def row_schema(row_bytes: int) -> pa.Schema:
     """One column, `row`, of fixed-size binary."""

@@ -266,8 +266,8 @@ class MemoryClient:
     def landed(self, part: Part, rows: NDArray[np.uint8], version: int) -> None:
         """Judge the shard by the time it took, and keep the rows for the next time."""
         waited = time.monotonic() - part.sent
-        self._counters.spent("map" if part.stream is None else "wait", waited)
         asked = part.stream is not None  # else the rows were read from the shard's memory
+        self._counters.spent("wait" if asked else "map", waited)
         if asked and not part.late:
             self._health.answered(part.shard.shard)
             self._patience.saw(part.shard.shard, len(rows), waited)

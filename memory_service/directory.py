@@ -98,11 +98,13 @@ class Directory:
 
 
 def each_shard(
-    shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Result], security: ClientSecurity | None = None
+    shards: Sequence[ShardAddress],
+    call: Callable[[ControlClient], _Result],
+    security: ClientSecurity | None = None,
+    at_once: int = _THREADS,
 ) -> list[_Result]:
-    """Call every shard at once; the results in order, or the first error."""
-
-    with ThreadPoolExecutor(min(_THREADS, len(shards))) as pool:
+    """Call every shard, so many at once; the results in order, or the first error."""
+    with ThreadPoolExecutor(max(1, min(at_once, len(shards)))) as pool:
         return list(pool.map(_ask, shards, repeat(call), repeat(security)))
 
 
@@ -124,14 +126,19 @@ def _as_they_answer(shards: Sequence[ShardAddress], timeout_s: float, security: 
 
 def describing(timeout_s: float) -> Callable[[ControlClient], ShardInfo | MemoryServiceError]:
     """A call that asks a shard what it is and holds, and returns the error of one that does not say."""
+    return or_error(lambda control: control.describe(timeout_s))
 
-    def describe(control: ControlClient) -> ShardInfo | MemoryServiceError:
+
+def or_error(call: Callable[[ControlClient], _Result]) -> Callable[[ControlClient], _Result | MemoryServiceError]:
+    """The same call, except that an error is returned instead of raised, so that all shards can be heard."""
+
+    def outcome(control: ControlClient) -> _Result | MemoryServiceError:
         try:
-            return control.describe(timeout_s)
+            return call(control)
         except MemoryServiceError as error:
             return error
 
-    return describe
+    return outcome
 
 
 def _placement_of(info: ShardInfo, address: str) -> Placement:

@@ -5,12 +5,12 @@ Loading, moving, healing, scaling and replicating are all the same change from o
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from memory_service.control import ControlClient
+from memory_service.directory import each_shard, or_error
 from memory_service.errors import MemoryServiceError, ShardError
 from memory_service.placement import Placement, ShardAddress
 from memory_service.shard_reports import Prepared
@@ -81,17 +81,7 @@ def _on_all(shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Res
 def _outcomes(
     shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Result]
 ) -> list[_Result | MemoryServiceError]:
-    def call_one(shard: ShardAddress) -> _Result | MemoryServiceError:
-        with ControlClient(shard.address, shard.shard) as control:
-            try:
-                return call(control)
-            except MemoryServiceError as error:
-                return error
-
-    if not shards:
-        return []
-    with ThreadPoolExecutor(len(shards), thread_name_prefix="reshape") as pool:
-        return list(pool.map(call_one, shards))
+    return each_shard(shards, or_error(call), at_once=len(shards))  # one that prepares may take minutes
 
 
 def _naming(shard: ShardAddress, error: MemoryServiceError) -> MemoryServiceError:

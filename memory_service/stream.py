@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import flight
 
-from memory_service.arrow_rows import view_rows
+from memory_service.arrow_rows import ID_SCHEMA, view_rows
 from memory_service.control import ControlClient
 from memory_service.errors import MemoryServiceError, ShardError, ShardUnavailable
 from memory_service.placement import ShardAddress
@@ -22,7 +22,6 @@ from memory_service.spec import TableSpec
 from memory_service.status import error_of
 from protos import memory_pb2 as pb
 
-_ID_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False)])
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
     ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt to connect may take
@@ -177,7 +176,7 @@ class RowStream:
         host = self._shard.address.rpartition(":")[0]
         client = self._security.flight_client(host, rows_port, _OPTIONS)
         writer, reader = client.do_exchange(flight.FlightDescriptor.for_path(LOOKUP, self._spec.name))
-        writer.begin(_ID_SCHEMA)
+        writer.begin(ID_SCHEMA)
         return client, writer, reader
 
     def _send_next(self, writer: flight.FlightStreamWriter) -> bool:
@@ -199,7 +198,7 @@ class RowStream:
             sent_us=int(now * 1e6),
             timeout_ms=max(0, int((part.deadline - now) * 1e3)),
         )
-        batch = pa.RecordBatch.from_arrays([pa.array(part.ids)], schema=_ID_SCHEMA)
+        batch = pa.RecordBatch.from_arrays([pa.array(part.ids)], schema=ID_SCHEMA)
         try:
             writer.write_with_metadata(batch, header.SerializeToString())
         except (pa.ArrowException, OSError) as error:

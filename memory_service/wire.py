@@ -89,7 +89,7 @@ def placement_from_proto(message: pb.Placement) -> Placement:
 def held_to_proto(tables: Iterable[ShardTable]) -> Iterator[pb.HeldTable]:
     """The messages of the tables that a shard holds."""
     for table in tables:
-        shared = pb.SharedTable(**asdict(table.shared)) if table.shared else None
+        shared = pb.SharedTable(**asdict(found)) if (found := table.shared) else None
         yield pb.HeldTable(
             spec=spec_to_proto(table.spec), version=table.version, blocks=table.blocks.tolist(), shared=shared
         )

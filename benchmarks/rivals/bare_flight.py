@@ -12,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import flight
 
-from memory_service.arrow_rows import view_rows
+from memory_service.arrow_rows import ID_SCHEMA, view_rows
 from memory_service.control import ControlClient
 from memory_service.rows_door import LOOKUP
 from protos import memory_pb2 as pb
 
-_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False)])
 _TIMEOUT_MS = 60_000
 
 
@@ -33,7 +32,7 @@ class BareFlightClient:
         self._numbers = itertools.count(1)
         self._client = flight.FlightClient((address.rpartition(":")[0], info.rows_port))
         self._writer, self._reader = self._client.do_exchange(flight.FlightDescriptor.for_path(LOOKUP, table))
-        self._writer.begin(_SCHEMA)
+        self._writer.begin(ID_SCHEMA)
 
     def lookup(self, rows: np.ndarray) -> np.ndarray:
         """Row ids [n] -> packed rows [n, row_bytes]."""
@@ -45,7 +44,7 @@ class BareFlightClient:
             timeout_ms=_TIMEOUT_MS,
         )
         self._writer.write_with_metadata(
-            pa.RecordBatch.from_arrays([pa.array(rows)], schema=_SCHEMA), header.SerializeToString()
+            pa.RecordBatch.from_arrays([pa.array(rows)], schema=ID_SCHEMA), header.SerializeToString()
         )
         return view_rows(self._reader.read_chunk().data, self._spec.row_bytes)
 
