@@ -15,7 +15,7 @@ from reasoning.checkpoint import load_model
 from reasoning.config import ModelConfig
 from reasoning.hasher import build_hasher, table_specs
 from reasoning.lookup import RowLookup
-from reasoning.model.batch import Cache
+from reasoning.model.batch import Cache, pages_for
 from reasoning.model.transformer import Transformer
 from reasoning.request import Completion, Request, RequestError, RequestFailure, Result
 from reasoning.scheduler import Scheduler, Sequence, batch_of
@@ -89,8 +89,9 @@ class Engine:
         self.vocab_size = model.config.vocab_size
         if self.lookup is not None:  # an id without a compressed id could not be hashed
             self.vocab_size = min(self.vocab_size, self.lookup.hasher.token_map.vocab_size)
-        self.scheduler = Scheduler(self.config.max_batch, self.config.prefill_tokens)
-        self._cache = Cache.empty(model.config, self.config.max_batch, self.context)
+        slot_pages = pages_for(self.context)
+        self.scheduler = Scheduler(self.config.max_batch, self.config.prefill_tokens, slot_pages)
+        self._cache = Cache.empty(model.config, self.config.max_batch * slot_pages)
         self._steps = self._prompt_tokens = self._output_tokens = 0
         self._busy_s = 0.0
 
@@ -178,7 +179,7 @@ class Engine:
     def step(self) -> list[Result]:
         """Schedule a batch, run it, and return the requests that ended with it."""
         begin = time.perf_counter()
-        sequences = self.scheduler.schedule(self._cache)
+        sequences = self.scheduler.schedule()
         try:
             tokens = self._run(sequences)
         except MemoryServiceError as error:

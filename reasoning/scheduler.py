@@ -6,7 +6,7 @@ from collections import deque
 
 import torch
 
-from reasoning.model.batch import Batch, Cache
+from reasoning.model.batch import Batch
 from reasoning.request import Request
 from reasoning.sampler import Sampler
 
@@ -18,7 +18,7 @@ class Sequence:
         self.request, self.prompt_tokens, self.limit = request, len(prompt), limit
         self.token_ids = prompt
         self.num_cached = 0
-        self.slot = -1
+        self.pages: tuple[int, ...] = ()
         self.sampler = Sampler(request.sampling)
 
     @property
@@ -39,10 +39,11 @@ class Sequence:
 class Scheduler:
     """First come, first served: prompts enter as slots become free, then all running sequences decode together."""
 
-    def __init__(self, slots: int, prefill_tokens: int):
+    def __init__(self, slots: int, prefill_tokens: int, slot_pages: int):
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._free = list(reversed(range(slots)))
+        first = range(0, slots * slot_pages, slot_pages)
+        self._free = [tuple(range(page, page + slot_pages)) for page in reversed(first)]
         self._prefill_tokens = prefill_tokens
 
     @property
@@ -54,23 +55,22 @@ class Scheduler:
         """Queue a sequence."""
         self.waiting.append(sequence)
 
-    def schedule(self, cache: Cache) -> list[Sequence]:
+    def schedule(self) -> list[Sequence]:
         """Return the sequences of the next step: newly admitted prompts if any fit, else all that run."""
         admitted: list[Sequence] = []
         budget = self._prefill_tokens
         while self.waiting and self._free and (not admitted or len(self.waiting[0].fresh) <= budget):
             sequence = self.waiting.popleft()
-            sequence.slot = self._free.pop()
-            cache.reset(sequence.slot)
+            sequence.pages = self._free.pop()
             budget -= len(sequence.fresh)
             admitted.append(sequence)
         self.running += admitted
         return admitted or list(self.running)
 
     def finish(self, sequence: Sequence) -> None:
-        """Take a sequence out and free its slot."""
+        """Take a sequence out and free its pages."""
         self.running.remove(sequence)
-        self._free.append(sequence.slot)
+        self._free.append(sequence.pages)
 
 
 def batch_of(sequences: list[Sequence]) -> Batch:
@@ -80,5 +80,5 @@ def batch_of(sequences: list[Sequence]) -> Batch:
         torch.tensor([token for tokens in fresh for token in tokens]),
         lengths=tuple(len(tokens) for tokens in fresh),
         starts=tuple(sequence.num_cached for sequence in sequences),
-        slots=tuple(sequence.slot for sequence in sequences),
+        pages=tuple(sequence.pages for sequence in sequences),
     )

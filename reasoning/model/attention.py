@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reasoning.config import ModelConfig
-from reasoning.model.batch import Batch
+from reasoning.model.batch import Batch, Group
 from reasoning.model.rope import rotate, softmax_scale
 
 _LORA_EPS = 1e-6  # the low-rank norms do not follow rms_norm_eps
@@ -17,9 +17,9 @@ class LatentAttention(nn.Module):
     """Attention whose keys and values are expanded from one cached latent a token.
 
     The cache keeps, for each position, the normalised latent (`kv_lora_rank` values) and the rotated key part
-    that all heads share (`qk_rope_head_dim` values). A chunk of several tokens expands the latents to keys and
-    values; a single token instead folds the expansion into its query and its output ("absorbed"), so that it
-    reads nothing but latents. Both compute the same function.
+    that all heads share (`qk_rope_head_dim` values). A long chunk of tokens expands the latents to keys and
+    values; a short one instead folds the expansion into its queries and outputs ("absorbed"), so that it reads
+    nothing but latents. Both compute the same function.
     """
 
     def __init__(self, config: ModelConfig):
@@ -27,6 +27,8 @@ class LatentAttention(nn.Module):
         hidden, heads = config.hidden_size, config.num_attention_heads
         self.heads, self.rank = heads, config.kv_lora_rank
         self.nope, self.rope, self.value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        # Multiplications for each position of the context: once to expand it, against more for each token that attends.
+        self.worth_expanding = self.rank * (self.nope + self.value) / max(1, 2 * self.rank - self.nope - self.value)
         self.scale = softmax_scale(self.nope + self.rope, config.rope)
         if config.q_lora_rank is None:
             self.q_proj = nn.Linear(hidden, heads * (self.nope + self.rope), bias=False)
@@ -47,8 +49,8 @@ class LatentAttention(nn.Module):
             cos: [T, rope / 2] of each token's position.
             sin: like `cos`.
             batch: how the T tokens divide into sequences.
-            cached: [slots, context, latent_size], read and extended; None when every sequence starts here
-                and all are equally long.
+            cached: this layer's [pages, PAGE_TOKENS, latent_size], read and extended; None when every sequence starts
+                here and all are equally long.
 
         Returns:
             [T, hidden].
@@ -56,9 +58,13 @@ class LatentAttention(nn.Module):
         query = self._query(x, cos, sin)
         latent = self._latent(x, cos, sin)
         if cached is None:
-            out = self._whole(query, latent, len(batch.lengths))
+            count = len(batch.lengths)
+            out = self._expanded(query.unflatten(0, (count, -1)), latent.unflatten(0, (count, -1)), None).flatten(0, 1)
         else:
-            out = self._extend(query, latent, batch, cached)
+            cached.view(-1, latent.shape[-1]).index_copy_(0, batch.places, latent)
+            out = query.new_empty(query.shape[0], self.heads, self.value)
+            for group in batch.groups:
+                out[group.tokens] = self._attend(query[group.tokens], group, cached)
         return self.o_proj(out.flatten(1))
 
     def _query(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -80,45 +86,32 @@ class LatentAttention(nn.Module):
         shared = rotary.unsqueeze(-3).expand(*plain.shape[:-1], self.rope)
         return torch.cat((plain, shared), dim=-1), value
 
-    def _whole(self, query: Tensor, latent: Tensor, count: int) -> Tensor:
-        key, value = self._expand(latent.unflatten(0, (count, -1)))
-        query = query.unflatten(0, (count, -1)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale)
-        return out.transpose(1, 2).flatten(0, 1)
+    def _attend(self, query: Tensor, group: Group, cached: Tensor) -> Tensor:
+        """Attend the group's contexts with `query` [b, n, heads, nope + rope]."""
+        context = group.gather(cached)
+        attend = self._absorbed if query.shape[1] < self.worth_expanding else self._expanded
+        return attend(query, context, group.masked)
 
-    def _extend(self, query: Tensor, latent: Tensor, batch: Batch, cached: Tensor) -> Tensor:
-        offsets, single = batch.offsets, []
-        out = query.new_empty(query.shape[0], self.heads, self.value)
-        for i, (slot, start, length) in enumerate(zip(batch.slots, batch.starts, batch.lengths, strict=True)):
-            here = slice(offsets[i], offsets[i + 1])
-            cached[slot, start : start + length] = latent[here]
-            if length == 1:
-                single.append(i)
-            else:
-                out[here] = self._chunk(query[here], cached[slot, : start + length])
-        if single:
-            rows = [offsets[i] for i in single]
-            out[rows] = self._absorbed(query[rows], cached, [(batch.slots[i], batch.starts[i] + 1) for i in single])
-        return out
+    def _expanded(self, query: Tensor, context: Tensor, masked: Tensor | None) -> Tensor:
+        """Attend contexts [b, S, latent_size] by their keys and values; causally among equals where `masked` is None.
 
-    def _chunk(self, query: Tensor, context: Tensor) -> Tensor:
-        """Attend the last tokens of `context` ([S, latent_size]) with `query` ([n, heads, ...])."""
+        Returns:
+            [b, n, heads, value]
+        """
         key, value = self._expand(context)
-        mask = torch.ones(len(query), len(context), dtype=torch.bool, device=query.device)
-        mask = mask.tril(len(context) - len(query))
-        query = query.transpose(0, 1)[None]
-        out = F.scaled_dot_product_attention(query, key[None], value[None], attn_mask=mask, scale=self.scale)
-        return out[0].transpose(0, 1)
+        seen = None if masked is None else ~masked[:, None]
+        out = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key, value, attn_mask=seen, is_causal=seen is None, scale=self.scale
+        )
+        return out.transpose(1, 2)
 
-    def _absorbed(self, query: Tensor, cached: Tensor, places: list[tuple[int, int]]) -> Tensor:
-        """Attend one token of each of B sequences, given as (slot, context length), over latents alone."""
-        slots, lengths = zip(*places, strict=True)
-        context = cached[list(slots), : max(lengths)]  # [B, S, rank + rope]
+    def _absorbed(self, query: Tensor, context: Tensor, masked: Tensor | None) -> Tensor:
+        """Do the same over latents alone."""
         to_key, to_value = self.kv_b_proj.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)
         plain, rotary = query.split((self.nope, self.rope), dim=-1)
-        folded = torch.cat((torch.einsum("bhn,hnr->bhr", plain, to_key), rotary), dim=-1)
-        scores = torch.einsum("bhr,bsr->bhs", folded, context) * self.scale
-        beyond = torch.arange(max(lengths), device=query.device) >= torch.tensor(lengths, device=query.device)[:, None]
-        weights = scores.masked_fill(beyond[:, None], float("-inf")).softmax(dim=-1)
-        mixed = torch.einsum("bhs,bsr->bhr", weights, context[..., : self.rank])
-        return torch.einsum("bhr,hvr->bhv", mixed, to_value)
+        folded = torch.cat((torch.einsum("bnhd,hdr->bnhr", plain, to_key), rotary), dim=-1)
+        scores = torch.einsum("bnhr,bsr->bnhs", folded, context) * self.scale
+        if masked is not None:
+            scores = scores.masked_fill(masked[:, :, None], float("-inf"))
+        mixed = torch.einsum("bnhs,bsr->bnhr", scores.softmax(dim=-1), context[..., : self.rank])
+        return torch.einsum("bnhr,hvr->bnhv", mixed, to_value)

@@ -1,36 +1,48 @@
-"""What one forward pass works on: chunks of several sequences laid end to end, and what is cached of them."""
+"""What one forward pass works on: chunks of several sequences laid end to end, and the paged cache of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from reasoning.config import ModelConfig
 
+PAGE_TOKENS = 64
+"""Positions that one page of the cache holds."""
+
+
+def pages_for(tokens: int) -> int:
+    """Return how many pages cover `tokens` positions."""
+    return -(-tokens // PAGE_TOKENS)
+
 
 @dataclass(frozen=True)
 class Batch:
     """The next tokens of B sequences, T tokens in all, without padding.
 
-    Sequence i brings `lengths[i]` tokens that follow `starts[i]` tokens already seen; `slots[i]` is its place in
-    the cache. `kept` marks the positions whose hidden state the memory may change (None: all of them).
+    Sequence i brings `lengths[i]` tokens that follow `starts[i]` tokens already cached. Its position p lies in page
+    `pages[i][p // PAGE_TOKENS]`, so that these must cover its first `starts[i] + lengths[i]` positions; without a
+    cache there are none. `kept` marks the tokens whose hidden state the memory may change (None: all of them).
+
+    What is derived from these is computed once, on the host, and serves every layer.
     """
 
     token_ids: Tensor  # [T] int64
     lengths: tuple[int, ...]
     starts: tuple[int, ...]
-    slots: tuple[int, ...] = ()
+    pages: tuple[tuple[int, ...], ...] = ()
     kept: Tensor | None = None  # [T] bool
 
-    @property
-    def positions(self) -> Tensor:
-        """Position of each token in its sequence, [T] int64."""
-        spans = [torch.arange(s, s + n) for s, n in zip(self.starts, self.lengths, strict=True)]
-        return torch.cat(spans).to(self.token_ids.device)
+    @classmethod
+    def of_whole_sequences(cls, token_ids: Tensor) -> Batch:
+        """Make a batch of B equally long sequences from their beginning; `token_ids` is [B, S]."""
+        count, length = token_ids.shape
+        return cls(token_ids.reshape(-1), lengths=(length,) * count, starts=(0,) * count)
 
-    @property
+    @cached_property
     def offsets(self) -> list[int]:
         """Where each sequence begins among the T tokens, and T itself: B + 1 numbers."""
         ends = [0]
@@ -41,32 +53,120 @@ class Batch:
     @property
     def last_tokens(self) -> Tensor:
         """Index of each sequence's last token, [B] int64."""
-        return torch.tensor(self.offsets[1:], device=self.token_ids.device) - 1
+        return self._to_device(torch.tensor(self.offsets[1:]) - 1)
 
-    @classmethod
-    def of_whole_sequences(cls, token_ids: Tensor) -> Batch:
-        """Make a batch of B equally long sequences from their beginning; `token_ids` is [B, S]."""
-        count, length = token_ids.shape
-        return cls(token_ids.reshape(-1), lengths=(length,) * count, starts=(0,) * count)
+    @cached_property
+    def positions(self) -> Tensor:
+        """Position of each token in its sequence, [T] int64."""
+        return self._to_device(self._host_positions)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each token lies in the cache, counted in positions: page * PAGE_TOKENS + offset; [T] int64."""
+        return self._to_device(self._place(self._host_positions))
+
+    def earlier(self, distance: int) -> tuple[Tensor, Tensor]:
+        """Find the token `distance` positions before each token.
+
+        Returns:
+            where it lies, [T] int64: in the cache, or among the T tokens where there are no pages;
+            whether there is none because the sequence begins later, [T] bool.
+        """
+        position = self._host_positions - distance
+        index = self._place(position.clamp_min(0)) if self.pages else torch.arange(len(position)) - distance
+        return self._to_device(index.clamp_min(0)), self._to_device(position < 0)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The sequences by what attention can do in one go."""
+        members: dict[tuple[int, int], list[int]] = {}
+        for i, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
+            size = pages_for(start + length).bit_length()  # contexts of a group differ by less than a factor of two
+            members.setdefault((length, size), []).append(i)
+        return tuple(self._group(sequences) for sequences in members.values())
+
+    def _group(self, sequences: list[int]) -> Group:
+        length = self.lengths[sequences[0]]
+        starts = torch.tensor([self.starts[i] for i in sequences])
+        context = int(starts.max()) + length
+        first = torch.tensor([self.offsets[i] for i in sequences])
+        positions = torch.arange(context)
+        seen = starts[:, None] + torch.arange(1, length + 1)  # [b, n]
+        unwritten = positions >= seen[:, -1:]
+        return Group(
+            tokens=self._to_device(first[:, None] + torch.arange(length)),
+            pages=self._to_device(self._page_table[sequences, : pages_for(context)]),
+            context=context,
+            masked=self._to_device(positions >= seen[..., None]) if context > 1 else None,
+            unwritten=self._to_device(unwritten.flatten().nonzero()[:, 0]) if bool(unwritten.any()) else None,
+        )
+
+    @cached_property
+    def _host_positions(self) -> Tensor:
+        shift = torch.tensor([s - o for s, o in zip(self.starts, self.offsets, strict=False)])
+        return torch.arange(self.offsets[-1]) + shift[self._sequences]
+
+    @cached_property
+    def _sequences(self) -> Tensor:
+        """Which sequence each token belongs to, [T]."""
+        return torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
+
+    @cached_property
+    def _page_table(self) -> Tensor:
+        """Page ids, [B, most pages]; sequences with fewer repeat their first."""
+        counts = [pages_for(s + n) for s, n in zip(self.starts, self.lengths, strict=True)]
+        most = max(counts)
+        rows = [pages[:n] + pages[:1] * (most - n) for pages, n in zip(self.pages, counts, strict=True)]
+        return torch.tensor(rows)
+
+    def _place(self, position: Tensor) -> Tensor:
+        page = self._page_table[self._sequences, position // PAGE_TOKENS]
+        return page * PAGE_TOKENS + position % PAGE_TOKENS
+
+    def _to_device(self, index: Tensor) -> Tensor:
+        return index.to(self.token_ids.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Group:
+    """b sequences of a batch that bring n tokens each and whose contexts, padded to S positions, are attended together.
+
+    No arithmetic may meet what an unwritten position happens to hold: it may be NaN.
+    """
+
+    tokens: Tensor  # [b, n] index among the batch's T tokens
+    pages: Tensor  # [b, pages that cover S]
+    context: int  # S, the longest sequence after this batch
+    masked: Tensor | None  # [b, n, S] bool: positions that a token must not see; None when there is but one
+    unwritten: Tensor | None  # indices among b * S of the positions past the end of a shorter sequence; None: no such
+
+    def gather(self, cached: Tensor) -> Tensor:
+        """Copy the group's contexts out of a layer's pages [pages, PAGE_TOKENS, width]: [b, S, width]."""
+        paged = cached.index_select(0, self.pages.flatten())
+        context = paged.view(len(self.pages), -1, cached.shape[-1])[:, : self.context]
+        if self.unwritten is not None:
+            context = context.flatten(0, 1).index_fill_(0, self.unwritten, 0.0).view_as(context)
+        return context
 
 
 @dataclass
 class Cache:
-    """MLA latents of every layer and convolution history of every Engram layer, for a fixed number of sequences."""
+    """What the model keeps of the tokens that it has seen, in pages that sequences own or share.
 
-    latents: Tensor  # [layers, slots, context, latent_size]
-    conv: dict[int, Tensor] = field(default_factory=dict)  # layer -> [slots, conv_history, hidden]
+    Nothing needs clearing: a position is read by sequences that have written it, and by those that they share it with.
+    The input of the short convolution is kept of every position, so that a shared prefix, a sequence that runs again
+    and a draft that was rejected need no state besides their pages.
+    """
+
+    latents: Tensor  # [layers, pages, PAGE_TOKENS, latent_size]
+    conv: dict[int, Tensor] = field(default_factory=dict)  # layer -> [pages, PAGE_TOKENS, hidden]
 
     @classmethod
-    def empty(cls, config: ModelConfig, slots: int, context: int, device: torch.device | str = "cpu") -> Cache:
-        """Allocate a cache for `slots` sequences of at most `context` tokens in fp32."""
-        shape = (config.num_hidden_layers, slots, context, config.latent_size)
-        history = (slots, config.conv_history, config.hidden_size)
+    def empty(
+        cls, config: ModelConfig, pages: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Cache:
+        """Allocate `pages` pages."""
+        page = (pages, PAGE_TOKENS)
+        latents = torch.zeros(config.num_hidden_layers, *page, config.latent_size, device=device, dtype=dtype)
         layers = config.engram_layer_ids if config.conv_history else ()
-        conv = {layer: torch.zeros(history, device=device) for layer in layers}
-        return cls(torch.zeros(shape, device=device), conv)
-
-    def reset(self, slot: int) -> None:
-        """Forget the sequence of a slot. Latents need no clearing: only positions written are ever read."""
-        for history in self.conv.values():
-            history[slot] = 0
+        return cls(latents, {i: torch.zeros(*page, config.hidden_size, device=device, dtype=dtype) for i in layers})

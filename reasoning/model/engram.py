@@ -30,8 +30,8 @@ class Engram(nn.Module):
             h: hidden streams, [T, G, hidden].
             rows: the C rows of each position end to end, [T, C * D].
             batch: how the T tokens divide into sequences, and which positions are kept out.
-            history: the convolution's [slots, conv_history, G * hidden], read and updated; None when every
-                sequence starts here.
+            history: what the convolution has seen, [pages, PAGE_TOKENS, G * hidden], read and extended; None when
+                every sequence starts here.
 
         Returns:
             [T, G, hidden]
@@ -51,37 +51,21 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, config: ModelConfig, streams: int):
         super().__init__()
-        self.taps, self.dilation, self.reach = (
-            config.engram_conv_kernel,
-            config.engram_max_ngram_size,
-            config.conv_history,
-        )
+        self.taps, self.dilation = config.engram_conv_kernel, config.engram_max_ngram_size
         self.eps = config.rms_norm_eps
         self.norm_weight = nn.Parameter(torch.ones(streams, config.hidden_size))
         self.weight = nn.Parameter(torch.zeros(streams * config.hidden_size, 1, self.taps))
 
     def forward(self, y: Tensor, batch: Batch, history: Tensor | None) -> Tensor:
-        """[T, G, hidden] -> [T, G, hidden]; `history` [slots, reach, G * hidden] is advanced in place."""
+        """[T, G, hidden] -> [T, G, hidden]; `history` as for `Engram.forward`."""
         x = (F.rms_norm(y, y.shape[-1:], eps=self.eps) * self.norm_weight).flatten(1)
-        chunks = x.split(list(batch.lengths))
-        nothing = x.new_zeros(self.reach, x.shape[1])
-        before = [nothing if history is None else history[slot] for slot in batch.slots or range(len(chunks))]
-        padded = torch.cat([part for pair in zip(before, chunks, strict=True) for part in pair])
-        out = F.silu(self._convolve(padded, batch)).view_as(y)
+        seen = x
         if history is not None:
-            ends = torch.tensor(batch.offsets[1:]) + self.reach * torch.arange(1, len(chunks) + 1)
-            for slot, end in zip(batch.slots, ends.tolist(), strict=True):
-                history[slot] = padded[end - self.reach : end]
-        return out
-
-    def _convolve(self, padded: Tensor, batch: Batch) -> Tensor:
-        """Sum the taps of every token; `padded` has `reach` rows of history before each sequence."""
-        lengths = torch.tensor(batch.lengths, device=padded.device)
-        shift = self.reach * torch.arange(1, len(lengths) + 1, device=padded.device)
-        here = torch.arange(int(lengths.sum()), device=padded.device) + shift.repeat_interleave(lengths)
+            seen = history.view(-1, x.shape[1]).index_copy_(0, batch.places, x)
         weight = self.weight[:, 0]
-        lagged = (
-            padded.index_select(0, here - lag * self.dilation) * weight[:, self.taps - 1 - lag]
-            for lag in range(self.taps)
-        )
-        return torch.stack(list(lagged)).sum(0)
+        mixed = x * weight[:, -1]
+        for lag in range(1, self.taps):
+            index, absent = batch.earlier(lag * self.dilation)
+            earlier = seen.index_select(0, index).masked_fill(absent[:, None], 0.0)
+            mixed = mixed + earlier * weight[:, self.taps - 1 - lag]
+        return F.silu(mixed).view_as(y)

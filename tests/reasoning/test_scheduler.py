@@ -2,19 +2,8 @@
 
 import pytest
 
-from reasoning.config import ModelConfig
-from reasoning.model.batch import Cache
 from reasoning.request import Request
 from reasoning.scheduler import Scheduler, Sequence, batch_of
-
-from .conftest import TINY, TINY_ENGRAM
-
-CONFIG = ModelConfig.from_dict({**TINY, **TINY_ENGRAM})
-
-
-@pytest.fixture
-def cache():
-    return Cache.empty(CONFIG, slots=4, context=64)
 
 
 def sequence(name, length):
@@ -43,21 +32,21 @@ def test_a_sequence_knows_what_is_fresh_and_what_came_before():
     assert short.history(2) == [0]
 
 
-def test_prompts_enter_in_order_while_slots_last(cache):
-    scheduler = Scheduler(slots=2, prefill_tokens=100)
+def test_prompts_enter_in_order_while_slots_last():
+    scheduler = Scheduler(slots=2, prefill_tokens=100, slot_pages=2)
     for name in "abc":
         scheduler.add(sequence(name, 3))
-    admitted = scheduler.schedule(cache)
+    admitted = scheduler.schedule()
     assert names(admitted) == ["a", "b"]
-    assert sorted(item.slot for item in admitted) == [0, 1]
+    assert sorted(item.pages for item in admitted) == [(0, 1), (2, 3)]
     advance(admitted)
-    assert names(scheduler.schedule(cache)) == ["a", "b"]  # no slot for c: those that run go on
+    assert names(scheduler.schedule()) == ["a", "b"]  # no slot for c: those that run go on
     scheduler.finish(admitted[0])
-    entered = scheduler.schedule(cache)
+    entered = scheduler.schedule()
     assert names(entered) == ["c"]
-    assert entered[0].slot == admitted[0].slot
+    assert entered[0].pages == admitted[0].pages
     advance(entered)
-    assert names(scheduler.schedule(cache)) == ["b", "c"]
+    assert names(scheduler.schedule()) == ["b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -70,50 +59,38 @@ def test_prompts_enter_in_order_while_slots_last(cache):
     ],
     ids=str,
 )
-def test_one_step_takes_prompts_up_to_the_prefill_budget(cache, lengths, steps):
-    scheduler = Scheduler(slots=4, prefill_tokens=10)
+def test_one_step_takes_prompts_up_to_the_prefill_budget(lengths, steps):
+    scheduler = Scheduler(slots=4, prefill_tokens=10, slot_pages=2)
     for name, length in zip("abc", lengths, strict=False):
         scheduler.add(sequence(name, length))
     for expected in steps:
-        scheduled = scheduler.schedule(cache)
+        scheduled = scheduler.schedule()
         assert "".join(names(scheduled)) == expected
         advance(scheduled)
 
 
-def test_idle_means_nothing_waits_or_runs(cache):
-    scheduler = Scheduler(slots=1, prefill_tokens=10)
+def test_idle_means_nothing_waits_or_runs():
+    scheduler = Scheduler(slots=1, prefill_tokens=10, slot_pages=2)
     assert scheduler.idle
     item = sequence("a", 3)
     scheduler.add(item)
     assert not scheduler.idle
-    scheduler.schedule(cache)
+    scheduler.schedule()
     assert not scheduler.idle
     scheduler.finish(item)
     assert scheduler.idle
-    assert scheduler.schedule(cache) == []
+    assert scheduler.schedule() == []
 
 
-def test_a_slot_is_clean_for_its_next_sequence(cache):
-    for history in cache.conv.values():
-        history.fill_(1)
-    scheduler = Scheduler(slots=4, prefill_tokens=10)
-    scheduler.add(sequence("a", 3))
-    slot = scheduler.schedule(cache)[0].slot
-    assert cache.conv.keys() == set(CONFIG.engram_layer_ids)
-    for history in cache.conv.values():
-        assert history[slot].abs().max() == 0
-        assert history.sum() == history[0].numel() * 3  # the other slots keep theirs
-
-
-def test_a_batch_lays_fresh_tokens_end_to_end(cache):
-    scheduler = Scheduler(slots=4, prefill_tokens=100)
+def test_a_batch_lays_fresh_tokens_end_to_end():
+    scheduler = Scheduler(slots=4, prefill_tokens=100, slot_pages=2)
     for name, length in (("a", 3), ("b", 2)):
         scheduler.add(sequence(name, length))
-    items = scheduler.schedule(cache)
+    items = scheduler.schedule()
     advance(items[:1], 99)
     batch = batch_of(items)
     assert batch.token_ids.tolist() == [99, 0, 1]
     assert (batch.lengths, batch.starts) == ((1, 2), (3, 0))
-    assert batch.slots == tuple(item.slot for item in items)
+    assert batch.pages == tuple(item.pages for item in items)
     assert batch.positions.tolist() == [3, 0, 1]
     assert batch.last_tokens.tolist() == [0, 2]

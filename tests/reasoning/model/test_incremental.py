@@ -1,4 +1,4 @@
-"""Whatever the chunking, and whoever else is in the batch, a sequence comes out as when it is computed at once."""
+"""Whatever the chunks, the pages, and who else is in the batch: a sequence comes out as when it is computed at once."""
 
 import dataclasses
 
@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from reasoning.config import ModelConfig
-from reasoning.model.batch import Batch, Cache
+from reasoning.model.batch import PAGE_TOKENS, Batch, Cache
 from reasoning.model.transformer import Transformer
 
 from .conftest import SMALL
 
 ENGRAM = {"engram_layer_ids": [0, 2], "engram_n_heads": 2, "engram_head_dim": 16, "engram_vocab_size": 101}
-LENGTH = 40
+LENGTH = 2 * PAGE_TOKENS + 12
+PAGES = (5, 0, 3), (2, 4, 1)  # of two sequences: scattered, and together all but one of seven
 
 
-def build(gate: str, conv_kernel: int) -> Transformer:
+def build(gate: str = "sqrt", conv_kernel: int = 4) -> Transformer:
     config = ModelConfig.from_dict({**SMALL, **ENGRAM, "engram_gate": gate, "engram_conv_kernel": conv_kernel})
     model = Transformer(config).initialise(torch.Generator().manual_seed(1)).eval()
     for layer in model.layers:
@@ -24,63 +25,113 @@ def build(gate: str, conv_kernel: int) -> Transformer:
     return model
 
 
+def poisoned(model: Transformer, pages: int = 7) -> Cache:
+    """A cache in which whoever reads what was never written gets NaN."""
+    cache = Cache.empty(model.config, pages)
+    for tensor in (cache.latents, *cache.conv.values()):
+        tensor.fill_(float("nan"))
+    return cache
+
+
+class Sequence:
+    """Random tokens and their rows, and the hidden states that the model gives them at once."""
+
+    def __init__(self, model: Transformer, length: int, pages: tuple[int, ...]):
+        self.model, self.pages = model, pages
+        self.ids = torch.randint(0, SMALL["vocab_size"], (length,))
+        self.rows = {layer: torch.randn(length, model.config.engram_width) for layer in model.config.engram_layer_ids}
+        self.whole = model(Batch.of_whole_sequences(self.ids[None]), self.rows.__getitem__)
+
+
+def run(pieces: list[tuple[Sequence, int, int]], cache: Cache) -> tuple[torch.Tensor, ...]:
+    """Hidden states of tokens start..end of each sequence, all computed as one batch."""
+    batch = Batch(
+        torch.cat([s.ids[start:end] for s, start, end in pieces]),
+        lengths=tuple(end - start for _, start, end in pieces),
+        starts=tuple(start for _, start, _ in pieces),
+        pages=tuple(s.pages for s, _, _ in pieces),
+    )
+    hidden = pieces[0][0].model(
+        batch, lambda layer: torch.cat([s.rows[layer][start:end] for s, start, end in pieces]), cache
+    )
+    return hidden.split(batch.lengths)
+
+
+def assert_same(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, atol=3e-5, rtol=0)
+
+
 @pytest.mark.parametrize("gate", ["sqrt", "sigmoid"])
 @pytest.mark.parametrize("conv_kernel", [0, 4])
-@pytest.mark.parametrize("chunks", [[1] * LENGTH, [7, 1, 20, 12], [39, 1], [3, 37]], ids=str)
+@pytest.mark.parametrize("sizes", [(1,), (7, 1, 20, 12), (LENGTH - 1, 1), (3, 77), (64,)], ids=str)
 @torch.inference_mode()
-def test_chunks_equal_the_whole(gate, conv_kernel, chunks):
+def test_chunks_in_scattered_pages_equal_the_whole(gate, conv_kernel, sizes):
     model = build(gate, conv_kernel)
-    ids = torch.randint(0, SMALL["vocab_size"], (2, LENGTH))
-    rows = {layer: torch.randn(2, LENGTH, model.config.engram_width) for layer in model.config.engram_layer_ids}
-    whole = model(Batch.of_whole_sequences(ids), lambda layer: rows[layer].flatten(0, 1)).unflatten(0, (2, LENGTH))
-
-    cache = Cache.empty(model.config, slots=3, context=LENGTH)
-    parts, start = [], 0
-    for size in chunks:
-        here = slice(start, start + size)
-        batch = Batch(ids[:, here].flatten(), (size, size), (start, start), slots=(2, 0))
-        hidden = model(batch, lambda layer, here=here: rows[layer][:, here].flatten(0, 1), cache)
-        parts.append(hidden.unflatten(0, (2, size)))
-        start += size
-    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-5, rtol=0)
+    sequences = [Sequence(model, LENGTH, pages) for pages in PAGES]
+    cache, start, turn = poisoned(model), 0, 0
+    while start < LENGTH:
+        end = min(start + sizes[turn % len(sizes)], LENGTH)
+        for sequence, hidden in zip(sequences, run([(s, start, end) for s in sequences], cache), strict=True):
+            assert_same(hidden, sequence.whole[start:end])
+        start, turn = end, turn + 1
 
 
 @torch.inference_mode()
-def test_a_ragged_batch_equals_its_sequences_alone():
-    model = build("sqrt", 4)
-    lengths, slots = (1, 13, 1, 6), (3, 1, 0, 2)
-    chunks = [torch.randint(0, SMALL["vocab_size"], (n,)) for n in lengths]
-    rows = {layer: [torch.randn(n, model.config.engram_width) for n in lengths] for layer in (0, 2)}
-    starts = (5, 0, 0, 9)
-    together, alone = (Cache.empty(model.config, 4, 32) for _ in range(2))
-    for cache in (together, alone):
-        generator = torch.Generator().manual_seed(7)
-        cache.latents.normal_(generator=generator)
-        for history in cache.conv.values():
-            history.normal_(generator=generator)
-    batch = Batch(torch.cat(chunks), lengths, starts, slots)
-    got = model(batch, lambda layer: torch.cat(rows[layer]), together).split(lengths)
-    for i, chunk in enumerate(chunks):
-        one = Batch(chunk, (lengths[i],), (starts[i],), (slots[i],))
-        expected = model(one, lambda layer, i=i: rows[layer][i], alone)
-        torch.testing.assert_close(got[i], expected, atol=2e-5, rtol=0)
-    torch.testing.assert_close(together.latents, alone.latents, atol=2e-5, rtol=0)
-    for layer in together.conv:
-        torch.testing.assert_close(together.conv[layer], alone.conv[layer], atol=2e-5, rtol=0)
+def test_prompt_chunks_single_tokens_and_drafts_share_a_batch():
+    model = build()
+    cache = poisoned(model, pages=12)
+    pages = (9, 7), (3,), (11, 0, 6), (4, 1, 10), (2, 8)
+    spans = (60, 100), (0, 30), (139, 140), (70, 74), (64, 65)  # a chunk, a prompt, two decoding, one with drafts
+    sequences = [Sequence(model, end, own) for (_, end), own in zip(spans, pages, strict=True)]
+    for sequence, (start, _) in zip(sequences, spans, strict=True):
+        if start:
+            run([(sequence, 0, start)], cache)
+    together = run([(s, *span) for s, span in zip(sequences, spans, strict=True)], cache)
+    for sequence, hidden, (start, _) in zip(sequences, together, spans, strict=True):
+        assert_same(hidden, sequence.whole[start:])
 
 
 @torch.inference_mode()
-def test_a_slot_forgets_its_last_sequence():
-    model = build("sqrt", 4)
-    ids = torch.randint(0, SMALL["vocab_size"], (9,))
-    rows = torch.randn(9, model.config.engram_width)
-    used, new = (Cache.empty(model.config, 1, 16) for _ in range(2))
-    used.latents.normal_()
-    for history in used.conv.values():
-        history.normal_()
-    used.reset(0)
-    batch = Batch(ids, (9,), (0,), (0,))
-    assert torch.equal(model(batch, lambda _: rows, used), model(batch, lambda _: rows, new))
+def test_rejected_drafts_leave_no_trace():
+    model = build()
+    cache = poisoned(model)
+    taken, drafted = Sequence(model, 70, PAGES[0]), Sequence(model, 70, PAGES[0])
+    run([(taken, 0, 62)], cache)
+    run([(drafted, 62, 68)], cache)  # over the end of a page
+    assert_same(run([(taken, 62, 63)], cache)[0], taken.whole[62:63])
+    assert_same(run([(taken, 63, 70)], cache)[0], taken.whole[63:])
+
+
+@torch.inference_mode()
+def test_a_prefix_is_shared_by_its_pages():
+    model = build()
+    cache = poisoned(model)
+    first = Sequence(model, 90, (5, 0))
+    second = Sequence(model, 90, (5, 3))
+    second.ids[:PAGE_TOKENS] = first.ids[:PAGE_TOKENS]
+    for layer, rows in second.rows.items():
+        rows[:PAGE_TOKENS] = first.rows[layer][:PAGE_TOKENS]
+    second.whole = model(Batch.of_whole_sequences(second.ids[None]), second.rows.__getitem__)
+    run([(first, 0, 90)], cache)
+    assert_same(run([(second, PAGE_TOKENS, 90)], cache)[0], second.whole[PAGE_TOKENS:])
+
+
+@torch.inference_mode()
+def test_only_the_batch_s_own_positions_are_written():
+    model = build()
+    cache = Cache.empty(model.config, 7)
+    run([(Sequence(model, 70, PAGES[0]), 66, 70), (Sequence(model, 3, PAGES[1]), 0, 3)], cache)
+    written = torch.zeros(7, PAGE_TOKENS, dtype=torch.bool)
+    written[0, 2:6] = written[2, :3] = True
+    for tensor in (*cache.latents, *cache.conv.values()):
+        assert torch.equal(tensor.abs().sum(-1) > 0, written)
+
+
+@torch.inference_mode()
+def test_more_pages_than_needed_may_be_listed():
+    model = build()
+    sequence = Sequence(model, 70, (*PAGES[0], 6, 1))
+    assert_same(run([(sequence, 0, 70)], poisoned(model))[0], sequence.whole)
 
 
 @torch.inference_mode()

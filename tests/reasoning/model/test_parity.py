@@ -60,10 +60,10 @@ def test_greedy_tokens_are_those_of_transformers(pair):
         eos_token_id=None,
         pad_token_id=0,
     )[0, 17:]
-    cache = Cache.empty(model.config, slots=1, context=64)
-    batch, got = Batch(prompt[0], (17,), (0,), (0,)), []
+    cache = Cache.empty(model.config, pages=1)
+    batch, got = Batch(prompt[0], (17,), (0,), ((0,),)), []
     for position in range(17, 17 + 32):
         token = model.logits(model(batch, cache=cache)[-1:]).argmax(-1)
         got.append(token.item())
-        batch = Batch(token, (1,), (position,), (0,))
+        batch = Batch(token, (1,), (position,), ((0,),))
     assert got == expected.tolist()
