@@ -1,17 +1,18 @@
-"""From a batch's tokens to its memory rows: hash, ask the memory, decode where the model needs them."""
+"""From tokens to memory rows: hash, ask the memory, decode where the model needs them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait as wait_futures
 
 import torch
 from torch import Tensor
 
 from kernels.row_unpack import row_unpack
-from memory_service import DeadlineExceeded, Memory, Rows, check_fingerprints
+from memory_service import DeadlineExceeded, Memory, MemoryServiceError, Rows, check_fingerprints
 from memory_service.spec import TableSpec
 from reasoning.hashing import NgramHasher
 
@@ -20,7 +21,7 @@ _GRACE_S = 0.5
 
 
 class RowLookup:
-    """Asks a memory for the rows of batches of one model."""
+    """Asks a memory for the rows of one model's tokens."""
 
     def __init__(self, hasher: NgramHasher, specs: Sequence[TableSpec], memory: Memory, timeout_s: float):
         """Raise FingerprintMismatch or UnknownTable when the memory does not hold what the model reads."""
@@ -29,40 +30,88 @@ class RowLookup:
         self.history_length = hasher.history_length
         self._specs = {spec.layer: spec for spec in specs}
         self.timeout_s = timeout_s
-        self.waited_s = 0.0
 
     def request(self, chunks: Sequence[list[int]], histories: Sequence[list[int]]) -> PendingRows:
-        """Send the lookups of all layers, the first needed first; returns at once."""
-        rows = self.hasher.hash_batch(chunks, histories)
-        futures = {
-            layer: self.memory.lookup(spec.name, rows[layer], self.timeout_s) for layer, spec in self._specs.items()
-        }
-        return PendingRows(self, futures)
+        """Send the lookups of all layers, the first needed first; returns at once.
 
-    def embed(self, layer: int, rows: Rows) -> Tensor:
-        """Decode a layer's rows to [T, C * D] fp32."""
+        A memory that refuses a lookup on the spot is a lookup that fails when its rows are needed.
+        """
+        rows = self.hasher.hash_batch(chunks, histories)
+        return PendingRows(self, {layer: self._ask(spec, rows[layer]) for layer, spec in self._specs.items()})
+
+    def _ask(self, spec: TableSpec, ids: object) -> Future[Rows]:
+        try:
+            return self.memory.lookup(spec.name, ids, self.timeout_s)  # type: ignore[arg-type]
+        except MemoryServiceError as error:
+            refused: Future[Rows] = Future()
+            refused.set_exception(error)
+            return refused
+
+    def embed(self, layer: int, rows: Rows, positions: slice) -> Tensor:
+        """Decode a layer's rows of some of the positions asked for, to [positions, C * D] fp32."""
         spec = self._specs[layer]
         unique, inverse = torch.from_numpy(rows.unique), torch.from_numpy(rows.inverse)
-        return row_unpack(unique, inverse, spec.row_format.value, spec.dim).flatten(1)
+        return row_unpack(unique, inverse[positions], spec.row_format.value, spec.dim).flatten(1)
 
 
 class PendingRows:
-    """The rows of one batch, on their way. Calling it with a layer waits for that layer's rows."""
+    """The rows of one lookup in all layers, on their way."""
 
     def __init__(self, lookup: RowLookup, futures: dict[int, Future[Rows]]):
         self._lookup, self._futures = lookup, futures
-        self._latest = time.perf_counter() + lookup.timeout_s + _GRACE_S
+        self.first_layer = min(futures)
+        self.first = futures[self.first_layer]
+        self.sent = time.perf_counter()
+        self.latest = self.sent + lookup.timeout_s + _GRACE_S
+        self._landed_at: dict[int, float] = {}
+        for layer, future in futures.items():
+            future.add_done_callback(lambda _, layer=layer: self._land(layer))  # type: ignore[misc]
 
-    def __call__(self, layer: int) -> Tensor:
-        """Return the layer's embeddings, [T, C * D]; raises MemoryServiceError when they do not come in time."""
-        begin = time.perf_counter()
+    def _land(self, layer: int) -> None:
+        self._landed_at[layer] = time.perf_counter()
+
+    @property
+    def landed(self) -> bool:
+        """Whether the first layer that needs rows need not wait for them: they came, failed, or are overdue."""
+        return self.first.done() or time.perf_counter() > self.latest
+
+    @property
+    def round_trip_s(self) -> float | None:
+        """Time from sending to the first layer's rows in place; None while they travel."""
+        landed = self._landed_at.get(self.first_layer)
+        return None if landed is None else landed - self.sent
+
+    @property
+    def travels(self) -> dict[int, tuple[float, float]]:
+        """Layer -> when it was asked for and when its rows were in place, for those that are."""
+        return {layer: (self.sent, landed) for layer, landed in sorted(self._landed_at.items())}
+
+    def wait_all(self) -> None:
+        """Wait until no layer would have to."""
+        wait_futures(self._futures.values(), timeout=max(0.0, self.latest - time.perf_counter()))
+
+    def wait(self, layer: int) -> Rows:
+        """Wait for a layer's rows, packed.
+
+        Raises:
+            MemoryServiceError: they do not come, or not in time.
+        """
         try:
-            rows = self._futures[layer].result(max(0.0, self._latest - begin))
+            return self._futures[layer].result(max(0.0, self.latest - time.perf_counter()))
         except FutureTimeout as error:
             raise DeadlineExceeded(
                 f"the rows of layer {layer} did not come within {self._lookup.timeout_s} s; "
                 "is the memory overloaded? A larger lookup_timeout_s waits longer"
             ) from error
-        finally:
-            self._lookup.waited_s += time.perf_counter() - begin
-        return self._lookup.embed(layer, rows)
+
+    def embeddings(self, layer: int, positions: slice) -> Tensor:
+        """Return a layer's rows of some of the positions, decoded: [positions, C * D] fp32. Raises like `wait`."""
+        return self._lookup.embed(layer, self.wait(layer), positions)
+
+
+def wait_any(pending: Iterable[PendingRows | None]) -> None:
+    """Wait until one of them has landed."""
+    some = [one for one in pending if one is not None]
+    latest = min(one.latest for one in some)
+    futures = {one.first for one in some}
+    wait_futures(futures, timeout=max(0.0, latest - time.perf_counter()), return_when=FIRST_COMPLETED)

@@ -1,50 +1,58 @@
-"""Which sequences the next step works on."""
+"""Which tokens run next, which rows are asked for ahead of them, and who yields when pages run out."""
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-import torch
+from reasoning.lookup import PendingRows, wait_any
+from reasoning.model.batch import pages_for
+from reasoning.pages import PagePool
+from reasoning.sequence import Fetch, Piece, Sequence
 
-from reasoning.model.batch import Batch
-from reasoning.request import Request
-from reasoning.sampler import Sampler
+_CHUNK_TOKENS = 512
+"""Prompt tokens of one lookup. A step may take several."""
+
+Ask = Callable[[list[Piece]], PendingRows | None]
+"""Asks the memory for the rows of pieces, and returns at once."""
+Draft = Callable[[Sequence], list[int]]
+"""Guesses the tokens that follow a sequence's last one."""
 
 
-class Sequence:
-    """A request on its way: its tokens so far, and how many of them the cache holds."""
+@dataclass(frozen=True)
+class Limits:
+    """How much runs at once."""
 
-    def __init__(self, request: Request, prompt: list[int], limit: int):
-        self.request, self.prompt_tokens, self.limit = request, len(prompt), limit
-        self.token_ids = prompt
-        self.num_cached = 0
-        self.pages: tuple[int, ...] = ()
-        self.sampler = Sampler(request.sampling)
-
-    @property
-    def fresh(self) -> list[int]:
-        """Tokens that the model has not seen yet."""
-        return self.token_ids[self.num_cached :]
-
-    @property
-    def new_tokens(self) -> list[int]:
-        """Tokens generated so far."""
-        return self.token_ids[self.prompt_tokens :]
-
-    def history(self, length: int) -> list[int]:
-        """Return the last `length` tokens before the fresh ones, fewer at the start."""
-        return self.token_ids[max(0, self.num_cached - length) : self.num_cached]
+    max_batch: int
+    """Sequences that run together."""
+    prefill_tokens: int
+    """Prompt tokens of a step."""
+    overlap: bool = True
+    """Whether rows travel while other tokens are computed."""
 
 
 class Scheduler:
-    """First come, first served: prompts enter as slots become free, then all running sequences decode together."""
+    """First come, first served, among those whose rows have landed.
 
-    def __init__(self, slots: int, prefill_tokens: int, slot_pages: int):
-        self.waiting: deque[Sequence] = deque()
+    `send` asks for the rows of everything that can run next, ahead of need. `take` returns the pieces of the next
+    step: one cohort of decoding sequences and as many chunks of prompts as the step may hold. The caller runs them
+    and says `done`; a step that failed and was not done can be taken again.
+    """
+
+    def __init__(self, limits: Limits, pool: PagePool, ask: Ask, draft: Draft):
+        self.limits, self.pool = limits, pool
+        self.waiting: list[Sequence] = []
+        """In order of arrival."""
         self.running: list[Sequence] = []
-        first = range(0, slots * slot_pages, slot_pages)
-        self._free = [tuple(range(page, page + slot_pages)) for page in reversed(first)]
-        self._prefill_tokens = prefill_tokens
+        self.fetches: list[Fetch] = []
+        """In flight."""
+        self.cohorts = 1
+        self.preemptions = 0
+        self._ask, self._draft = ask, draft
+        self._chunk = min(_CHUNK_TOKENS, limits.prefill_tokens)
+        self._ahead = limits.prefill_tokens * (2 if limits.overlap else 1)
+        self._latest_cohort = 1
 
     @property
     def idle(self) -> bool:
@@ -52,33 +60,176 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence."""
-        self.waiting.append(sequence)
+        """Queue a sequence by its order of arrival."""
+        bisect.insort(self.waiting, sequence, key=lambda one: one.order)
 
-    def schedule(self) -> list[Sequence]:
-        """Return the sequences of the next step: newly admitted prompts if any fit, else all that run."""
-        admitted: list[Sequence] = []
-        budget = self._prefill_tokens
-        while self.waiting and self._free and (not admitted or len(self.waiting[0].fresh) <= budget):
-            sequence = self.waiting.popleft()
-            sequence.pages = self._free.pop()
-            budget -= len(sequence.fresh)
-            admitted.append(sequence)
-        self.running += admitted
-        return admitted or list(self.running)
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out for good, wherever it is, and let go of its pages."""
+        (self.running if sequence.started else self.waiting).remove(sequence)
+        sequence.drop(self.pool)
+        sequence.ended = True
+        self._forget_dead()
 
-    def finish(self, sequence: Sequence) -> None:
-        """Take a sequence out and free its pages."""
-        self.running.remove(sequence)
-        self._free.append(sequence.pages)
+    def send(self) -> None:
+        """Ask for the rows of the tokens that can run next."""
+        for cohort in self._idle_cohorts():
+            self._fetch([self._next_token(sequence) for sequence in cohort])
+        room = self._ahead - sum(len(p.token_ids) for s in self._prompts() for p in s.pieces)
+        for sequence in self._prompts():
+            if room <= 0:
+                break
+            if not sequence.started and not sequence.pieces:
+                sequence.share_prefix(self.pool)
+            room -= self._send_chunks(sequence, room)
+
+    def _prompts(self) -> Iterator[Sequence]:
+        """Sequences with more than a last token to run, those that have begun first."""
+        yield from (sequence for sequence in self.running if not sequence.decoding)
+        yield from (sequence for sequence in self.waiting if sequence.first is None or sequence.first.past_prompt)
+
+    def _send_chunks(self, sequence: Sequence, room: int) -> int:
+        sent = 0
+        while sequence.requested < len(sequence.token_ids) and sent < room:
+            start = sequence.requested
+            piece = Piece(sequence, start, sequence.token_ids[start : start + self._chunk])
+            self._fetch([piece])
+            sent += len(piece.token_ids)
+        return sent
+
+    def _next_token(self, sequence: Sequence) -> Piece:
+        drafts = self._draft(sequence)
+        return Piece(sequence, sequence.num_cached, [sequence.token_ids[-1], *drafts], len(drafts))
+
+    def _fetch(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            piece.sequence.pieces.append(piece)
+        self.fetches.append(Fetch(pieces, self._ask(pieces)))
+
+    def _idle_cohorts(self) -> list[list[Sequence]]:
+        """Decoding sequences with nothing in flight, by cohort, after evening out the cohorts."""
+        decoding = [sequence for sequence in self.running if sequence.decoding]
+        size = [sum(sequence.cohort == cohort for sequence in decoding) for cohort in range(2)]
+        idle: list[list[Sequence]] = [[], []]
+        for sequence in decoding:
+            if sequence.pieces:
+                continue
+            here = sequence.cohort
+            if here >= self.cohorts or (self.cohorts == 2 and size[here] > size[1 - here] + 1):
+                sequence.cohort = 1 - here
+                size[here] -= 1
+                size[1 - here] += 1
+            idle[sequence.cohort].append(sequence)
+        return [cohort for cohort in idle if cohort]
+
+    def take(self) -> list[Piece]:
+        """Return the pieces of the next step, with pages for all their tokens; waits for rows where it must.
+
+        Pieces of one sequence follow each other. Empty when nothing can run, or when all that could had to
+        yield their pages.
+        """
+        while groups := self._groups():
+            ready = self._ready(groups)
+            if ready:
+                return self._with_room(self._choose(ready))
+            fetches = [sequence.pieces[0].fetch for group in groups for sequence in group]
+            wait_any([fetch.rows for fetch in fetches if not fetch.landed])
+        return []
+
+    def _groups(self) -> list[list[Sequence]]:
+        """What can run next, as sequences whose rows must have landed together: cohorts, and prompts one by one."""
+        order = (1 - self._latest_cohort, self._latest_cohort)
+        decoding = [sequence for sequence in self.running if sequence.decoding and sequence.pieces]
+        cohorts = [[sequence for sequence in decoding if sequence.cohort == cohort] for cohort in order]
+        place = len(self.running) < self.limits.max_batch
+        prompts = [[s] for s in self._prompts() if s.pieces and (s.started or place)]
+        return [group for group in (*cohorts, *prompts) if group]
+
+    def _ready(self, groups: list[list[Sequence]]) -> list[list[Sequence]]:
+        if not self.limits.overlap:
+            for fetch in self.fetches:
+                fetch.wait()
+            return groups
+        if len(groups) == 1:
+            return groups  # nothing else could run meanwhile, and the first layers hide a part of the wait
+        return [group for group in groups if all(sequence.pieces[0].fetch.landed for sequence in group)]
+
+    def _choose(self, ready: list[list[Sequence]]) -> list[Piece]:
+        pieces: list[Piece] = []
+        if ready[0][0].decoding:
+            pieces += [sequence.pieces[0] for sequence in ready[0]]
+            self._latest_cohort = ready[0][0].cohort
+        budget = self.limits.prefill_tokens
+        for sequence in (group[0] for group in ready if not group[0].decoding):
+            if not sequence.started and not self._start(sequence):
+                break
+            for piece in sequence.pieces:
+                if len(piece.token_ids) > budget or not (piece is sequence.pieces[0] or piece.fetch.landed):
+                    break
+                pieces.append(piece)
+                budget -= len(piece.token_ids)
+        return pieces
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence its place, unless places or pages for its prompt are missing."""
+        needed = pages_for(len(sequence.token_ids)) - len(sequence.pages)
+        growth = len(self.running)  # a page for each of those that run already, so that none has to yield at once
+        if self.running and (growth >= self.limits.max_batch or self.pool.available < needed + growth):
+            return False
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.started = True
+        if sequence.share_prefix(self.pool):  # somebody has computed more of it since its rows were asked for
+            sequence.drop_pieces()
+            self._forget_dead()
+        return True
+
+    def _with_room(self, pieces: list[Piece]) -> list[Piece]:
+        for piece in pieces:
+            if piece.live:
+                self._make_room(piece)
+        return [piece for piece in pieces if piece.live]
+
+    def _make_room(self, piece: Piece) -> None:
+        """Give a piece's sequence the pages it needs; the latest to arrive yield theirs, itself perhaps."""
+        sequence = piece.sequence
+        needed = pages_for(piece.end) - len(sequence.pages)
+        while self.pool.available < needed and piece.live:
+            self._preempt(max((s for s in (*self.running, *self.waiting) if s.pages or s is sequence), key=_order))
+        if piece.live:
+            sequence.pages += [self.pool.take() for _ in range(needed)]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Send a sequence back to the queue. Its tokens stay, and its pages until somebody else needs them."""
+        if sequence.started:
+            self.running.remove(sequence)
+            self.add(sequence)
+            self.preemptions += 1
+        sequence.drop(self.pool)
+        self._forget_dead()
+
+    def done(self, pieces: list[Piece]) -> None:
+        """Take out pieces that have run."""
+        for piece in pieces:
+            piece.live = False
+            piece.sequence.pieces.remove(piece)
+        self._forget_dead()
+
+    def _forget_dead(self) -> None:
+        self.fetches = [fetch for fetch in self.fetches if fetch.live]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless pages, pieces and fetches fit together."""
+        sequences = [*self.running, *self.waiting]
+        self.pool.check_integrity([sequence.pages for sequence in sequences])
+        in_flight = {piece for sequence in sequences for piece in sequence.pieces}
+        fetched = [piece for fetch in self.fetches for piece in fetch.live]
+        assert len(fetched) == len(in_flight) and set(fetched) == in_flight, "a piece is lost"
+        assert all(sequence.started for sequence in self.running), "a sequence runs without a place"
+        assert not any(sequence.started for sequence in self.waiting), "a sequence waits with a place"
+        assert len(self.running) <= self.limits.max_batch, "too many run"
+        for sequence in sequences:
+            sequence.check_integrity()
 
 
-def batch_of(sequences: list[Sequence]) -> Batch:
-    """Lay the fresh tokens of the sequences end to end."""
-    fresh = [sequence.fresh for sequence in sequences]
-    return Batch(
-        torch.tensor([token for tokens in fresh for token in tokens]),
-        lengths=tuple(len(tokens) for tokens in fresh),
-        starts=tuple(sequence.num_cached for sequence in sequences),
-        pages=tuple(sequence.pages for sequence in sequences),
-    )
+def _order(sequence: Sequence) -> int:
+    return sequence.order

@@ -1,0 +1,153 @@
+"""One forward pass over the pieces of a step: tokens and rows in, the logits that somebody needs out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memory_service import MemoryServiceError
+from reasoning.lookup import RowLookup
+from reasoning.model.batch import Batch, Cache
+from reasoning.model.transformer import Transformer
+from reasoning.sequence import Fetch, Piece, Sequence
+
+
+class FetchFailed(Exception):
+    """The rows of a fetch did not come; the step is undone by running it again without them."""
+
+    def __init__(self, fetch: Fetch, error: MemoryServiceError):
+        super().__init__(str(error))
+        self.fetch, self.error = fetch, error
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sequence's part of a step: pieces that follow each other, taken as one."""
+
+    sequence: Sequence
+    pieces: tuple[Piece, ...]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens of all pieces."""
+        return [token for piece in self.pieces for token in piece.token_ids]
+
+    @property
+    def logits(self) -> int:
+        """Positions at the end whose logits are needed: the last known token's and each draft's."""
+        last = self.pieces[-1]
+        return last.drafts + 1 if last.final else 0
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step computed."""
+
+    works: tuple[Work, ...]
+    logits: tuple[Tensor, ...]
+    """For each work [its logits, vocabulary]."""
+    likeliest: tuple[tuple[int, ...], ...]
+    """For each work the likeliest token at each of those positions."""
+    waited_s: float
+    """Time spent waiting for rows."""
+    hidden_s: float
+    """Time until the first layer needed rows; the whole step where none does."""
+
+
+class ModelRunner:
+    """Runs a model over pieces of sequences, with its cache and its memory's rows."""
+
+    def __init__(self, model: Transformer, cache: Cache, lookup: RowLookup | None, vocab_size: int):
+        """`vocab_size`: ids that may be chosen, the first of the model's vocabulary."""
+        self.model, self.cache, self.lookup, self.vocab_size = model, cache, lookup, vocab_size
+
+    def run(self, pieces: Several[Piece]) -> Output:
+        """Extend the cache by the pieces' tokens. Running the same pieces again does no harm.
+
+        Raises:
+            FetchFailed: rows did not come.
+        """
+        works = works_of(pieces)
+        batch = batch_of(works)
+        rows = BatchRows(pieces) if self.lookup is not None else None
+        begin = time.perf_counter()
+        hidden = self.model(batch, rows, self.cache)
+        logits = self.model.logits(hidden[_needed(works)])[:, : self.vocab_size]
+        counts = [work.logits for work in works]
+        likeliest = torch.split(logits.argmax(-1), counts)
+        return Output(
+            tuple(works),
+            torch.split(logits, counts),
+            tuple(tuple(ids.tolist()) for ids in likeliest),
+            rows.waited_s if rows is not None else 0.0,
+            (rows.first_needed if rows is not None else time.perf_counter()) - begin,
+        )
+
+
+def works_of(pieces: Several[Piece]) -> list[Work]:
+    """Put the pieces of each sequence together, in the order of their first ones."""
+    by_sequence: dict[Sequence, list[Piece]] = {}
+    for piece in pieces:
+        by_sequence.setdefault(piece.sequence, []).append(piece)
+    return [Work(sequence, tuple(some)) for sequence, some in by_sequence.items()]
+
+
+def batch_of(works: Several[Work]) -> Batch:
+    """Lay the tokens of all works end to end."""
+    tokens = [work.token_ids for work in works]
+    return Batch(
+        torch.tensor([token for some in tokens for token in some]),
+        lengths=tuple(len(some) for some in tokens),
+        starts=tuple(work.pieces[0].start for work in works),
+        pages=tuple(tuple(work.sequence.pages) for work in works),
+    )
+
+
+def _needed(works: Several[Work]) -> Tensor:
+    """Indices of the positions whose logits are needed among all tokens."""
+    needed, end = [], 0
+    for work in works:
+        end += sum(len(piece.token_ids) for piece in work.pieces)
+        needed += range(end - work.logits, end)
+    return torch.tensor(needed, dtype=torch.int64)
+
+
+class BatchRows:
+    """Layer -> the rows of a step's tokens, from however many fetches they come."""
+
+    def __init__(self, pieces: Several[Piece]):
+        self.waited_s = 0.0
+        self.first_needed = 0.0
+        self._parts = _parts_of(pieces)
+
+    def __call__(self, layer: int) -> Tensor:
+        """Return [T, C * D] fp32; waits. Raises FetchFailed."""
+        begin = time.perf_counter()
+        self.first_needed = self.first_needed or begin
+        for fetch, _ in self._parts:
+            self._wait(fetch, layer)
+        self.waited_s += time.perf_counter() - begin
+        parts = [fetch.rows.embeddings(layer, where) for fetch, where in self._parts]  # type: ignore[union-attr]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _wait(self, fetch: Fetch, layer: int) -> None:
+        assert fetch.rows is not None, "a model with a memory fetches rows"
+        try:
+            fetch.rows.wait(layer)
+        except MemoryServiceError as error:
+            raise FetchFailed(fetch, error) from error
+
+
+def _parts_of(pieces: Several[Piece]) -> list[tuple[Fetch, slice]]:
+    """Where the rows of the pieces lie, neighbours of one fetch as one part."""
+    parts: list[tuple[Fetch, slice]] = []
+    for piece in pieces:
+        begin, end = piece.offset, piece.offset + len(piece.token_ids)
+        if parts and parts[-1][0] is piece.fetch and parts[-1][1].stop == begin:
+            begin = parts.pop()[1].start
+        parts.append((piece.fetch, slice(begin, end)))
+    return parts
