@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
 
 _LARGEST = 2**63 - 1
+_MOST_STOPS, _LONGEST_STOP = 16, 256
+_MOST_STOP_IDS = 64
+_MOST_LOGPROBS = 20
+_MOST_SAMPLES = 128
+
+_Item = TypeVar("_Item")
 
 
 class RequestError(ValueError):
@@ -20,41 +27,99 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen and when to stop. Raises RequestError for values out of range."""
+    """How the next token is chosen and when to stop. Raises RequestError for values out of range.
+
+    Logits change in this order: repetition penalty, frequency and presence penalty, temperature, top_k, top_p, min_p.
+    """
 
     max_new_tokens: int = 128
-    """Tokens to generate at most."""
+    """Tokens to generate at most, for each sample."""
     temperature: float = 0.0
     """0 always takes the likeliest token; 1 samples from the model's distribution."""
     top_p: float = 1.0
     """Sample from the fewest tokens whose probabilities reach this sum."""
     top_k: int = 0
     """Sample from this many likeliest tokens; 0 for all."""
+    min_p: float = 0.0
+    """Leave out tokens whose probability is below this share of the likeliest one's; 0 leaves out none."""
     seed: int | None = None
     """Makes sampling repeatable, whatever else is in the batch; None draws a new seed."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in prompt or output (arXiv 1909.05858, section 4.1)."""
+    presence_penalty: float = 0.0
+    """Taken once from the logit of each token in the output, as OpenAI's API defines it."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token as often as the output has it, as OpenAI's API defines it."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a sample before them; needs a tokenizer. A single str, or a list, is accepted."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a sample as the end-of-text token does, also where that is ignored. A list is accepted."""
+    logprobs: int | None = None
+    """Report the log-probability of each token and of this many likeliest ones; None reports none."""
+    n: int = 1
+    """Samples to draw for the prompt; sample i draws with seed + i."""
     ignore_eos: bool = False
     """Go on after the model's end-of-text token."""
 
     def __post_init__(self) -> None:
-        _check("max_new_tokens", self.max_new_tokens, 1)
-        _check("temperature", self.temperature, 0, 100, whole=False)
-        _check("top_p", self.top_p, 0, 1, whole=False)
+        _check_number("max_new_tokens", self.max_new_tokens, 1)
+        _check_number("temperature", self.temperature, 0, 100, whole=False)
+        _check_number("top_p", self.top_p, 0, 1, whole=False)
         if self.top_p == 0:
             raise RequestError("top_p", "0 leaves no token to choose; use a value above 0, at most 1")
-        _check("top_k", self.top_k, 0)
+        _check_number("top_k", self.top_k, 0)
+        _check_number("min_p", self.min_p, 0, 1, whole=False)
         if self.seed is not None:
-            _check("seed", self.seed, 0)
+            _check_number("seed", self.seed, 0)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100, whole=False)
+        _check_number("presence_penalty", self.presence_penalty, -2, 2, whole=False)
+        _check_number("frequency_penalty", self.frequency_penalty, -2, 2, whole=False)
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _checked("stop", stop, _MOST_STOPS, _check_stop))
+        ids = _checked("stop_token_ids", self.stop_token_ids, _MOST_STOP_IDS, _check_stop_id)
+        object.__setattr__(self, "stop_token_ids", ids)
+        if self.logprobs is not None:
+            _check_number("logprobs", self.logprobs, 0, _MOST_LOGPROBS)
+        _check_number("n", self.n, 1, _MOST_SAMPLES)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError("ignore_eos", f"{reprlib.repr(self.ignore_eos)} is not true or false")
 
 
-def _check(name: str, value: Any, least: int, most: float = _LARGEST, whole: bool = True) -> None:
+SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
+"""What a user may set about sampling, by name."""
+
+
+def _check_number(name: str, value: Any, least: float, most: float = _LARGEST, whole: bool = True) -> None:
     numeric = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not numeric or not -math.inf < value < math.inf:
         raise RequestError(name, f"{reprlib.repr(value)} is not {'a whole number' if whole else 'a number'}")
     if not least <= value <= most:
         bound = f"at least {least}" if value < least and most == _LARGEST else f"{least} to {most}"
         raise RequestError(name, f"{reprlib.repr(value)} is out of range; use {bound}")
+
+
+def _checked(name: str, values: Any, most: int, check: Callable[[_Item], None]) -> tuple[_Item, ...]:
+    """Return a list or tuple as a tuple whose items have passed `check`."""
+    if not isinstance(values, list | tuple):
+        raise RequestError(name, f"{reprlib.repr(values)} is not a list")
+    if len(values) > most:
+        raise RequestError(name, f"has {len(values)} entries; give {most} at most")
+    for value in values:
+        check(value)
+    return tuple(values)
+
+
+def _check_stop(text: Any) -> None:
+    if not isinstance(text, str):
+        raise RequestError("stop", f"{reprlib.repr(text)} is not a string")
+    if not text:
+        raise RequestError("stop", "an empty string would stop every text at once; leave it out")
+    if len(text) > _LONGEST_STOP:
+        raise RequestError("stop", f"{reprlib.repr(text)} has {len(text)} characters; use {_LONGEST_STOP} at most")
+
+
+def _check_stop_id(token_id: Any) -> None:
+    _check_number("stop_token_ids", token_id, 0)
 
 
 @dataclass(frozen=True)
@@ -65,20 +130,77 @@ class Request:
     prompt: str | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     sampling: SamplingParams = SamplingParams()
+    stream: bool = False
+    """Whether a Delta is wanted for what every step adds, before the Completion."""
+
+
+FinishReason = Literal["stop", "length", "cancelled"]
+""""stop": an end-of-text or stop token, or a stop text; "length": max_new_tokens or the end of the context."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How likely the model held a token, by its own distribution: before penalties, temperature and truncation."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest tokens and their log-probabilities, best first; fewer than asked for where the rest have none."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One sample of a request."""
+
+    index: int
+    """Which of the request's n samples, from 0."""
+    text: str
+    """What the new tokens decode to, up to a stop text; empty when the model has no tokenizer."""
+    token_ids: tuple[int, ...]
+    """New tokens, those included that ended the sample: the end-of-text or stop token, the tokens of a stop text."""
+    finish_reason: FinishReason
+    """Why it ended."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each of `token_ids` if `SamplingParams.logprobs` asks for them."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished request."""
+    """A finished request. `text`, `token_ids` and `finish_reason` are those of its first sample."""
 
     id: str
-    text: str
-    """What the new tokens decode to; empty when the model has no tokenizer."""
-    token_ids: tuple[int, ...]
-    """New tokens, the end-of-text token included where it ended the completion."""
+    choices: tuple[Choice, ...]
+    """All n samples, by index."""
     prompt_tokens: int
-    finish_reason: str
-    """"stop" at an end-of-text token, "length" at max_new_tokens or the end of the context."""
+    cached_tokens: int = 0
+    """How many of the prompt's tokens another request had already left in the cache."""
+
+    @property
+    def text(self) -> str:
+        """Text of the first sample."""
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """New tokens of the first sample."""
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the first sample ended."""
+        return self.choices[0].finish_reason
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a step added to one sample of a streaming request. Those of a sample, in order, make up its Choice."""
+
+    id: str
+    index: int
+    text: str
+    """Characters that are final: an incomplete one, or what may become a stop text, comes with a later Delta."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True)

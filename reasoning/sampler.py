@@ -2,32 +2,150 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from reasoning.request import SamplingParams
+from reasoning.penalties import Penalties
+from reasoning.request import RequestError, SamplingParams
+
+_HEAD = 64
+"""Likeliest tokens to look at first for top_p; 16 times as many each time they do not reach it."""
+
+
+class SamplerError(RequestError):
+    """Logits that no token can be chosen from; its field is "model"."""
+
+    def __init__(self, highest: float) -> None:
+        super().__init__("model", f"its highest logit is {highest}, so there is no likeliest token; check its weights")
+
+
+class Chosen(NamedTuple):
+    """A token and, where asked for, what the model's own distribution says of it."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, best first, without those of probability 0."""
 
 
 class Sampler:
-    """Draws the tokens of one request. Its own generator keeps it independent of its neighbours."""
+    """Chooses the tokens of one sample.
 
-    def __init__(self, params: SamplingParams):
+    A draw takes one number u from [0, 1) from a generator of the sample's own (Python's `random.Random`, whose stream
+    for a seed is the same everywhere). The kept tokens are laid out by ascending id, each as long as its probability,
+    in fp64 and renormalised; the one that u falls on is chosen. So what is drawn depends on the logits and on how many
+    draws came before, not on neighbours, on the device, or on how tokens of equal logits happen to be sorted.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], index: int = 0):
+        """Make the sampler of sample `index` of a request."""
         self.params = params
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed)
+        self._random = random.Random(None if params.seed is None else params.seed + index)
+        self._penalties = Penalties(params, prompt_ids) if Penalties.wanted(params) else None
 
-    def choose(self, logits: Tensor) -> int:
-        """Return a token id for logits [vocabulary]."""
-        params = self.params
-        if params.temperature == 0:
-            return int(logits.argmax())
-        scores, ids = logits.float().cpu().sort(descending=True, stable=True)
-        scores = scores[: params.top_k or None].double()
-        # Against the likeliest token and in fp64, the smallest temperature and top_p there are still work.
-        probabilities = ((scores - scores[0]) / params.temperature).softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)  # the likeliest token always stays
-        return int(ids[torch.multinomial(probabilities, 1, generator=self._generator)])
+    @property
+    def plain(self) -> bool:
+        """Whether the token of the highest logit is all there is to know: no draw, no penalties, no logprobs."""
+        return self.params.temperature == 0 and self._penalties is None and self.params.logprobs is None
+
+    def choose(self, logits: Tensor, likeliest: int | None = None, highest: float | None = None) -> Chosen:
+        """Choose the next token, which thereby is part of the output: every call counts it, and draws once if at all.
+
+        Args:
+            logits: [vocabulary], of any float type, on any device.
+            likeliest: id of the highest logit where that is known already; used if `plain`.
+            highest: that logit, which spares a `plain` choice from reading it from the device.
+
+        Raises:
+            SamplerError: a logit is NaN or infinite, or all are -inf.
+        """
+        if self.plain:
+            return Chosen(_argmax(logits, likeliest, highest))
+        logits = logits.float()
+        scores = logits if self._penalties is None else self._penalties.apply(logits)
+        token = _argmax(scores) if self.params.temperature == 0 else self._draw(scores)
+        if self._penalties is not None:
+            self._penalties.count(token)
+        return self._with_logprobs(token, logits)
+
+    def _draw(self, scores: Tensor) -> int:
+        params, highest = self.params, float(scores.max())
+        _check(highest)
+        if params.top_k or params.top_p < 1:
+            ids, weights = _nucleus(scores, highest, params)
+        else:
+            ids, weights = None, _weights(scores, highest, params.temperature)
+        if params.min_p:
+            weights = weights.masked_fill(weights < params.min_p, 0.0)  # the likeliest token's weight is 1
+        sums = weights.cumsum(-1)
+        place = int(torch.searchsorted(sums, sums[-1] * self._random.random(), right=True))
+        return place if ids is None else int(ids[place])
+
+    def _with_logprobs(self, token: int, logits: Tensor) -> Chosen:
+        if self.params.logprobs is None:
+            return Chosen(token)
+        total = float(logits.logsumexp(-1))
+        scores, ids = largest(logits, min(self.params.logprobs, len(logits)))
+        top = zip(ids.tolist(), scores.tolist(), strict=True)
+        return Chosen(token, float(logits[token]) - total, tuple((i, s - total) for i, s in top if s > -math.inf))
+
+
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` largest of scores [n] and their indices, from the largest down, of equal ones the first."""
+    values, ids = scores.topk(count)
+    if count and int((scores == values[-1]).sum()) > int((values == values[-1]).sum()):
+        above = ids[values > values[-1]]  # which of the equal ones it found is the library's secret
+        ids = torch.cat([above, (scores == values[-1]).nonzero()[: count - len(above), 0]])
+    ids = ids.sort().values
+    values, order = scores[ids].sort(descending=True, stable=True)
+    return values, ids[order]
+
+
+def _nucleus(scores: Tensor, highest: float, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Return ids and weights, by ascending id, of the tokens that top_k and then top_p leave."""
+    most = min(params.top_k or len(scores), len(scores))
+    if params.top_p == 1:
+        values, ids = largest(scores, most)
+        kept = _weights(values, highest, params.temperature)
+    else:
+        ids, kept = _top_p(scores, highest, most, params)
+    ids, order = ids.sort()
+    return ids, kept[order]
+
+
+def _top_p(scores: Tensor, highest: float, most: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Return ids and weights of the fewest among the `most` likeliest tokens that have top_p of their probability."""
+    count = most if params.top_k else min(_HEAD, most)
+    total = None if params.top_k else _weights(scores, highest, params.temperature).sum()
+    while True:
+        values, ids = largest(scores, count)
+        weights = _weights(values, highest, params.temperature)
+        sums = weights.cumsum(-1)
+        wanted = params.top_p * (sums[-1] if total is None else total)
+        if sums[-1] >= wanted or count == most:
+            break
+        count = min(16 * count, most)
+    kept = sums - weights < wanted  # the likeliest token always
+    return ids[kept], weights[kept]
+
+
+def _weights(scores: Tensor, highest: float, temperature: float) -> Tensor:
+    """Probabilities up to a factor, in fp64: against the likeliest token the smallest temperature is still work."""
+    return ((scores.double() - highest) / temperature).exp()
+
+
+def _argmax(logits: Tensor, likeliest: int | None = None, highest: float | None = None) -> int:
+    likeliest = int(logits.argmax()) if likeliest is None else likeliest
+    _check(float(logits[likeliest]) if highest is None else highest)
+    return likeliest
+
+
+def _check(highest: float) -> None:
+    """Refuse logits by their maximum, which is NaN if one of them is."""
+    if not math.isfinite(highest):
+        raise SamplerError(highest)
