@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.report import PACKAGES, Report, format_table, installed_versions, parse_arguments
 from reasoning.checkpoint import save_model
 from reasoning.config import ModelConfig
-from reasoning.engine import Engine, EngineConfig
+from reasoning.engine import Engine
+from reasoning.engine_config import EngineConfig
 from reasoning.model.transformer import Transformer
 from reasoning.request import Completion, Request, SamplingParams
 

@@ -15,7 +15,7 @@ from cluster.batch.output import JobIdentity, JobOutput
 from cluster.batch.summary import job_lines
 from cluster.cli import guarded
 from cluster.ray_executor import ClusterOptions, open_executor
-from reasoning.engine import EngineStats
+from reasoning.engine_config import EngineStats
 from reasoning.request import SamplingParams
 
 MODEL = Path(__file__).parents[1] / "models" / "tiny-code"

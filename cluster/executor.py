@@ -10,7 +10,7 @@ from reasoning.request import Request, Result
 
 if TYPE_CHECKING:
     from cluster.worker import ReasoningWorker
-    from reasoning.engine import EngineStats
+    from reasoning.engine_config import EngineStats
 
 
 class Executor(Protocol):

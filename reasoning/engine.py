@@ -1,67 +1,46 @@
-"""The engine: requests in, completions out. One `step` schedules a batch, runs it and hands back what finished."""
+"""The engine: requests in, completions out. One `step` takes a batch, runs it and hands back what came of it."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from memory_service import ClientConfig, LocalMemory, Memory, MemoryClient, MemoryServiceError, MemoryStats
+from memory_service import LocalMemory, Memory, MemoryClient
+from reasoning.answers import Answer
 from reasoning.checkpoint import load_model
+from reasoning.cohorts import CohortTuner
 from reasoning.config import ModelConfig
+from reasoning.engine_config import EngineConfig, EngineStats
 from reasoning.hasher import build_hasher, table_specs
-from reasoning.lookup import RowLookup
-from reasoning.model.batch import Cache, pages_for
+from reasoning.lookup import PendingRows, RowLookup
+from reasoning.model.batch import PAGE_TOKENS, Cache, pages_for
 from reasoning.model.transformer import Transformer
-from reasoning.request import Completion, Request, RequestError, RequestFailure, Result
-from reasoning.scheduler import Scheduler, Sequence, batch_of
+from reasoning.pages import PagePool
+from reasoning.prompts import PromptReader
+from reasoning.request import Completion, Delta, FinishReason, Request, RequestError, RequestFailure, Result
+from reasoning.runner import FetchError, ModelRunner, Output, Work
+from reasoning.sampler import SamplerError
+from reasoning.scheduler import Limits, Scheduler
+from reasoning.sequence import Piece, Sequence
 from reasoning.tokenizer import TOKENIZER_FILE, Tokenizer
 
 MEMORY_DIR = "memory"
 
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How much one engine takes on at a time."""
-
-    max_batch: int = 16
-    """Sequences that run together."""
-    max_context: int = 4096
-    """Tokens of a prompt and its completion together; the model's own limit applies as well."""
-    prefill_tokens: int = 2048
-    """Prompt tokens that enter in one step, unless a single prompt is longer."""
-    lookup_timeout_s: float = 10.0
-    """How long a step waits for memory rows before its requests fail."""
-    client: ClientConfig = field(default_factory=ClientConfig)
-    """How rows are asked for where the memory is on the network."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "max_context", "prefill_tokens", "lookup_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not above zero")
+Event = Delta | Result
+"""What a step hands back: parts of samples for requests that stream, and the ends of requests."""
 
 
-@dataclass(frozen=True)
-class EngineStats:
-    """Counters since the engine was made."""
-
-    steps: int
-    prompt_tokens: int
-    output_tokens: int
-    busy_s: float
-    """Time spent in steps."""
-    waited_s: float
-    """Part of it spent waiting for memory rows."""
-    memory: MemoryStats | None
-    """None for a model without Engram layers."""
+class QueueFull(RequestError):
+    """More sequences wait than `max_queue` allows. The same request may be taken later."""
 
 
 class Engine:
-    """A model, its tokenizer and its memory, running as many requests at once as fit."""
+    """A model, its tokenizer and its memory, running as many requests at once as fit. For one thread at a time."""
 
     def __init__(
         self,
@@ -83,17 +62,23 @@ class Engine:
             FingerprintMismatch: the memory holds other tables than the model was trained with.
         """
         self.model, self.tokenizer, self.memory = model, tokenizer, memory
-        self.config = config or EngineConfig()
-        self.context = min(self.config.max_context, model.config.max_position_embeddings)
+        self.config = config = config or EngineConfig()
         self.lookup = self._row_lookup()
-        self.vocab_size = model.config.vocab_size
+        context = min(config.max_context, model.config.max_position_embeddings)
+        pages = pages_for(config.cache_tokens or config.max_batch * pages_for(context) * PAGE_TOKENS)
+        vocab_size = model.config.vocab_size
         if self.lookup is not None:  # an id without a compressed id could not be hashed
-            self.vocab_size = min(self.vocab_size, self.lookup.hasher.token_map.vocab_size)
-        slot_pages = pages_for(self.context)
-        self.scheduler = Scheduler(self.config.max_batch, self.config.prefill_tokens, slot_pages)
-        self._cache = Cache.empty(model.config, self.config.max_batch * slot_pages)
-        self._steps = self._prompt_tokens = self._output_tokens = 0
-        self._busy_s = 0.0
+            vocab_size = min(vocab_size, self.lookup.hasher.token_map.vocab_size)
+        self.prompts = PromptReader(tokenizer, vocab_size, min(context, pages * PAGE_TOKENS))
+        self.runner = ModelRunner(model, Cache.empty(model.config, pages), self.lookup, vocab_size)
+        limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
+        self.scheduler = Scheduler(limits, PagePool(pages, config.prefix_cache), self._ask, lambda _: [])
+        self.tuner = CohortTuner(config.cohorts if config.overlap else 1)
+        self._answers: dict[str, Answer] = {}
+        self._arrivals = itertools.count()
+        self._steps = self._prompt_tokens = self._reused_tokens = self._output_tokens = 0
+        self._busy_s = self._waited_s = 0.0
+        self._decoded_at: float | None = None
 
     @classmethod
     def from_pretrained(
@@ -134,105 +119,205 @@ class Engine:
         hasher = build_hasher(config, self.tokenizer)
         return RowLookup(hasher, table_specs(config, hasher), self.memory, self.config.lookup_timeout_s)
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.scheduler.idle
+
     def add(self, request: Request) -> None:
-        """Queue a request; RequestError says which field of it cannot be served."""
-        prompt = self._prompt_ids(request)
-        if not prompt:
-            raise RequestError(_field(request), "is empty; give at least one token")
-        if len(prompt) >= self.context:
-            message = f"{len(prompt)} tokens leave no room in a context of {self.context}; shorten the prompt"
-            raise RequestError(_field(request), message)
-        limit = min(len(prompt) + request.sampling.max_new_tokens, self.context)
-        self.scheduler.add(Sequence(request, prompt, limit))
+        """Queue a request, and ask for the rows of its prompt.
 
-    def _prompt_ids(self, request: Request) -> list[int]:
-        if (request.prompt is None) == (request.prompt_token_ids is None):
-            raise RequestError("prompt", "give exactly one of prompt and prompt_token_ids")
-        ids = self._encode(request.prompt) if request.prompt is not None else request.prompt_token_ids
-        if not isinstance(ids, list | tuple):
-            raise RequestError(_field(request), f"{ids!r} is not a list of token ids")
-        for position, token in enumerate(ids):
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.vocab_size:
-                message = f"{token!r} at position {position} is not a token id from 0 to {self.vocab_size - 1}"
-                raise RequestError(_field(request), message)
-        return list(ids)
+        Raises:
+            QueueFull: too many wait already.
+            RequestError: its `field` cannot be served.
+        """
+        if request.id in self._answers:
+            raise RequestError("id", f"{request.id!r} is being served already; give each request its own")
+        if len(self.scheduler.waiting) >= self.config.max_queue:
+            raise QueueFull("queue", f"{len(self.scheduler.waiting)} sequences wait; try again later")
+        prompt = self.prompts.read(request)
+        limit = min(len(prompt) + request.sampling.max_new_tokens, self.prompts.context)
+        sequences = [Sequence(request, prompt, limit, next(self._arrivals))]
+        for _ in range(1, request.sampling.n):
+            sequences.append(Sequence(request, prompt, limit, next(self._arrivals), sequences[0]))
+        self._answers[request.id] = Answer.begin(request, sequences, self.tokenizer)
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+        if self.config.overlap:
+            self.scheduler.send()
 
-    def _encode(self, prompt: str) -> list[int]:
-        if self.tokenizer is None:
-            raise RequestError("prompt", "this model has no tokenizer.json; give prompt_token_ids instead")
-        try:
-            return self.tokenizer.encode(prompt)
-        except ValueError as error:
-            raise RequestError("prompt", str(error).removeprefix("text: ")) from error
+    def cancel(self, request_id: str) -> Completion | None:
+        """Stop a request wherever it is; returns what it has got so far, or None if there is no such request."""
+        answer = self._answers.get(request_id)
+        if answer is None:
+            return None
+        for sequence in answer.unfinished:
+            self._end(sequence, answer, "cancelled")
+        del self._answers[request_id]
+        return answer.completion()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Run requests to the end, yielding each as it finishes; a request that fails yields a RequestFailure."""
-        for request in requests:
-            try:
-                self.add(request)
-            except RequestError as error:
-                yield RequestFailure(request.id, error.field, error.message)
-        while not self.scheduler.idle:
+        """Run requests to the end, yielding each as it finishes; a request that fails yields a RequestFailure.
+
+        Requests are read as the queue has room for them, so there may be any number.
+        """
+        for event in self.events(requests):
+            if not isinstance(event, Delta):
+                yield event
+
+    def events(self, requests: Iterable[Request]) -> Iterator[Event]:
+        """Like `generate`, with the deltas of requests that stream."""
+        todo = iter(requests)
+        more = True
+        while more or not self.idle:
+            while more and len(self.scheduler.waiting) < self.config.max_queue:
+                request = next(todo, None)
+                if request is None:
+                    more = False
+                    break
+                try:
+                    self.add(request)
+                except RequestError as error:
+                    yield RequestFailure(request.id, error.field, error.message)
             yield from self.step()
 
     @torch.inference_mode()
-    def step(self) -> list[Result]:
-        """Schedule a batch, run it, and return the requests that ended with it."""
+    def step(self) -> list[Event]:
+        """Take a batch whose rows are there, run it, and return what came of it."""
         begin = time.perf_counter()
-        sequences = self.scheduler.schedule()
-        try:
-            tokens = self._run(sequences)
-        except MemoryServiceError as error:
-            return self._fail(sequences, error)
-        finally:
+        self.scheduler.cohorts = self.tuner.cohorts
+        self.scheduler.send()
+        pieces = self.scheduler.take()
+        waited_s = time.perf_counter() - begin
+        events: list[Event] = []
+        if pieces:
+            events = self._run(pieces, waited_s)
             self._steps += 1
-            self._busy_s += time.perf_counter() - begin
-        return self._advance(sequences, tokens)
+        if self.config.overlap:
+            self.scheduler.send()
+        self._busy_s += time.perf_counter() - begin
+        return events
 
-    def _run(self, sequences: list[Sequence]) -> list[int]:
-        """Return the next token of each sequence."""
-        rows = None
-        if self.lookup is not None:
-            histories = [sequence.history(self.lookup.history_length) for sequence in sequences]
-            rows = self.lookup.request([sequence.fresh for sequence in sequences], histories)
-        batch = batch_of(sequences)
-        hidden = self.model(batch, rows, self._cache)
-        logits = self.model.logits(hidden[batch.last_tokens])[:, : self.vocab_size]
-        return [sequence.sampler.choose(scores) for sequence, scores in zip(sequences, logits, strict=True)]
+    def _ask(self, pieces: list[Piece]) -> PendingRows | None:
+        if self.lookup is None:
+            return None
+        reach = self.lookup.history_length
+        histories = [piece.sequence.history(piece.start, reach) for piece in pieces]
+        return self.lookup.request([piece.token_ids for piece in pieces], histories)
 
-    def _advance(self, sequences: list[Sequence], tokens: list[int]) -> list[Result]:
-        finished: list[Result] = []
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._prompt_tokens += sequence.prompt_tokens if sequence.num_cached == 0 else 0
+    def _run(self, pieces: list[Piece], waited_s: float) -> list[Event]:
+        try:
+            output = self.runner.run(pieces)
+        except FetchError as failed:
+            self._decoded_at = None
+            requests = {piece.sequence.request.id: None for piece in failed.fetch.live}
+            return [self._fail(name, RequestFailure(name, "memory", str(failed), retryable=True)) for name in requests]
+        self._waited_s += waited_s + output.waited_s
+        self.scheduler.done(pieces)
+        before = self._output_tokens
+        events = [event for i in range(len(output.works)) for event in self._advance(output, i)]
+        self._measure(pieces, output, self._output_tokens - before, waited_s)
+        return events
+
+    def _measure(self, pieces: list[Piece], output: Output, tokens: int, waited_s: float) -> None:
+        """Tell the tuner about a step that only decoded, if the one before it did so too."""
+        rows = pieces[0].fetch.rows
+        only_decoded = rows is not None and all(work.decodes for work in output.works)
+        ended = time.perf_counter()
+        if only_decoded and self._decoded_at is not None:
+            assert rows is not None
+            waited_s += output.waited_s
+            self.tuner.record(tokens, ended - self._decoded_at, waited_s, rows.round_trip_s or 0.0, output.hidden_s)
+        self._decoded_at = ended if only_decoded else None
+
+    def _advance(self, output: Output, index: int) -> list[Event]:
+        """Put what the step found for one sequence where it belongs."""
+        work = output.works[index]
+        sequence = work.sequence
+        if sequence.ended:  # another sample of its request failed in this step
+            return []
+        if sequence.num_cached < sequence.prompt_tokens <= work.pieces[-1].end and not sequence.new_tokens:
+            self._prompt_tokens += sequence.prompt_tokens
+            self._reused_tokens += sequence.reused_tokens
+        sequence.num_cached = work.pieces[-1].end
+        if not work.logits:
+            sequence.name_pages(self.scheduler.pool)
+            return []
+        answer = self._answers[sequence.request.id]
+        try:
+            reason = self._accept(answer, work, output, index)
+        except SamplerError as error:
+            return [self._fail(sequence.request.id, RequestFailure(sequence.request.id, error.field, error.message))]
+        sequence.num_cached = len(sequence.token_ids) - 1
+        sequence.name_pages(self.scheduler.pool)
+        return self._report(sequence, answer, reason)
+
+    def _accept(self, answer: Answer, work: Work, output: Output, index: int) -> FinishReason | None:
+        """Choose tokens until one differs from the draft that was computed on, or ends the sample."""
+        sequence = work.sequence
+        drafts = work.drafts
+        for at, likeliest in enumerate(output.likeliest[index]):
+            chosen = sequence.sampler.choose(output.logits[index][at], *likeliest)
+            sequence.token_ids.append(chosen.token)
+            answer.samples[sequence].write(chosen)
             self._output_tokens += 1
-            sequence.num_cached = len(sequence.token_ids)
-            sequence.token_ids.append(token)
-            reason = self._finish_reason(sequence, token)
+            reason = self._finish_reason(sequence, chosen.token, answer.samples[sequence].stopped)
             if reason is not None:
-                self.scheduler.finish(sequence)
-                finished.append(self._completion(sequence, reason))
-        return finished
+                return reason
+            if at < len(drafts) and chosen.token != drafts[at]:
+                break
+        return None
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> str | None:
-        if token in self.model.config.eos_token_id and not sequence.request.sampling.ignore_eos:
+    def _finish_reason(self, sequence: Sequence, token: int, stopped: bool) -> FinishReason | None:
+        sampling = sequence.request.sampling
+        is_end = token in self.model.config.eos_token_id and not sampling.ignore_eos
+        if stopped or is_end or token in sampling.stop_token_ids:
             return "stop"
         return "length" if len(sequence.token_ids) >= sequence.limit else None
 
-    def _completion(self, sequence: Sequence, reason: str) -> Completion:
-        new = sequence.new_tokens
-        text = self.tokenizer.decode(new) if self.tokenizer is not None else ""
-        return Completion(sequence.request.id, text, tuple(new), sequence.prompt_tokens, reason)
+    def _report(self, sequence: Sequence, answer: Answer, reason: FinishReason | None) -> list[Event]:
+        if reason is not None:
+            self._end(sequence, answer, reason)
+        delta = answer.delta(sequence)
+        events: list[Event] = [] if delta is None else [delta]
+        if answer.finished:
+            del self._answers[answer.request.id]
+            events.append(answer.completion())
+        return events
 
-    def _fail(self, sequences: list[Sequence], error: MemoryServiceError) -> list[Result]:
-        for sequence in sequences:
-            self.scheduler.finish(sequence)
-        return [RequestFailure(sequence.request.id, "memory", str(error), retryable=True) for sequence in sequences]
+    def _end(self, sequence: Sequence, answer: Answer, reason: FinishReason) -> None:
+        answer.end(sequence, reason)
+        self.scheduler.remove(sequence)
+
+    def _fail(self, request_id: str, failure: RequestFailure) -> RequestFailure:
+        for sequence in self._answers.pop(request_id).unfinished:
+            self.scheduler.remove(sequence)
+        return failure
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every page, piece and request is where it belongs. Call it between steps."""
+        self.scheduler.check_integrity()
+        known = {sequence for answer in self._answers.values() for sequence in answer.unfinished}
+        assert known == {*self.scheduler.running, *self.scheduler.waiting}, "a sequence belongs to no request"
 
     def stats(self) -> EngineStats:
-        """Counters since the engine was made."""
-        waited = self.lookup.waited_s if self.lookup is not None else 0.0
-        memory = self.memory.stats() if self.memory is not None else None
-        return EngineStats(self._steps, self._prompt_tokens, self._output_tokens, self._busy_s, waited, memory)
+        """Counters since the engine was made, and what it holds."""
+        return EngineStats(
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused_tokens,
+            output_tokens=self._output_tokens,
+            busy_s=self._busy_s,
+            waited_s=self._waited_s,
+            preemptions=self.scheduler.preemptions,
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            free_pages=self.scheduler.pool.available,
+            cohorts=self.tuner.cohorts,
+            round_trip_s=self.tuner.round_trip_s,
+            hidden_s=self.tuner.hidden_s,
+            memory=self.memory.stats() if self.memory is not None else None,
+        )
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -244,7 +329,3 @@ def _open_memory(address: str | None, tables: Path, config: EngineConfig) -> Mem
     if address is None:
         return LocalMemory.load(str(tables))
     return MemoryClient.connect(address, config=config.client)
-
-
-def _field(request: Request) -> str:
-    return "prompt" if request.prompt_token_ids is None else "prompt_token_ids"

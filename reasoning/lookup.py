@@ -55,7 +55,7 @@ class RowLookup:
 
 
 class PendingRows:
-    """The rows of one lookup in all layers, on their way."""
+    """The rows of one lookup in all layers, on their way. Called with a layer it is that layer's rows, decoded."""
 
     def __init__(self, lookup: RowLookup, futures: dict[int, Future[Rows]]):
         self._lookup, self._futures = lookup, futures
@@ -103,6 +103,10 @@ class PendingRows:
                 f"the rows of layer {layer} did not come within {self._lookup.timeout_s} s; "
                 "is the memory overloaded? A larger lookup_timeout_s waits longer"
             ) from error
+
+    def __call__(self, layer: int) -> Tensor:
+        """Return a layer's rows of all positions, decoded: [T, C * D] fp32. Raises like `wait`."""
+        return self.embeddings(layer, slice(None))
 
     def embeddings(self, layer: int, positions: slice) -> Tensor:
         """Return a layer's rows of some of the positions, decoded: [positions, C * D] fp32. Raises like `wait`."""

@@ -81,7 +81,6 @@ class PagePool:
         count = Counter(page for pages in held for page in pages)
         assert all(self._holders[page] == count[page] for page in range(self.size)), "a page leaks or is held unseen"
         idle = self._free + list(self._kept)
-        assert len(idle) == len(set(idle)) and not count.keys() & set(idle), "a page is held and available"
-        assert len(idle) + len(count) == self.size, "a page is lost"
+        assert sorted((*idle, *count)) == list(range(self.size)), "a page is lost, or held and available"
         assert {page: digest for digest, page in self._pages.items()} == self._digests, "names do not fit their pages"
-        assert self._kept.keys() <= self._digests.keys() and not self._digests.keys() & set(self._free), "wrongly kept"
+        assert set(self._kept) == set(self._digests) - set(count), "a page is kept without a name, or not kept with one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from reasoning.model.transformer import Transformer
 from reasoning.sequence import Fetch, Piece, Sequence
 
 
-class FetchFailed(Exception):
+class FetchError(Exception):
     """The rows of a fetch did not come; the step is undone by running it again without them."""
 
     def __init__(self, fetch: Fetch, error: MemoryServiceError):
@@ -42,6 +43,17 @@ class Work:
         last = self.pieces[-1]
         return last.drafts + 1 if last.final else 0
 
+    @property
+    def drafts(self) -> list[int]:
+        """The guesses among the tokens."""
+        last = self.pieces[-1]
+        return last.token_ids[len(last.token_ids) - last.drafts :]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is a running sequence's next token, with or without drafts."""
+        return len(self.token_ids) == 1 + len(self.drafts)
+
 
 @dataclass(frozen=True)
 class Output:
@@ -50,8 +62,8 @@ class Output:
     works: tuple[Work, ...]
     logits: tuple[Tensor, ...]
     """For each work [its logits, vocabulary]."""
-    likeliest: tuple[tuple[int, ...], ...]
-    """For each work the likeliest token at each of those positions."""
+    likeliest: tuple[tuple[tuple[int, float], ...], ...]
+    """For each work the likeliest token at each of those positions, and its logit."""
     waited_s: float
     """Time spent waiting for rows."""
     hidden_s: float
@@ -69,7 +81,7 @@ class ModelRunner:
         """Extend the cache by the pieces' tokens. Running the same pieces again does no harm.
 
         Raises:
-            FetchFailed: rows did not come.
+            FetchError: rows did not come.
         """
         works = works_of(pieces)
         batch = batch_of(works)
@@ -78,11 +90,12 @@ class ModelRunner:
         hidden = self.model(batch, rows, self.cache)
         logits = self.model.logits(hidden[_needed(works)])[:, : self.vocab_size]
         counts = [work.logits for work in works]
-        likeliest = torch.split(logits.argmax(-1), counts)
+        highest, ids = logits.max(-1)
+        likeliest = iter(zip(ids.tolist(), highest.tolist(), strict=True))
         return Output(
             tuple(works),
             torch.split(logits, counts),
-            tuple(tuple(ids.tolist()) for ids in likeliest),
+            tuple(tuple(itertools.islice(likeliest, count)) for count in counts),
             rows.waited_s if rows is not None else 0.0,
             (rows.first_needed if rows is not None else time.perf_counter()) - begin,
         )
@@ -109,7 +122,8 @@ def batch_of(works: Several[Work]) -> Batch:
 
 def _needed(works: Several[Work]) -> Tensor:
     """Indices of the positions whose logits are needed among all tokens."""
-    needed, end = [], 0
+    needed: list[int] = []
+    end = 0
     for work in works:
         end += sum(len(piece.token_ids) for piece in work.pieces)
         needed += range(end - work.logits, end)
@@ -125,7 +139,7 @@ class BatchRows:
         self._parts = _parts_of(pieces)
 
     def __call__(self, layer: int) -> Tensor:
-        """Return [T, C * D] fp32; waits. Raises FetchFailed."""
+        """Return [T, C * D] fp32; waits. Raises FetchError."""
         begin = time.perf_counter()
         self.first_needed = self.first_needed or begin
         for fetch, _ in self._parts:
@@ -139,7 +153,7 @@ class BatchRows:
         try:
             fetch.rows.wait(layer)
         except MemoryServiceError as error:
-            raise FetchFailed(fetch, error) from error
+            raise FetchError(fetch, error) from error
 
 
 def _parts_of(pieces: Several[Piece]) -> list[tuple[Fetch, slice]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -160,7 +161,7 @@ class Scheduler:
             self._latest_cohort = ready[0][0].cohort
         budget = self.limits.prefill_tokens
         for sequence in (group[0] for group in ready if not group[0].decoding):
-            if not sequence.started and not self._start(sequence):
+            if len(sequence.pieces[0].token_ids) > budget or not (sequence.started or self._start(sequence)):
                 break
             for piece in sequence.pieces:
                 if len(piece.token_ids) > budget or not (piece is sequence.pieces[0] or piece.fetch.landed):
@@ -172,8 +173,8 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> bool:
         """Give a waiting sequence its place, unless places or pages for its prompt are missing."""
         needed = pages_for(len(sequence.token_ids)) - len(sequence.pages)
-        growth = len(self.running)  # a page for each of those that run already, so that none has to yield at once
-        if self.running and (growth >= self.limits.max_batch or self.pool.available < needed + growth):
+        growth = sum(pages_for(s.limit) > len(s.pages) for s in self.running)  # so that nobody has to yield at once
+        if len(self.running) == self.limits.max_batch or (self.running and self.pool.available < needed + growth):
             return False
         self.waiting.remove(sequence)
         self.running.append(sequence)
@@ -221,9 +222,8 @@ class Scheduler:
         """Raise AssertionError unless pages, pieces and fetches fit together."""
         sequences = [*self.running, *self.waiting]
         self.pool.check_integrity([sequence.pages for sequence in sequences])
-        in_flight = {piece for sequence in sequences for piece in sequence.pieces}
-        fetched = [piece for fetch in self.fetches for piece in fetch.live]
-        assert len(fetched) == len(in_flight) and set(fetched) == in_flight, "a piece is lost"
+        in_flight = Counter(piece for sequence in sequences for piece in sequence.pieces)
+        assert in_flight == Counter(piece for fetch in self.fetches for piece in fetch.live), "a piece is lost"
         assert all(sequence.started for sequence in self.running), "a sequence runs without a place"
         assert not any(sequence.started for sequence in self.waiting), "a sequence waits with a place"
         assert len(self.running) <= self.limits.max_batch, "too many run"

@@ -37,6 +37,7 @@ class Sequence:
         self.pages: list[int] = []
         self.num_cached = 0
         self.reused_tokens = 0
+        """Prompt tokens found in the cache."""
         self._digest, self._named = b"", 0
 
     @property
@@ -77,7 +78,8 @@ class Sequence:
             self.pages.append(page)
             self._digest, self._named = digest, self._named + 1
             self.num_cached += PAGE_TOKENS
-        self.reused_tokens += self.num_cached - before
+        if not self.new_tokens:
+            self.reused_tokens = self.num_cached
         return self.num_cached > before
 
     def name_pages(self, pool: PagePool) -> None:
@@ -108,11 +110,14 @@ class Sequence:
         """Raise AssertionError unless what is cached and what is in flight follow each other."""
         at = self.num_cached
         for piece in self.pieces:
-            assert piece.live and piece.start == at, "pieces leave a gap"
+            assert piece.live, "a dead piece is kept"
+            assert piece.start == at, "pieces leave a gap"
             at = piece.end
         assert self.num_cached < len(self.token_ids) <= self.limit, "more is cached than known"
         assert len(self.pages) >= pages_for(self.num_cached), "tokens are cached outside of pages"
-        assert self.pieces == [] or self.pieces[-1].end - self.pieces[-1].drafts <= len(self.token_ids), "unknown tokens"
+        assert self.pieces == [] or self.pieces[-1].end - self.pieces[-1].drafts <= len(self.token_ids), (
+            "unknown tokens"
+        )
 
 
 @dataclass(eq=False)

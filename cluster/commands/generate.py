@@ -145,7 +145,8 @@ def run(args: argparse.Namespace) -> int:
 def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
     from cluster.batch.job import to_record
     from cluster.batch.lines import Line
-    from reasoning.engine import Engine, EngineConfig
+    from reasoning.engine import Engine
+    from reasoning.engine_config import EngineConfig
 
     if args.output is not None:
         raise ValueError("--output: goes with --input; with --prompt the text is printed")

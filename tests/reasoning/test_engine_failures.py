@@ -1,16 +1,18 @@
 """What can be wrong with a request, a model directory or a memory, and that the rest goes on."""
 
+import copy
 import dataclasses
 import json
 import shutil
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 import numpy as np
 import pytest
 
 from memory_service import FingerprintMismatch, LocalMemory, ShardUnavailable, SnapshotError, UnknownTable
 from reasoning.checkpoint import load_model
-from reasoning.engine import Engine, EngineConfig
+from reasoning.engine import Engine
+from reasoning.engine_config import EngineConfig
 from reasoning.request import Completion, Request, RequestFailure, SamplingParams
 from reasoning.tokenizer import Tokenizer
 
@@ -73,7 +75,9 @@ class Flaky:
         self.calls += 1
         trouble = self.troubles.get(self.calls)
         if trouble is None:
-            return self.memory.lookup(table, rows, timeout_s)
+            future = self.memory.lookup(table, rows, timeout_s)
+            wait([future])  # so that what runs together does not depend on threads
+            return future
         error = ShardUnavailable("shard shard-1 at 10.0.0.1:7000 went away")
         if trouble == "raises":
             raise error
@@ -83,36 +87,74 @@ class Flaky:
         return future
 
 
+# Lookups by number, two layers each: the prompts of a, b and c on arrival, then the next tokens of a and b together.
 @pytest.mark.parametrize("trouble", ["raises", "fails", "silent"])
 @pytest.mark.parametrize(
-    "call", [1, 2, 3, 4], ids=["prompt, layer 0", "prompt, layer 2", "next, layer 0", "next, layer 2"]
+    ("call", "lost"), [(1, "a"), (4, "b"), (6, "c"), (7, "ab"), (8, "ab")], ids=["a", "b", "c", "layer 0", "layer 2"]
 )
-def test_a_memory_that_fails_costs_only_that_steps_requests(parts, trouble, call):
+def test_a_lookup_that_fails_costs_only_its_requests(parts, trouble, call, lost):
     model, tokenizer, memory = parts
     config = EngineConfig(max_batch=2, lookup_timeout_s=0.02)
-    expected = {r.id: r for r in Engine(model, tokenizer, memory).generate([Request("c", "xyz", sampling=SHORT)])}
-    engine = Engine(model, tokenizer, Flaky(memory, {call: trouble}), config)
     some = [Request(name, prompt, sampling=SHORT) for name, prompt in (("a", "x"), ("b", "xy"), ("c", "xyz"))]
+    expected = {r.id: r for r in Engine(model, tokenizer, memory).generate(some)}
+    engine = Engine(model, tokenizer, Flaky(memory, {call: trouble}), config)
     results = {result.id: result for result in engine.generate(some)}
-    for name in "ab":
-        assert isinstance(results[name], RequestFailure)
-        assert (results[name].field, results[name].retryable) == ("memory", True)
-        assert ("did not come within 0.02 s" if trouble == "silent" else "shard-1 at 10.0.0.1") in results[name].message
-    assert results["c"] == expected["c"]
-    again = {r.id: r for r in engine.generate(some)}
-    assert [type(again[name]) for name in "abc"] == [Completion] * 3
+    engine.check_integrity()
+    for name in "abc":
+        if name in lost:
+            assert isinstance(results[name], RequestFailure)
+            assert (results[name].field, results[name].retryable) == ("memory", True)
+            reason = "did not come within 0.02 s" if trouble == "silent" else "shard-1 at 10.0.0.1"
+            assert reason in results[name].message
+        else:
+            assert results[name] == expected[name]
+    assert {result.id: result for result in engine.generate(some)} == expected
 
 
 def test_those_who_run_are_not_hurt_by_a_newcomers_failure(parts):
     model, tokenizer, memory = parts
     first = Request("a", "x", sampling=SamplingParams(max_new_tokens=6, ignore_eos=True))
     (expected,) = Engine(model, tokenizer, memory).generate([first])
-    engine = Engine(model, tokenizer, Flaky(memory, {5: "fails"}), EngineConfig(max_batch=2))
+    flaky = Flaky(memory, {})
+    engine = Engine(model, tokenizer, flaky, EngineConfig(max_batch=2))
     engine.add(first)
     assert engine.step() == engine.step() == []
-    failure, completion = engine.generate([Request("b", "y", sampling=SHORT)])  # its prompt is the fifth lookup
+    flaky.troubles[flaky.calls + 2] = "fails"  # its layer 2: the step is under way by then
+    failure, completion = engine.generate([Request("b", "y", sampling=SHORT)])
     assert (failure.id, failure.field) == ("b", "memory")
     assert completion == expected
+
+
+def test_a_memory_that_goes_away_and_returns_loses_what_was_on_its_way_and_nothing_else(parts):
+    model, tokenizer, memory = parts
+    some = [Request(str(n), "x" * (n + 1), sampling=SamplingParams(max_new_tokens=4)) for n in range(6)]
+    expected = {r.id: r for r in Engine(model, tokenizer, memory).generate(some)}
+    flaky = Flaky(memory, {})
+    engine = Engine(model, tokenizer, flaky, EngineConfig(max_batch=3))
+    for request in some:
+        engine.add(request)
+    results = engine.step()
+    flaky.troubles = {flaky.calls + n: "fails" for n in range(1, 3)}  # gone for one lookup of all that decode
+    while not engine.idle:
+        results += engine.step()
+        engine.check_integrity()
+    failed = {result.id for result in results if isinstance(result, RequestFailure)}
+    assert failed
+    assert {r.id: r for r in results if r.id not in failed} == {k: v for k, v in expected.items() if k not in failed}
+    assert {r.id: r for r in engine.generate(some)} == expected
+
+
+def test_a_model_that_computes_nonsense_fails_its_request_only(parts):
+    model, tokenizer, memory = parts
+    good, bad = Request("good", "x", sampling=SHORT), Request("bad", "y", sampling=SHORT)
+    (expected,) = Engine(model, tokenizer, memory).generate([good])
+    broken = copy.deepcopy(model)
+    broken.embed_tokens.weight.data[tokenizer.encode("y")[0]] = float("nan")
+    engine = Engine(broken, tokenizer, memory)
+    results = {result.id: result for result in engine.generate([bad, good])}
+    engine.check_integrity()
+    assert results["good"] == expected
+    assert (results["bad"].field, results["bad"].retryable) == ("model", False)
 
 
 @pytest.mark.parametrize(

@@ -1,96 +1,218 @@
-"""Who gets to run: first come, first served, as slots and the prefill budget allow."""
+"""Who gets to run: by arrival, by landed rows, by pages and places."""
 
 import pytest
 
-from reasoning.request import Request
-from reasoning.scheduler import Scheduler, Sequence, batch_of
+from reasoning.model.batch import PAGE_TOKENS
+from reasoning.pages import PagePool
+from reasoning.request import Request, SamplingParams
+from reasoning.scheduler import Limits, Scheduler
+from reasoning.sequence import Sequence
 
 
-def sequence(name, length):
-    return Sequence(Request(name), list(range(length)), limit=64)
+class Rows:
+    """Rows that land when the test says so."""
+
+    def __init__(self, pieces):
+        self.pieces, self.landed = pieces, False
 
 
-def names(sequences):
-    return [item.request.id for item in sequences]
+class Bench:
+    """A scheduler and the rows it asked for."""
+
+    def __init__(self, max_batch=4, prefill_tokens=100, pages=64, overlap=True, land=True, keep=True):
+        self.asked = []
+        self.land = land
+        limits = Limits(max_batch, prefill_tokens, overlap)
+        self.scheduler = Scheduler(limits, PagePool(pages, keep), self.ask, lambda _: [])
+        self.arrivals = 0
+
+    def ask(self, pieces):
+        rows = Rows(pieces)
+        rows.landed = self.land
+        self.asked.append(rows)
+        return rows
+
+    def add(self, name, length, fill=None, first=None, limit=10_000):
+        tokens = list(range(length)) if fill is None else [fill] * length
+        sequence = Sequence(Request(name, sampling=SamplingParams()), tokens, limit, self.arrivals, first)
+        self.arrivals += 1
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self):
+        """Run one step; what it ran, as name -> (start, end)."""
+        self.scheduler.send()
+        pieces = self.scheduler.take()
+        ran = {}
+        for piece in pieces:
+            start, _ = ran.get(piece.sequence.request.id, (piece.start, 0))
+            ran[piece.sequence.request.id] = (start, piece.end)
+        self.scheduler.done(pieces)
+        for piece in pieces:
+            final = piece.final
+            piece.sequence.num_cached = piece.end
+            piece.sequence.name_pages(self.scheduler.pool)
+            if final:
+                piece.sequence.token_ids.append(200)
+        self.scheduler.check_integrity()
+        return ran
 
 
-def advance(sequences, token=200):
-    for item in sequences:
-        item.num_cached = len(item.token_ids)
-        item.token_ids.append(token)
+def test_prompts_enter_in_order_while_places_last():
+    bench = Bench(max_batch=2)
+    first, _, _ = (bench.add(name, 3) for name in "abc")
+    assert bench.step() == {"a": (0, 3), "b": (0, 3)}
+    assert bench.step() == {"a": (3, 4), "b": (3, 4)}
+    bench.scheduler.remove(first)
+    assert bench.step() == {"b": (4, 5), "c": (0, 3)}
 
 
-def test_a_sequence_knows_what_is_fresh_and_what_came_before():
-    item = sequence("a", 5)
-    assert (item.fresh, item.history(2), item.new_tokens) == ([0, 1, 2, 3, 4], [], [])
-    advance([item], 7)
-    assert (item.fresh, item.history(2), item.new_tokens) == ([7], [3, 4], [7])
-    advance([item], 8)
-    assert (item.fresh, item.history(2), item.new_tokens) == ([8], [4, 7], [7, 8])
-    short = sequence("b", 1)
-    advance([short])
-    assert short.history(2) == [0]
+def test_a_long_prompt_enters_in_chunks_beside_those_who_decode():
+    bench = Bench(prefill_tokens=40)
+    bench.add("a", 3)
+    bench.step()
+    bench.add("b", 100)
+    assert [bench.step()["b"] for _ in range(3)] == [(0, 40), (40, 80), (80, 100)]
+    assert bench.step() == {"a": (6, 7), "b": (100, 101)}
 
 
-def test_prompts_enter_in_order_while_slots_last():
-    scheduler = Scheduler(slots=2, prefill_tokens=100, slot_pages=2)
+def test_chunks_of_one_prompt_run_as_one_where_the_step_has_room():
+    bench = Bench(prefill_tokens=2000)
+    bench.add("a", 1800)
+    assert bench.step() == {"a": (0, 1800)}
+    assert [len(rows.pieces[0].token_ids) for rows in bench.asked] == [512, 512, 512, 264]
+
+
+def test_rows_are_asked_for_while_a_prompt_waits_but_not_without_end():
+    bench = Bench(max_batch=1, prefill_tokens=10)
+    for name in "abcd":
+        bench.add(name, 8)
+    bench.scheduler.send()
+    assert [rows.pieces[0].sequence.request.id for rows in bench.asked] == ["a", "b", "c"]  # two steps ahead
+
+
+def test_whoever_has_landed_runs_first():
+    bench = Bench(land=False)
+    bench.add("slow", 3)
+    bench.add("fast", 3)
+    bench.scheduler.send()
+    bench.asked[1].landed = True
+    assert bench.step() == {"fast": (0, 3)}
+    bench.scheduler.send()
+    bench.asked[0].landed = bench.asked[2].landed = True
+    assert bench.step() == {"fast": (3, 4), "slow": (0, 3)}
+
+
+def test_a_cohort_runs_when_all_its_rows_have_landed(monkeypatch):
+    bench = Bench()
+    first, second = bench.add("a", 3), bench.add("b", 3)
+    bench.step()
+    bench.land = False
+    bench.scheduler.send()
+    bench.add("c", 3)
+
+    def land(rows):
+        for one in rows:
+            one.landed = True
+
+    monkeypatch.setattr("reasoning.scheduler.wait_any", land)
+    assert list(bench.step()) == ["a", "b", "c"]
+    assert (first.cohort, second.cohort) == (0, 0)
+
+
+def test_alone_a_cohort_runs_before_its_rows_are_there(monkeypatch):
+    monkeypatch.setattr("reasoning.scheduler.wait_any", lambda _: pytest.fail("it waits though nothing else can run"))
+    bench = Bench(land=False)
+    bench.add("a", 3)
+    assert bench.step() == {"a": (0, 3)}
+    assert bench.step() == {"a": (3, 4)}
+
+
+def test_two_cohorts_take_turns_and_stay_even():
+    bench = Bench(max_batch=8)
+    sequences = [bench.add(name, 3) for name in "abcdef"]
+    bench.step()
+    bench.scheduler.cohorts = 2
+    turns = ["".join(bench.step()) for _ in range(4)]
+    assert sorted(turns[0] + turns[1]) == list("abcdef")
+    assert (len(turns[0]), turns[2], turns[3]) == (3, turns[0], turns[1])
+    for sequence in [s for s in sequences if s.cohort == 0][:2]:
+        bench.scheduler.remove(sequence)
+    assert sorted(len(bench.step()) for _ in range(4))[:2] == [2, 2]
+    bench.scheduler.cohorts = 1
+    for _ in range(3):
+        ran = bench.step()
+    assert len(ran) == 4
+
+
+def test_prompts_that_begin_alike_share_pages():
+    bench = Bench(prefill_tokens=1000)
+    long = 3 * PAGE_TOKENS
+    first = bench.add("a", long)
+    bench.step()
+    second = bench.add("b", long)
+    assert bench.step()["b"] == (2 * PAGE_TOKENS, long)  # the last token is computed: its logits are wanted
+    assert second.pages[:2] == first.pages[:2]
+    assert second.pages[2:] != first.pages[2:]
+    bench.scheduler.remove(first)
+    bench.scheduler.remove(second)
+    assert bench.add("c", long + 1).num_cached == 0
+    assert bench.step()["c"] == (long, long + 1)
+
+
+def test_prompts_that_arrive_together_share_what_the_first_has_computed():
+    bench = Bench(max_batch=2, prefill_tokens=200)
     for name in "abc":
-        scheduler.add(sequence(name, 3))
-    admitted = scheduler.schedule()
-    assert names(admitted) == ["a", "b"]
-    assert sorted(item.pages for item in admitted) == [(0, 1), (2, 3)]
-    advance(admitted)
-    assert names(scheduler.schedule()) == ["a", "b"]  # no slot for c: those that run go on
-    scheduler.finish(admitted[0])
-    entered = scheduler.schedule()
-    assert names(entered) == ["c"]
-    assert entered[0].pages == admitted[0].pages
-    advance(entered)
-    assert names(scheduler.schedule()) == ["b", "c"]
+        bench.add(name, 150)
+    assert bench.step() == {"a": (0, 150)}  # b would not fit into the step
+    assert bench.step() == {"a": (150, 151)}  # what had been asked for b is of no use any more
+    assert bench.step() == {"a": (151, 152), "b": (128, 150)}
 
 
-@pytest.mark.parametrize(
-    ("lengths", "steps"),
-    [
-        ([4, 6, 1], ["ab", "c", "abc"]),
-        ([4, 7, 1], ["a", "bc", "abc"]),  # nobody overtakes
-        ([30, 1], ["a", "b", "ab"]),  # a prompt beyond the budget enters alone
-        ([1, 30], ["a", "b", "ab"]),
-    ],
-    ids=str,
-)
-def test_one_step_takes_prompts_up_to_the_prefill_budget(lengths, steps):
-    scheduler = Scheduler(slots=4, prefill_tokens=10, slot_pages=2)
-    for name, length in zip("abc", lengths, strict=False):
-        scheduler.add(sequence(name, length))
-    for expected in steps:
-        scheduled = scheduler.schedule()
-        assert "".join(names(scheduled)) == expected
-        advance(scheduled)
+def test_further_samples_wait_for_the_first_ones_prompt():
+    bench = Bench(prefill_tokens=1000)
+    first = bench.add("a", 130)
+    bench.add("b", 130, first=first)
+    assert bench.step() == {"a": (0, 130)}
+    assert bench.step() == {"a": (130, 131), "b": (128, 130)}
 
 
-def test_idle_means_nothing_waits_or_runs():
-    scheduler = Scheduler(slots=1, prefill_tokens=10, slot_pages=2)
-    assert scheduler.idle
-    item = sequence("a", 3)
-    scheduler.add(item)
-    assert not scheduler.idle
-    scheduler.schedule()
-    assert not scheduler.idle
-    scheduler.finish(item)
-    assert scheduler.idle
-    assert scheduler.schedule() == []
+def test_the_latest_yields_its_pages_and_resumes():
+    bench = Bench(pages=4, prefill_tokens=1000, keep=False)
+    first = bench.add("a", 2 * PAGE_TOKENS - 2, fill=1)
+    second = bench.add("b", PAGE_TOKENS - 2, fill=2)
+    assert list(bench.step()) == ["a", "b"]
+    while not bench.scheduler.preemptions:
+        bench.step()
+    assert (first.started, second.started, second.pages, second.num_cached) == (True, False, [], 0)
+    known = len(second.token_ids)
+    bench.scheduler.remove(first)
+    assert bench.step() == {"b": (0, known)}
+    assert second.prompt_tokens == PAGE_TOKENS - 2
 
 
-def test_a_batch_lays_fresh_tokens_end_to_end():
-    scheduler = Scheduler(slots=4, prefill_tokens=100, slot_pages=2)
-    for name, length in (("a", 3), ("b", 2)):
-        scheduler.add(sequence(name, length))
-    items = scheduler.schedule()
-    advance(items[:1], 99)
-    batch = batch_of(items)
-    assert batch.token_ids.tolist() == [99, 0, 1]
-    assert (batch.lengths, batch.starts) == ((1, 2), (3, 0))
-    assert batch.pages == tuple(item.pages for item in items)
-    assert batch.positions.tolist() == [3, 0, 1]
-    assert batch.last_tokens.tolist() == [0, 2]
+def test_a_cancelled_sequence_leaves_its_cohorts_lookup():
+    bench = Bench()
+    bench.add("a", 3)
+    second = bench.add("b", 3)
+    bench.step()
+    bench.scheduler.send()
+    bench.scheduler.remove(second)
+    assert bench.step() == {"a": (3, 4)}
+
+
+def test_a_step_that_was_not_done_is_taken_again():
+    bench = Bench()
+    bench.add("a", 3)
+    bench.scheduler.send()
+    assert bench.scheduler.take() == bench.scheduler.take() != []
+    assert bench.step() == {"a": (0, 3)}
+
+
+def test_integrity_sees_a_lost_piece():
+    bench = Bench()
+    sequence = bench.add("a", 3)
+    bench.scheduler.send()
+    sequence.pieces.clear()
+    with pytest.raises(AssertionError, match="a piece is lost"):
+        bench.scheduler.check_integrity()

@@ -8,7 +8,8 @@ import pytest
 from memory_service import MemoryClient, Placement, ShardAddress, Snapshot
 from memory_service.server import ShardServer
 from memory_service.shard import Shard
-from reasoning.engine import Engine, EngineConfig
+from reasoning.engine import Engine
+from reasoning.engine_config import EngineConfig
 from reasoning.request import Request, SamplingParams
 from reasoning.training.corpus import Corpus, Stream
 from reasoning.training.evaluation import held_out_loss, xz_bits_per_byte
