@@ -35,7 +35,7 @@ Event = Delta | Result
 """What a step hands back: parts of samples for requests that stream, and the ends of requests."""
 
 
-class QueueFull(RequestError):
+class QueueFullError(RequestError):
     """More sequences wait than `max_queue` allows. The same request may be taken later."""
 
 
@@ -128,13 +128,13 @@ class Engine:
         """Queue a request, and ask for the rows of its prompt.
 
         Raises:
-            QueueFull: too many wait already.
+            QueueFullError: too many wait already.
             RequestError: its `field` cannot be served.
         """
         if request.id in self._answers:
             raise RequestError("id", f"{request.id!r} is being served already; give each request its own")
         if len(self.scheduler.waiting) >= self.config.max_queue:
-            raise QueueFull("queue", f"{len(self.scheduler.waiting)} sequences wait; try again later")
+            raise QueueFullError("queue", f"{len(self.scheduler.waiting)} sequences wait; try again later")
         prompt = self.prompts.read(request)
         limit = min(len(prompt) + request.sampling.max_new_tokens, self.prompts.context)
         sequences = [Sequence(request, prompt, limit, next(self._arrivals))]

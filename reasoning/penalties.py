@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +18,8 @@ class Penalties:
         self._params = params
         counted = prompt_ids if params.repetition_penalty != 1 else ()
         self._place = {token: place for place, token in enumerate(dict.fromkeys(counted))}
-        self._ids = torch.tensor(list(self._place), dtype=torch.int64)
-        self._counts = torch.zeros(len(self._ids))  # of the output alone
+        self._ids = np.array(list(self._place), np.int64)
+        self._counts = np.zeros(len(self._ids), np.float32)  # of the output alone
 
     @staticmethod
     def wanted(params: SamplingParams) -> bool:
@@ -34,14 +35,14 @@ class Penalties:
         self._counts[place] += 1
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Return float logits [vocabulary] with penalties, as a copy.
+        """Return fp32 logits [vocabulary] with penalties, as a copy.
 
         With c the times a token is in the output, and after repetition_penalty r on what prompt or output contain
         (l / r for l > 0, else l * r): l - c * frequency_penalty - (c > 0) * presence_penalty.
         """
-        used = len(self._place)
-        ids, counts = self._ids[:used].to(logits.device), self._counts[:used].to(logits.device)
-        scores, params = logits[ids], self._params
+        params, used = self._params, len(self._place)
+        ids, counts = (torch.from_numpy(array[:used]).to(logits.device) for array in (self._ids, self._counts))
+        scores = logits[ids]
         scores = torch.where(scores > 0, scores / params.repetition_penalty, scores * params.repetition_penalty)
         scores -= counts * params.frequency_penalty + (counts > 0) * params.presence_penalty
         return logits.index_put((ids,), scores)
@@ -49,5 +50,4 @@ class Penalties:
     def _grow(self) -> None:
         """Make room for as many tokens again, so that counting costs the same however long the output."""
         more = max(64, len(self._ids))
-        self._ids = torch.cat([self._ids, self._ids.new_zeros(more)])
-        self._counts = torch.cat([self._counts, self._counts.new_zeros(more)])
+        self._ids, self._counts = (np.append(array, np.zeros(more, array.dtype)) for array in (self._ids, self._counts))

@@ -76,15 +76,15 @@ class Sampler:
     def _draw(self, scores: Tensor) -> int:
         params, highest = self.params, float(scores.max())
         _check(highest)
-        if params.top_k or params.top_p < 1:
-            ids, weights = _nucleus(scores, highest, params)
-        else:
-            ids, weights = None, _weights(scores, highest, params.temperature)
-        if params.min_p:
-            weights = weights.masked_fill(weights < params.min_p, 0.0)  # the likeliest token's weight is 1
+        if not params.top_k and params.top_p == 1:
+            return self._fall(_min_p(_weights(scores, highest, params.temperature), params))
+        ids, weights = _nucleus(scores, highest, params)
+        return int(ids[self._fall(_min_p(weights, params))])
+
+    def _fall(self, weights: Tensor) -> int:
+        """Return where a random number falls among lengths laid end to end. It never falls on one of 0."""
         sums = weights.cumsum(-1)
-        place = int(torch.searchsorted(sums, sums[-1] * self._random.random(), right=True))
-        return place if ids is None else int(ids[place])
+        return int(torch.searchsorted(sums, sums[-1] * self._random.random(), right=True))
 
     def _with_logprobs(self, token: int, logits: Tensor) -> Chosen:
         if self.params.logprobs is None:
@@ -99,7 +99,7 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` largest of scores [n] and their indices, from the largest down, of equal ones the first."""
     values, ids = scores.topk(count)
     if count and int((scores == values[-1]).sum()) > int((values == values[-1]).sum()):
-        above = ids[values > values[-1]]  # which of the equal ones it found is the library's secret
+        above = ids[values > values[-1]]  # which of the equal ones `topk` finds is not defined
         ids = torch.cat([above, (scores == values[-1]).nonzero()[: count - len(above), 0]])
     ids = ids.sort().values
     values, order = scores[ids].sort(descending=True, stable=True)
@@ -108,30 +108,32 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _nucleus(scores: Tensor, highest: float, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """Return ids and weights, by ascending id, of the tokens that top_k and then top_p leave."""
-    most = min(params.top_k or len(scores), len(scores))
-    if params.top_p == 1:
-        values, ids = largest(scores, most)
-        kept = _weights(values, highest, params.temperature)
-    else:
-        ids, kept = _top_p(scores, highest, most, params)
-    ids, order = ids.sort()
-    return ids, kept[order]
-
-
-def _top_p(scores: Tensor, highest: float, most: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Return ids and weights of the fewest among the `most` likeliest tokens that have top_p of their probability."""
-    count = most if params.top_k else min(_HEAD, most)
-    total = None if params.top_k else _weights(scores, highest, params.temperature).sum()
-    while True:
-        values, ids = largest(scores, count)
+    if 0 < params.top_k < len(scores):
+        values, ids = largest(scores, params.top_k)
         weights = _weights(values, highest, params.temperature)
-        sums = weights.cumsum(-1)
-        wanted = params.top_p * (sums[-1] if total is None else total)
-        if sums[-1] >= wanted or count == most:
-            break
-        count = min(16 * count, most)
-    kept = sums - weights < wanted  # the likeliest token always
-    return ids[kept], weights[kept]
+        total = weights.sum()
+    else:
+        total = _weights(scores, highest, params.temperature).sum()
+        ids, weights = _head(scores, highest, params, total)
+    before = weights.cumsum(-1) - weights
+    kept = before < params.top_p * total  # the likeliest token always
+    ids, order = ids[kept].sort()
+    return ids, weights[kept][order]
+
+
+def _head(scores: Tensor, highest: float, params: SamplingParams, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ids and weights of likeliest tokens, best first, at least as many as have the share top_p of `total`."""
+    count = _HEAD
+    while True:
+        values, ids = largest(scores, min(count, len(scores)))
+        weights = _weights(values, highest, params.temperature)
+        if count >= len(scores) or weights.sum() >= params.top_p * total:
+            return ids, weights
+        count *= 16
+
+
+def _min_p(weights: Tensor, params: SamplingParams) -> Tensor:
+    return weights.masked_fill(weights < params.min_p, 0.0) if params.min_p else weights  # the likeliest has weight 1
 
 
 def _weights(scores: Tensor, highest: float, temperature: float) -> Tensor:

@@ -17,6 +17,7 @@ class Tokenizer:
         self.backend = backend
         """The `tokenizers` object, for what this class does not wrap."""
         self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
@@ -48,6 +49,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def has_text(self, token_id: int) -> bool:
+        """Whether `decode` makes text of an id: it leaves out special tokens and gaps of the vocabulary."""
+        return token_id not in self._special and self.id_to_token(token_id) is not None
 
     def decode_each(self, ids: Sequence[int]) -> list[str]:
         """Text of each id by itself, special tokens kept; a part of a UTF-8 character reads as U+FFFD."""

@@ -11,8 +11,8 @@ LOGITS = PROBABILITIES.log() + 7.0  # a constant added to all changes nothing
 
 
 def draw(count, **params):
-    sampler = Sampler(SamplingParams(**{"temperature": 1.0, "seed": 5, **params}))
-    return [sampler.choose(LOGITS) for _ in range(count)]
+    sampler = Sampler(SamplingParams(**{"temperature": 1.0, "seed": 5, **params}), [])
+    return [sampler.choose(LOGITS).token for _ in range(count)]
 
 
 def test_temperature_zero_takes_the_likeliest():
@@ -69,12 +69,12 @@ def test_a_seed_repeats_and_another_differs():
 
 def test_neighbours_do_not_disturb_a_seed():
     alone = draw(20)
-    first, second = (Sampler(SamplingParams(temperature=1.0, seed=seed)) for seed in (5, 9))
+    first, second = (Sampler(SamplingParams(temperature=1.0, seed=seed), []) for seed in (5, 9))
     together = []
     for _ in range(20):
         second.choose(LOGITS.flip(0))
         torch.rand(3)  # whoever uses the global generator does not matter either
-        together.append(first.choose(LOGITS))
+        together.append(first.choose(LOGITS).token)
     assert together == alone
 
 
@@ -84,6 +84,6 @@ def test_the_smallest_numbers_still_choose_the_likeliest(params):
 
 
 def test_masked_tokens_are_never_drawn():
-    sampler = Sampler(SamplingParams(temperature=100, seed=0))
+    sampler = Sampler(SamplingParams(temperature=100, seed=0), [])
     masked = LOGITS.masked_fill(torch.tensor([False, True, False, True, False]), float("-inf"))
-    assert {sampler.choose(masked) for _ in range(200)} == {0, 2, 4}
+    assert {sampler.choose(masked).token for _ in range(200)} == {0, 2, 4}

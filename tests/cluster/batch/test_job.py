@@ -6,7 +6,7 @@ import pytest
 from cluster.batch.job import run_job
 from cluster.batch.output import JobIdentity, JobOutput
 from cluster.executor import InProcessExecutor
-from reasoning.request import Completion, RequestFailure, SamplingParams
+from reasoning.request import Choice, Completion, RequestFailure, SamplingParams
 
 DEFAULTS = SamplingParams(max_new_tokens=4, seed=1)
 IDENTITY = JobIdentity("model", vars(DEFAULTS))
@@ -15,7 +15,8 @@ IDENTITY = JobIdentity("model", vars(DEFAULTS))
 def answer(request):
     if not request.prompt:
         return RequestFailure(request.id, "prompt", "is empty")
-    return Completion(request.id, request.prompt.upper(), [len(request.prompt)], len(request.prompt), "stop")
+    choice = Choice(0, request.prompt.upper(), (len(request.prompt),), "stop")
+    return Completion(request.id, (choice,), len(request.prompt))
 
 
 class FakeWorker:
