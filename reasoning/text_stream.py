@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from reasoning.tokenizer import Tokenizer
 
 _UNKNOWN = "\ufffd"
-_HELD = 3
-"""Trailing unknown characters that may still become one: a UTF-8 character short of its last byte has three bytes."""
 _PATIENCE = 16
-"""Tokens after which bytes that make no character are taken to be none."""
+"""Tokens to wait for the end of a character, which has four bytes at most: so many that do not end one are no text."""
 
 
 class Detokenizer:
@@ -24,7 +22,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._ids: list[int] = []  # those of the last whole characters, which decide on spaces, and what came since
         self._whole = 0  # how many of them belong to whole characters
-        self._given = 0  # how much of their text has been returned
+        self._given = 0  # length of their text, all of which has been returned
 
     def feed(self, token_id: int) -> str:
         """Return the characters that the token completes."""
@@ -32,27 +30,18 @@ class Detokenizer:
             return ""
         self._ids.append(token_id)
         text = self._tokenizer.decode(self._ids)
-        complete = text.rstrip(_UNKNOWN)
-        if len(complete) == len(text) or len(self._ids) - self._whole > _PATIENCE:
-            return self._settle(text)
-        return self._give(text[: max(len(complete), len(text) - _HELD)])
-
-    def finish(self) -> str:
-        """Return what is left, an incomplete character as U+FFFD."""
-        return self._give(self._tokenizer.decode(self._ids))
-
-    def _give(self, text: str) -> str:
-        new, self._given = text[self._given :], max(self._given, len(text))
-        return new
-
-    def _settle(self, text: str) -> str:
-        """Return what is new, and forget all tokens but those that brought it."""
-        new = self._give(text)
-        if new:
+        if text.endswith(_UNKNOWN) and len(self._ids) - self._whole < _PATIENCE:
+            return ""
+        new = text[self._given :]
+        if new:  # the tokens that brought it suffice as context for the next
             self._ids = self._ids[self._whole :]
             self._given = len(self._tokenizer.decode(self._ids))
         self._whole = len(self._ids)
         return new
+
+    def finish(self) -> str:
+        """Return what is left, an incomplete character as U+FFFD."""
+        return self._tokenizer.decode(self._ids)[self._given :]
 
 
 class TextStream:
@@ -82,7 +71,7 @@ class TextStream:
         if not ends:
             return self._take(min((_possible_start(self._held, text) for text in self._stop), default=len(self._held)))
         self.stopped = True
-        end, start = min(ends)  # the one that was complete first, however the text was cut into tokens
+        _, start = min(ends)  # the one that was complete first, however the text was cut into tokens
         before, self._held = self._held[:start], ""
         return before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from cluster.batch.lines import Line, parse_line, read_raw
 from cluster.batch.output import JobOutput
 from cluster.executor import Executor
-from reasoning.request import RequestFailure, Result, SamplingParams
+from reasoning.request import Choice, RequestFailure, Result, SamplingParams
 
 _WINDOW = 8
 """Chunks a worker may be ahead of the oldest unfinished one: bounds what waits in memory to be written in order."""
@@ -65,20 +66,32 @@ def run_job(
 
 
 def to_record(line: Line, outcome: Result | None) -> dict[str, Any]:
-    """Return the output record of a line. `outcome` is None for a line that never became a request."""
+    """Return the output record of a line. `outcome` is None for a line that never became a request.
+
+    It tells of the first sample; where there are more, "choices" lists all of them and completion_tokens is their sum.
+    """
     if line.problem is not None:
         return _error_record(line, line.problem.field, line.problem.message)
     assert outcome is not None, f"no outcome for line {line.number}"
     if isinstance(outcome, RequestFailure):
         return _error_record(line, outcome.field, outcome.message)
-    return {
+    choices = [_choice_record(choice) for choice in outcome.choices]
+    record = {
         "id": line.id,
-        "text": outcome.text,
-        "token_ids": list(outcome.token_ids),
+        **choices[0],
         "prompt_tokens": outcome.prompt_tokens,
-        "completion_tokens": len(outcome.token_ids),
-        "finish_reason": outcome.finish_reason,
+        "completion_tokens": sum(len(choice.token_ids) for choice in outcome.choices),
     }
+    if len(choices) > 1:
+        record["choices"] = [{"index": index, **choice} for index, choice in enumerate(choices)]
+    return record
+
+
+def _choice_record(choice: Choice) -> dict[str, Any]:
+    record = {"text": choice.text, "token_ids": list(choice.token_ids), "finish_reason": choice.finish_reason}
+    if choice.logprobs is not None:
+        record["logprobs"] = [dataclasses.asdict(entry) for entry in choice.logprobs]
+    return record
 
 
 def _error_record(line: Line, field: str, message: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -12,11 +13,11 @@ from typing import Any
 
 import xxhash
 
-from reasoning.request import Request, RequestError, SamplingParams
+from reasoning.request import SAMPLING_FIELDS, Request, RequestError, SamplingParams
 
 LineId = str | int | float | None
 
-_SAMPLING = [field.name for field in dataclasses.fields(SamplingParams)]
+_KEYS = ("id", "prompt", "prompt_token_ids", *SAMPLING_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def parse_line(number: int, raw: bytes, defaults: SamplingParams) -> Line:
     try:
         record = _load(raw)
         line_id = _read_id(record, number)
+        _check_keys(record)
         prompt, token_ids = _read_prompt(record)
         request = Request(
             id=str(number),
@@ -90,6 +92,14 @@ def _read_id(record: Mapping[str, Any], number: int) -> LineId:
     return value
 
 
+def _check_keys(record: Mapping[str, Any]) -> None:
+    for key in record:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, cutoff=0.7)
+            remedy = f"do you mean {' or '.join(near)}?" if near else f"a line may have {', '.join(_KEYS)}"
+            raise RequestError("line", f"unknown key {_show(key)}; {remedy}")
+
+
 def _read_prompt(record: Mapping[str, Any]) -> tuple[str | None, tuple[int, ...] | None]:
     prompt, token_ids = record.get("prompt"), record.get("prompt_token_ids")
     if (prompt is None) == (token_ids is None):
@@ -106,7 +116,7 @@ def _read_prompt(record: Mapping[str, Any]) -> tuple[str | None, tuple[int, ...]
 
 
 def _read_sampling(record: Mapping[str, Any], number: int, defaults: SamplingParams) -> SamplingParams:
-    given = {name: record[name] for name in _SAMPLING if record.get(name) is not None}
+    given = {name: record[name] for name in SAMPLING_FIELDS if record.get(name) is not None}
     if "seed" not in given and defaults.seed is not None:
         given["seed"] = line_seed(defaults.seed, number)
     return dataclasses.replace(defaults, **given)

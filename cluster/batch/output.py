@@ -32,7 +32,8 @@ class JobIdentity:
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """Say what differs from a saved identity, as "temperature was 0.0, is 0.7"."""
         before = {"model": saved.get("model"), **saved.get("sampling", {})}
-        now = {"model": self.model, **self.sampling}
+        sampling = json.loads(json.dumps(dict(self.sampling)))  # as it is saved, with lists for tuples
+        now = {"model": self.model, **sampling}
         return [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.commands.sampling_flags import add_sampling_flags, sampling_from
 from reasoning.request import Request, RequestError, RequestFailure, SamplingParams
 
 if TYPE_CHECKING:
@@ -17,23 +18,27 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Continue one prompt, or every line of a JSONL file.
 
---prompt generates in this process and prints the continuation.
+--prompt generates in this process and prints the continuation; with --n, one sample after the other.
 
---input reads lines such as {"id": "a", "prompt": "def f("}, or {"id": "b", "prompt_token_ids": [4, 8]}; a line may
-also set max_new_tokens, temperature, top_p, top_k, seed and ignore_eos for itself, and other keys are ignored. --output
-gets one line for each, in the same order: {"id", "text", "token_ids", "prompt_tokens", "completion_tokens",
-"finish_reason"}. A defective line becomes one with finish_reason "error" and {"error": {"field", "message"}}. An
-interrupted job continues where it stopped when the same command is run again; so does a finished one whose input has
-grown. What a line yields does not depend on --workers, --shards or --batch-size.
+--input reads lines such as {"id": "a", "prompt": "def f("}, or {"id": "b", "prompt_token_ids": [4, 8]}. A line may set
+for itself what the sampling flags set for all, as in {"prompt": "x", "top_p": 0.9, "stop": ["def", "class"]}; any other
+key is an error. --output gets one line for each, in the same order: {"id", "text", "token_ids", "finish_reason",
+"prompt_tokens", "completion_tokens"}. Where logprobs are asked for it also has "logprobs", with {"token_id", "logprob",
+"top": [[token id, logprob], ...]} for each token. With n above 1 all these tell of the first sample, "choices" has
+{"index", "text", "token_ids", "finish_reason"} and any "logprobs" of each, and completion_tokens is their sum.
+
+A defective line becomes one with finish_reason "error" and {"error": {"field", "message"}}. An interrupted job
+continues where it stopped when the same command is run again; so does a finished one whose input has grown. What a
+line yields does not depend on --workers, --shards or --batch-size.
 """
 _EPILOG = """\
 examples:
   engram generate --model models/tiny-code --prompt 'def quicksort('
+  engram generate --model models/tiny-code --prompt 'class ' --temperature 0.8 --top-p 0.95 --n 3 --stop $'\\n\\n'
   engram generate --model models/tiny-code --input in.jsonl --output out.jsonl --max-new-tokens 32
   engram generate --model DIR --input in.jsonl --output out.jsonl --workers 8 --shards 4 --address ray-head:6379
   engram generate --model DIR --input in.jsonl --output out.jsonl --workers 0 --memory 10.0.0.5:7000
 """
-_DEFAULTS = SamplingParams()
 
 
 def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
@@ -52,44 +57,9 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="JSONL file to write or continue (with --input)")
     parser.add_argument("--overwrite", action="store_true", help="start --output over, whatever it holds")
     parser.add_argument("--json", action="store_true", help="with --prompt: print the whole record as JSON")
-    _add_sampling(parser.add_argument_group("sampling"))
+    add_sampling_flags(parser.add_argument_group("sampling"))
     _add_placement(parser.add_argument_group("where it runs (with --input, unless noted)"))
     parser.set_defaults(run=run)
-
-
-def _add_sampling(group: Any) -> None:
-    group.add_argument(
-        "--max-new-tokens", metavar="N", type=int, default=_DEFAULTS.max_new_tokens, help="default %(default)s"
-    )
-    group.add_argument(
-        "--temperature",
-        metavar="T",
-        type=float,
-        default=_DEFAULTS.temperature,
-        help="0 takes the likeliest token (default %(default)s)",
-    )
-    group.add_argument(
-        "--top-p",
-        metavar="P",
-        type=float,
-        default=_DEFAULTS.top_p,
-        help="sample from this share of probability (default %(default)s)",
-    )
-    group.add_argument(
-        "--top-k",
-        metavar="K",
-        type=int,
-        default=_DEFAULTS.top_k,
-        help="sample from the K likeliest, 0 for all (default %(default)s)",
-    )
-    group.add_argument(
-        "--seed",
-        metavar="S",
-        type=int,
-        default=0,
-        help="of sampling; every line draws its own from it (default %(default)s)",
-    )
-    group.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-text token")
 
 
 def _add_placement(group: Any) -> None:
@@ -136,7 +106,7 @@ def _add_placement(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate for `--prompt` or `--input`."""
-    sampling = SamplingParams(**{field.name: getattr(args, field.name) for field in dataclasses.fields(SamplingParams)})
+    sampling = sampling_from(args)
     if args.prompt is not None:
         return _run_prompt(args, sampling)
     return _run_batch(args, sampling)
@@ -156,7 +126,7 @@ def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
     if isinstance(outcome, RequestFailure):
         raise RequestError(outcome.field, outcome.message)
     record = to_record(Line(1, b"", "prompt", request), outcome)
-    print(json.dumps(record, ensure_ascii=False) if args.json else record["text"])
+    print(json.dumps(record, ensure_ascii=False) if args.json else "\n".join(choice.text for choice in outcome.choices))
     return 0
 
 

@@ -13,7 +13,7 @@ def parse(line, number=1):
 
 
 def test_a_prompt_becomes_a_request_with_the_jobs_sampling():
-    line = parse({"id": "a", "prompt": "def f(", "label": {"kept": "elsewhere"}}, number=7)
+    line = parse({"id": "a", "prompt": "def f("}, number=7)
     assert line.problem is None
     assert (line.id, line.request.id, line.request.prompt, line.request.prompt_token_ids) == ("a", "7", "def f(", None)
     assert line.request.sampling.max_new_tokens == 8
@@ -32,8 +32,38 @@ def test_ids_are_kept_as_given_and_made_up_where_missing(given, seen):
 
 
 def test_a_line_sets_sampling_for_itself():
-    own = {"max_new_tokens": 2, "temperature": 1, "top_p": 0.5, "top_k": 4, "seed": 9, "ignore_eos": True}
-    assert vars(parse({"prompt": "x", **own}).request.sampling) == own
+    own = {
+        "max_new_tokens": 2,
+        "temperature": 1,
+        "top_p": 0.5,
+        "top_k": 4,
+        "min_p": 0.1,
+        "seed": 9,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "stop": ["a", "b"],
+        "stop_token_ids": [3],
+        "logprobs": 2,
+        "n": 3,
+        "ignore_eos": True,
+    }
+    assert vars(parse({"prompt": "x", **own}).request.sampling) == own | {"stop": ("a", "b"), "stop_token_ids": (3,)}
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("max_tokens", "do you mean max_new_tokens?"),
+        ("topp", "do you mean top_p or stop?"),
+        ("Prompt", "do you mean prompt?"),
+        ("label", "a line may have id, prompt, prompt_token_ids, max_new_tokens"),
+    ],
+)
+def test_an_unknown_key_is_refused_and_what_may_be_meant_is_named(key, remedy):
+    problem = parse({"id": "a", "prompt": "x", key: 1}).problem
+    assert problem.field == "line"
+    assert f"unknown key '{key}'; {remedy}" in problem.message
 
 
 def test_the_seed_of_a_line_follows_from_the_jobs_seed_and_the_line_number_alone():
