@@ -154,10 +154,8 @@ def test_pages_run_out_and_nobody_notices(parts, expected):
 def test_a_stream_says_the_same_as_the_completion(parts):
     model, tokenizer, memories = parts
     engine = Engine(model, tokenizer, memories["at once"])
-    some = [
-        Request(str(n), PROMPTS[n], sampling=SamplingParams(max_new_tokens=20, n=2, seed=n, temperature=1.0), stream=True)
-        for n in range(3)
-    ]
+    hot = [SamplingParams(max_new_tokens=20, n=2, seed=n, temperature=1.0) for n in range(3)]
+    some = [Request(str(n), PROMPTS[n], sampling=hot[n], stream=True) for n in range(3)]
     *deltas, last = engine.events(some)
     told = {}
     for event in [*deltas, last]:
@@ -183,7 +181,7 @@ def test_a_full_queue_refuses_and_generate_waits_for_room(parts, expected):
     with pytest.raises(ValueError, match="id: '1' is being served already"):
         engine.add(request(1))
     results = {r.id: r for r in engine.generate(request(n) for n in (2, 4, 6))}
-    assert {name: result.token_ids for name, result in results.items()} == {str(n): expected[n][0] for n in (0, 1, 2, 4, 6)}
+    assert {int(name): r.token_ids for name, r in results.items()} == {n: expected[n][0] for n in (0, 1, 2, 4, 6)}
 
 
 def test_a_cancelled_request_hands_back_what_it_has(parts, expected):
