@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.commands.sampling_flags import add_sampling_flags, sampling_from
-from reasoning.request import Request, RequestError, RequestFailure, SamplingParams
+from reasoning.request import Delta, Request, RequestError, RequestFailure, SamplingParams
 
 if TYPE_CHECKING:
     from memory_service import ClientConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Continue one prompt, or every line of a JSONL file.
 
---prompt generates in this process and prints the continuation; with --n, one sample after the other.
+--prompt generates in this process and prints the continuation as it comes; with --n, the samples when all are done.
 
 --input reads lines such as {"id": "a", "prompt": "def f("}, or {"id": "b", "prompt_token_ids": [4, 8]}. A line may set
 for itself what the sampling flags set for all, as in {"prompt": "x", "top_p": 0.9, "stop": ["def", "class"]}; any other
@@ -121,12 +121,17 @@ def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
     if args.output is not None:
         raise ValueError("--output: goes with --input; with --prompt the text is printed")
     engine = Engine.from_pretrained(args.model, args.memory, EngineConfig(client=_client_config(args)))
-    request = Request(id="1", prompt=args.prompt, sampling=sampling)
-    [outcome] = engine.generate([request])
-    if isinstance(outcome, RequestFailure):
-        raise RequestError(outcome.field, outcome.message)
-    record = to_record(Line(1, b"", "prompt", request), outcome)
-    print(json.dumps(record, ensure_ascii=False) if args.json else "\n".join(choice.text for choice in outcome.choices))
+    as_it_comes = not args.json and sampling.n == 1
+    request = Request(id="1", prompt=args.prompt, sampling=sampling, stream=as_it_comes)
+    for event in engine.events([request]):
+        if isinstance(event, Delta):
+            print(event.text, end="", flush=True)
+        elif isinstance(event, RequestFailure):
+            raise RequestError(event.field, event.message)
+        elif args.json:
+            print(json.dumps(to_record(Line(1, b"", "prompt", request), event), ensure_ascii=False))
+        else:
+            print("" if as_it_comes else "\n".join(choice.text for choice in event.choices))
     return 0
 
 
