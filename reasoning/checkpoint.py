@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,13 +30,15 @@ def load_model(
 ) -> Transformer:
     """Load a checkpoint of the DeepSeek-V3 architecture, with or without Engram layers.
 
-    Block-quantised fp8 weights are dequantised. Multi-token-prediction layers and memory tables are left where
-    they are.
+    Block-quantised fp8 weights are dequantised. Memory tables are left where they are. The model gets a multi-token
+    prediction layer if config.json counts one and the files hold it: transformers writes the count without the layer.
 
     Raises:
         ValueError: a file is missing or damaged, or a tensor is missing or has the wrong shape.
     """
     config = ModelConfig.from_dir(model_dir)
+    if not _holds_layer(Path(model_dir), config.num_hidden_layers):
+        config = dataclasses.replace(config, num_nextn_predict_layers=0)
     with torch.device("meta"):
         model = Transformer(config)
     model = model.to_empty(device=device).to(dtype)
@@ -46,9 +50,9 @@ def load_model(
 def _restore_tables(model: Transformer, config: ModelConfig) -> None:
     """Recompute the buffers that no checkpoint holds, and keep what decides routing in fp32."""
     device = model.cos.device
-    for layer in model.layers:
-        if isinstance(layer.mlp, MixtureOfExperts):
-            layer.mlp.gate.float()
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts):
+            module.gate.float()
     cos, sin = cos_sin_table(config.rope, config.qk_rope_head_dim, config.max_position_embeddings)
     model.cos, model.sin = cos.to(device), sin.to(device)
     if config.tie_word_embeddings:
@@ -78,7 +82,7 @@ def _places(model: Transformer) -> dict[str, Tensor]:
     """Map every Hugging Face tensor name to the storage it fills, experts being slices of stacked tensors."""
     places: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        tensor = tensor.detach()
+        name, tensor = _in_layers(name, model.config), tensor.detach()
         if name.startswith("lm_head"):
             if not model.config.tie_word_embeddings:
                 places[name] = tensor
@@ -94,12 +98,24 @@ def _places(model: Transformer) -> dict[str, Tensor]:
     return places
 
 
+def _in_layers(name: str, config: ModelConfig) -> str:
+    """Rename the parts of the multi-token prediction: checkpoints have them as one more layer."""
+    return re.sub(r"^mtp\.(layer\.)?", f"layers.{config.num_hidden_layers}.", name)
+
+
 def _elsewhere(name: str, config: ModelConfig) -> bool:
-    """Whether a tensor of the checkpoint is none of the backbone's business."""
+    """Whether a tensor of the checkpoint is none of this model's business."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
-    prediction = layer is not None and int(layer[1]) >= config.num_hidden_layers
+    beyond = layer is not None and int(layer[1]) >= config.cached_layers
     tied = config.tie_word_embeddings and name == "lm_head.weight"
-    return prediction or tied or ".engram.embed." in name or name.endswith("rotary_emb.inv_freq")
+    return beyond or tied or name in _copies(config) or ".engram.embed." in name or name.endswith("rotary_emb.inv_freq")
+
+
+def _copies(config: ModelConfig) -> dict[str, str]:
+    """What checkpoints repeat for the multi-token prediction -> the tensor that it shares with the backbone."""
+    ahead = f"model.layers.{config.num_hidden_layers}"
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    return {f"{ahead}.embed_tokens.weight": "model.embed_tokens.weight", f"{ahead}.shared_head.head.weight": head}
 
 
 def _files(model_dir: Path) -> list[Path]:
@@ -143,12 +159,26 @@ def _block_size(model_dir: Path) -> tuple[int, ...] | None:
     return tuple(block)
 
 
+def _holds_layer(model_dir: Path, layer: int) -> bool:
+    for path in _files(model_dir):
+        with _opened(path) as file:
+            if any(name.startswith(f"model.layers.{layer}.") for name in file.keys()):  # noqa: SIM118 -- not a mapping
+                return True
+    return False
+
+
 def _read(path: Path, scales: bool) -> Iterator[tuple[str, Tensor]]:
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 -- not a mapping
+            if name.endswith(_SCALES) == scales and ".engram.embed." not in name:
+                yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 -- not a mapping
-                if name.endswith(_SCALES) == scales and ".engram.embed." not in name:
-                    yield name, file.get_tensor(name)
+            yield file
     except SafetensorError as error:
         raise ValueError(f"model: {path} is damaged or cut short ({error}); copy it again") from error
 
@@ -195,6 +225,8 @@ def save_model(
         name: tensor.to(torch.float32 if name.endswith("correction_bias") else dtype).contiguous().cpu()
         for name, tensor in _places(model).items()
     }
+    if model.mtp is not None:  # other engines read the copies
+        tensors |= {copy: tensors[name].clone() for copy, name in _copies(model.config).items()}
     config = model.config.to_dict() | {"torch_dtype": str(dtype).removeprefix("torch.")}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     groups = _split(tensors, shard_bytes)

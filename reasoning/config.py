@@ -99,6 +99,8 @@ class ModelConfig:
     moe_intermediate_size: int = 2048
     """Width of one expert."""
     num_hidden_layers: int = 61
+    num_nextn_predict_layers: int = 0
+    """1 for a multi-token prediction layer behind the backbone, which drafts tokens; 0 for none."""
     num_attention_heads: int = 128
     n_shared_experts: int = 1
     n_routed_experts: int = 256
@@ -146,14 +148,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "an even number")
-        if self.num_hidden_layers > self.first_k_dense_replace:
+        ahead = self.num_nextn_predict_layers
+        require(ahead <= 1, "num_nextn_predict_layers", ahead, "0 or 1: more are not implemented")
+        if self.cached_layers > self.first_k_dense_replace:
             self._check_experts()
         if self.engram_layer_ids:
             self._check_engram()
 
     def _check_experts(self) -> None:
         groups, experts = self.n_group, self.n_routed_experts
-        require(experts > 0, "n_routed_experts", experts, "1 or more, or first_k_dense_replace = num_hidden_layers")
+        dense = f"first_k_dense_replace={self.cached_layers}"
+        require(experts > 0, "n_routed_experts", experts, f"1 or more, or {dense}")
         require(groups > 0 and experts % groups == 0, "n_group", groups, f"a divisor of n_routed_experts={experts}")
         require(0 < self.topk_group <= groups, "topk_group", self.topk_group, f"1 to n_group={groups}")
         reachable = self.topk_group * (experts // groups)
@@ -192,6 +197,11 @@ class ModelConfig:
     def conv_history(self) -> int:
         """Earlier positions that the short convolution looks back to."""
         return max(0, self.engram_conv_kernel - 1) * self.engram_max_ngram_size
+
+    @property
+    def cached_layers(self) -> int:
+        """Layers with attention: those of the backbone, and one for multi-token prediction."""
+        return self.num_hidden_layers + self.num_nextn_predict_layers
 
     @property
     def latent_size(self) -> int:
@@ -236,7 +246,7 @@ class ModelConfig:
             values = {name: value for name, value in values.items() if not name.startswith("engram_")}
         fixed = {name: accepted[0] for name, accepted in _ONLY_VALUE.items() if name != "hc_mult"}
         head = {"architectures": ["DeepseekV3ForCausalLM"], "num_key_value_heads": self.num_attention_heads}
-        return head | fixed | values | self.rope.to_dict() | {"num_nextn_predict_layers": 0}
+        return head | fixed | values | self.rope.to_dict()
 
 
 def read_config(model_dir: str | Path, remedy: str = "give a directory with config.json and *.safetensors") -> Any:

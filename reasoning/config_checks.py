@@ -9,6 +9,7 @@ from typing import Any
 # Whole numbers that may be 0, which stands for "none" or counts from 0; all others are at least 1.
 _ZERO_ALLOWED = {
     "first_k_dense_replace",
+    "num_nextn_predict_layers",
     "n_shared_experts",
     "n_routed_experts",
     "num_experts_per_tok",

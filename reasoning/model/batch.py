@@ -158,7 +158,7 @@ class Cache:
     and a draft that was rejected need no state besides their pages.
     """
 
-    latents: Tensor  # [layers, pages, PAGE_TOKENS, latent_size]
+    latents: Tensor  # [cached_layers, pages, PAGE_TOKENS, latent_size]
     conv: dict[int, Tensor] = field(default_factory=dict)  # layer -> [pages, PAGE_TOKENS, hidden]
 
     @classmethod
@@ -167,6 +167,6 @@ class Cache:
     ) -> Cache:
         """Allocate `pages` pages."""
         page = (pages, PAGE_TOKENS)
-        latents = torch.zeros(config.num_hidden_layers, *page, config.latent_size, device=device, dtype=dtype)
+        latents = torch.zeros(config.cached_layers, *page, config.latent_size, device=device, dtype=dtype)
         layers = config.engram_layer_ids if config.conv_history else ()
         return cls(latents, {i: torch.zeros(*page, config.hidden_size, device=device, dtype=dtype) for i in layers})

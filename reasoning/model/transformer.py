@@ -12,6 +12,7 @@ from reasoning.model.attention import LatentAttention
 from reasoning.model.batch import Batch, Cache
 from reasoning.model.engram import Engram
 from reasoning.model.moe import MixtureOfExperts, SwiGLU
+from reasoning.model.mtp import MultiTokenPrediction
 from reasoning.model.rope import cos_sin_table
 
 RowSource = Callable[[int], Tensor]
@@ -58,6 +59,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        self.mtp = _mtp(config) if config.num_nextn_predict_layers else None
         cos, sin = cos_sin_table(config.rope, config.qk_rope_head_dim, config.max_position_embeddings)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -91,3 +93,7 @@ class Transformer(nn.Module):
             if parameter.ndim > 1 and "conv" not in name and not name.endswith(("q_weight", "k_weight")):
                 parameter.normal_(0.0, self.config.initializer_range, generator=generator)
         return self
+
+
+def _mtp(config: ModelConfig) -> MultiTokenPrediction:
+    return MultiTokenPrediction(config, DecoderLayer(config, config.num_hidden_layers))

@@ -10,6 +10,7 @@ from transformers import DeepseekV3ForCausalLM
 from reasoning.checkpoint import INDEX, SINGLE, load_model, save_model
 from reasoning.config import ModelConfig
 from reasoning.model.batch import Batch
+from reasoning.model.moe import Router
 
 from .conftest import TINY, TINY_ENGRAM, change_tensors, random_model
 
@@ -18,9 +19,14 @@ IDS = torch.arange(20)[None] * 7 % 257
 
 def tiny(**changes):
     model = random_model(ModelConfig.from_dict({**TINY, **changes}))
-    for layer in model.layers[1:]:
-        layer.mlp.gate.e_score_correction_bias.normal_(0, 0.1)
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.e_score_correction_bias.normal_(0, 0.1)
     return model
+
+
+def mtp_model(**changes):
+    return tiny(**changes, num_nextn_predict_layers=1)
 
 
 def logits(model):
@@ -29,8 +35,9 @@ def logits(model):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 10_000])
-def test_what_is_saved_loads_equal(tmp_path, dtype, shard_bytes):
-    model = tiny(**TINY_ENGRAM, tie_word_embeddings=True)
+@pytest.mark.parametrize("ahead", [0, 1], ids=["backbone", "with multi-token prediction"])
+def test_what_is_saved_loads_equal(tmp_path, dtype, shard_bytes, ahead):
+    model = tiny(**TINY_ENGRAM, tie_word_embeddings=True, num_nextn_predict_layers=ahead)
     save_model(model, tmp_path, dtype, shard_bytes)
     loaded = load_model(tmp_path)
     assert (tmp_path / INDEX).is_file() == (shard_bytes < 1 << 30)
@@ -66,7 +73,10 @@ def test_a_save_replaces_an_earlier_one(tmp_path, order):
     assert (tmp_path / INDEX).is_file() != (tmp_path / SINGLE).is_file()
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "q_lora_rank": 12}, {"rope_scaling": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_word_embeddings": True, "q_lora_rank": 12}, {"rope_scaling": True}, {"num_nextn_predict_layers": 1}],
+)
 @torch.inference_mode()
 def test_transformers_reads_what_is_written(tmp_path, changes):
     if "rope_scaling" in changes:
@@ -91,6 +101,36 @@ def test_tensors_of_other_parts_are_left_alone(tmp_path):
     change_tensors(tmp_path, add)
     for name, tensor in load_model(tmp_path).state_dict().items():
         assert torch.equal(tensor, expected[name])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_multi_token_prediction_is_written_as_deepseek_v3_has_it(tmp_path, tied):
+    model = mtp_model(tie_word_embeddings=tied)
+    save_model(model, tmp_path, torch.float32)
+    saved = load_file(tmp_path / SINGLE)
+    names = {name.removeprefix("model.layers.3.") for name in saved if name.startswith("model.layers.3.")}
+    backbone = {name.removeprefix("model.layers.2.") for name in saved if name.startswith("model.layers.2.")}
+    own = ("enorm", "hnorm", "eh_proj", "embed_tokens", "shared_head.norm", "shared_head.head")
+    assert names == backbone | {f"{name}.weight" for name in own}
+    assert torch.equal(saved["model.layers.3.embed_tokens.weight"], model.embed_tokens.weight)
+    assert torch.equal(saved["model.layers.3.shared_head.head.weight"], model.lm_head.weight)
+    assert json.loads((tmp_path / "config.json").read_text())["num_nextn_predict_layers"] == 1
+
+
+def test_multi_token_prediction_is_loaded_whole_or_not_at_all(tmp_path):
+    save_model(mtp_model(), tmp_path, torch.float32)
+    change_tensors(tmp_path, lambda tensors: tensors.pop("model.layers.3.eh_proj.weight"))
+    with pytest.raises(ValueError, match=r"1 tensors are missing, such as model\.layers\.3\.eh_proj\.weight"):
+        load_model(tmp_path)
+    save_model(mtp_model(), tmp_path, torch.float32)
+    change_tensors(tmp_path, drop_prediction)  # as transformers saves it: announced but absent
+    loaded = load_model(tmp_path)
+    assert (loaded.mtp, loaded.config.num_nextn_predict_layers) == (None, 0)
+
+
+def drop_prediction(tensors):
+    for name in [name for name in tensors if name.startswith("model.layers.3.")]:
+        del tensors[name]
 
 
 def rename(tensors):

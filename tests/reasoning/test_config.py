@@ -19,6 +19,7 @@ FULL = {**TINY, **TINY_ENGRAM, "rope_theta": 50000.0, "rope_scaling": YARN}
         TINY,
         FULL,
         {**FULL, "q_lora_rank": 8, "bos_token_id": 0, "eos_token_id": [END, 1], "engram_vocab_size": [300, 500]},
+        {**TINY, "num_nextn_predict_layers": 1},
         {**TINY, "tie_word_embeddings": True, "norm_topk_prob": False, "eos_token_id": None},
         {},
     ],
@@ -104,6 +105,8 @@ REFUSED = [
     ("eos_token_id", "</s>", "a list of whole numbers of at least 0"),
     ("eos_token_id", [1, -1], "a list of whole numbers of at least 0"),
     ("qk_rope_head_dim", 7, "an even number"),
+    ("num_nextn_predict_layers", 2, "0 or 1: more are not implemented"),
+    ("num_nextn_predict_layers", -1, "a whole number of at least 0"),
     ("model_type", "llama", "'deepseek_v3'"),
     ("hidden_act", "gelu", "'silu'"),
     ("attention_bias", True, "False"),
@@ -167,6 +170,8 @@ def test_a_rope_that_is_not_implemented_is_refused(name, value):
 def test_expert_numbers_do_not_matter_to_a_dense_model():
     dense = {**TINY, "first_k_dense_replace": 3, "n_routed_experts": 0, "num_experts_per_tok": 0, "n_group": 0}
     assert ModelConfig.from_dict(dense).n_routed_experts == 0
+    with pytest.raises(ValueError, match=r"n_routed_experts: 0 .* or first_k_dense_replace=4"):  # of its MTP layer
+        ModelConfig.from_dict({**dense, "num_nextn_predict_layers": 1})
 
 
 @pytest.mark.parametrize("content", ["{", "", '["vocab_size"]', "7", b"\xff\xfe{}"], ids=repr)
