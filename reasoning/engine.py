@@ -9,12 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from memory_service import LocalMemory, Memory, MemoryClient
-from reasoning.answers import Answer
+from reasoning.answers import Answer, Sample
 from reasoning.checkpoint import load_model
 from reasoning.cohorts import CohortTuner
 from reasoning.config import ModelConfig
+from reasoning.drafts.acceptance import accept
+from reasoning.drafts.drafting import Drafting, Outcome
 from reasoning.engine_config import EngineConfig, EngineStats
 from reasoning.hasher import build_hasher, table_specs
 from reasoning.lookup import PendingRows, RowLookup
@@ -23,7 +26,7 @@ from reasoning.model.transformer import Transformer
 from reasoning.pages import PagePool
 from reasoning.prompts import PromptReader
 from reasoning.request import Completion, Delta, FinishReason, Request, RequestError, RequestFailure, Result
-from reasoning.runner import FetchError, ModelRunner, Output, Work
+from reasoning.runner import FetchError, Likeliest, ModelRunner, Output, Work
 from reasoning.sampler import SamplerError
 from reasoning.scheduler import Limits, Scheduler
 from reasoning.sequence import Piece, Sequence
@@ -72,7 +75,8 @@ class Engine:
         self.prompts = PromptReader(tokenizer, vocab_size, min(context, pages * PAGE_TOKENS))
         self.runner = ModelRunner(model, Cache.empty(model.config, pages), self.lookup, vocab_size)
         limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
-        self.scheduler = Scheduler(limits, PagePool(pages, config.prefix_cache), self._ask, lambda _: [])
+        self.drafting = Drafting(config.drafts, config.draft_policy, model, self.runner.cache, vocab_size)
+        self.scheduler = Scheduler(limits, PagePool(pages, config.prefix_cache), self._ask, self.drafting.propose)
         self.tuner = CohortTuner(config.cohorts if config.overlap else 1)
         self._answers: dict[str, Answer] = {}
         self._arrivals = itertools.count()
@@ -215,7 +219,12 @@ class Engine:
         self._waited_s += waited_s + output.waited_s
         self.scheduler.done(pieces)
         before = self._output_tokens
-        events = [event for i in range(len(output.works)) for event in self._advance(output, i)]
+        events: list[Event] = []
+        outcomes: list[Outcome] = []
+        for work, logits, likeliest in zip(output.works, output.logits, output.likeliest, strict=True):
+            if not work.sequence.ended:  # as it has where another sample of its request failed in this step
+                events += self._advance(work, logits, likeliest, outcomes)
+        self.drafting.learn(output, [outcome for outcome in outcomes if not outcome.work.sequence.ended])
         self._measure(pieces, output, self._output_tokens - before, waited_s)
         return events
 
@@ -230,42 +239,36 @@ class Engine:
             self.tuner.record(tokens, ended - self._decoded_at, waited_s, rows.round_trip_s or 0.0, output.hidden_s)
         self._decoded_at = ended if only_decoded else None
 
-    def _advance(self, output: Output, index: int) -> list[Event]:
-        """Put what the step found for one sequence where it belongs."""
-        work = output.works[index]
-        sequence = work.sequence
-        if sequence.ended:  # another sample of its request failed in this step
-            return []
-        if sequence.num_cached < sequence.prompt_tokens <= work.pieces[-1].end and not sequence.new_tokens:
+    def _advance(self, work: Work, logits: Tensor, likeliest: Likeliest, outcomes: list[Outcome]) -> list[Event]:
+        """Put what a step found for one sequence where it belongs."""
+        sequence, start, end = work.sequence, work.pieces[0].start, work.pieces[-1].end
+        if start < sequence.prompt_tokens <= end and not sequence.new_tokens:
             self._prompt_tokens += sequence.prompt_tokens
             self._reused_tokens += sequence.reused_tokens
-        sequence.num_cached = work.pieces[-1].end
-        if not work.logits:
-            sequence.name_pages(self.scheduler.pool)
-            return []
         answer = self._answers[sequence.request.id]
+        known, reason = len(sequence.token_ids), None
         try:
-            reason = self._accept(answer, work, output, index)
+            if work.logits:
+                reason = self._accept(answer.samples[sequence], work, logits, likeliest)
         except SamplerError as error:
             return [self._fail(sequence.request.id, RequestFailure(sequence.request.id, error.field, error.message))]
-        sequence.num_cached = len(sequence.token_ids) - 1
+        found = len(sequence.token_ids) - known
+        sequence.num_cached = end if not work.logits else len(sequence.token_ids) - 1
         sequence.name_pages(self.scheduler.pool)
-        return self._report(sequence, answer, reason)
+        following = sequence.token_ids[start + 1 : sequence.num_cached + 1]
+        outcomes.append(Outcome(work, max(0, found - 1), following))
+        return self._report(sequence, answer, reason) if work.logits else []
 
-    def _accept(self, answer: Answer, work: Work, output: Output, index: int) -> FinishReason | None:
-        """Choose tokens until one differs from the draft that was computed on, or ends the sample."""
+    def _accept(self, sample: Sample, work: Work, logits: Tensor, likeliest: Likeliest) -> FinishReason | None:
+        """Choose tokens until one is not the draft that was computed on, or ends the sample."""
         sequence = work.sequence
-        drafts = work.drafts
-        for at, likeliest in enumerate(output.likeliest[index]):
-            chosen = sequence.sampler.choose(output.logits[index][at], *likeliest)
+        for chosen in accept(sequence.sampler, logits, likeliest, work.drafts):
             sequence.token_ids.append(chosen.token)
-            answer.samples[sequence].write(chosen)
+            sample.write(chosen)
             self._output_tokens += 1
-            reason = self._finish_reason(sequence, chosen.token, answer.samples[sequence].stopped)
+            reason = self._finish_reason(sequence, chosen.token, sample.stopped)
             if reason is not None:
                 return reason
-            if at < len(drafts) and chosen.token != drafts[at]:
-                break
         return None
 
     def _finish_reason(self, sequence: Sequence, token: int, stopped: bool) -> FinishReason | None:
@@ -287,11 +290,15 @@ class Engine:
 
     def _end(self, sequence: Sequence, answer: Answer, reason: FinishReason) -> None:
         answer.end(sequence, reason)
+        self._remove(sequence)
+
+    def _remove(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
+        self.drafting.forget(sequence)
 
     def _fail(self, request_id: str, failure: RequestFailure) -> RequestFailure:
         for sequence in self._answers.pop(request_id).unfinished:
-            self.scheduler.remove(sequence)
+            self._remove(sequence)
         return failure
 
     def check_integrity(self) -> None:
@@ -307,6 +314,8 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self._reused_tokens,
             output_tokens=self._output_tokens,
+            drafted_tokens=self.drafting.proposed,
+            accepted_tokens=self.drafting.accepted,
             busy_s=self._busy_s,
             waited_s=self._waited_s,
             preemptions=self.scheduler.preemptions,

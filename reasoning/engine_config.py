@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from memory_service import ClientConfig, MemoryStats
+from reasoning.drafts.length import DraftPolicy
 from reasoning.model.batch import PAGE_TOKENS
 
 
@@ -28,6 +29,11 @@ class EngineConfig:
     """Compute while rows travel. False waits for all rows of a step before it begins."""
     cohorts: int | None = None
     """Groups that decoding sequences take turns in, 1 or 2; None decides by measurement."""
+    drafts: str = "auto"
+    """Who guesses tokens ahead, for the model to check several in one step: "mtp" (the checkpoint's multi-token
+    prediction), "ngram" (what followed the same tokens before), "auto" (the first of these there is), or "none"."""
+    draft_policy: DraftPolicy = field(default_factory=DraftPolicy)
+    """How many tokens are guessed."""
     lookup_timeout_s: float = 10.0
     """How long a step waits for memory rows before its requests fail."""
     client: ClientConfig = field(default_factory=ClientConfig)
@@ -55,6 +61,10 @@ class EngineStats:
     reused_tokens: int
     """Prompt tokens found in the cache instead of computed, those of resumed sequences included."""
     output_tokens: int
+    drafted_tokens: int
+    """Guesses that the model checked."""
+    accepted_tokens: int
+    """Guesses that were right: output tokens without a step of their own."""
     busy_s: float
     """Time spent in steps."""
     waited_s: float

@@ -16,6 +16,9 @@ from reasoning.model.batch import Batch, Cache
 from reasoning.model.transformer import Transformer
 from reasoning.sequence import Fetch, Piece, Sequence
 
+Likeliest = tuple[tuple[int, float], ...]
+"""For each position the likeliest token and its logit."""
+
 
 class FetchError(Exception):
     """The rows of a fetch did not come; the step is undone by running it again without them."""
@@ -31,17 +34,13 @@ class Work:
 
     sequence: Sequence
     pieces: tuple[Piece, ...]
+    logits: int
+    """Positions at the end whose logits are needed: the last known token's and each draft's."""
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens of all pieces."""
         return [token for piece in self.pieces for token in piece.token_ids]
-
-    @property
-    def logits(self) -> int:
-        """Positions at the end whose logits are needed: the last known token's and each draft's."""
-        last = self.pieces[-1]
-        return last.drafts + 1 if last.final else 0
 
     @property
     def drafts(self) -> list[int]:
@@ -60,10 +59,14 @@ class Output:
     """What a step computed."""
 
     works: tuple[Work, ...]
+    batch: Batch
+    """What the model ran: the tokens of all works end to end."""
+    hidden: Tensor
+    """Their final hidden states, [T, hidden]."""
     logits: tuple[Tensor, ...]
     """For each work [its logits, vocabulary]."""
-    likeliest: tuple[tuple[tuple[int, float], ...], ...]
-    """For each work the likeliest token at each of those positions, and its logit."""
+    likeliest: tuple[Likeliest, ...]
+    """For each work those of the same positions."""
     waited_s: float
     """Time spent waiting for rows."""
     hidden_s: float
@@ -94,6 +97,8 @@ class ModelRunner:
         likeliest = iter(zip(ids.tolist(), highest.tolist(), strict=True))
         return Output(
             tuple(works),
+            batch,
+            hidden,
             torch.split(logits, counts),
             tuple(tuple(itertools.islice(likeliest, count)) for count in counts),
             rows.waited_s if rows is not None else 0.0,
@@ -106,7 +111,11 @@ def works_of(pieces: Several[Piece]) -> list[Work]:
     by_sequence: dict[Sequence, list[Piece]] = {}
     for piece in pieces:
         by_sequence.setdefault(piece.sequence, []).append(piece)
-    return [Work(sequence, tuple(some)) for sequence, some in by_sequence.items()]
+    return [Work(sequence, tuple(some), _logits(some[-1])) for sequence, some in by_sequence.items()]
+
+
+def _logits(last: Piece) -> int:
+    return last.drafts + 1 if last.final else 0
 
 
 def batch_of(works: Several[Work]) -> Batch:

@@ -144,7 +144,7 @@ class Piece:
 
     @property
     def final(self) -> bool:
-        """Whether the sequence's next token is chosen after it."""
+        """Whether it ends with all that is known of the sequence, so that its next token is chosen after it."""
         return self.end - self.drafts == len(self.sequence.token_ids)
 
 

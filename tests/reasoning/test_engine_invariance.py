@@ -1,10 +1,13 @@
 """The same request gives the same tokens, whatever the engine's settings, its neighbours, and what is cancelled."""
 
+import copy
+import dataclasses
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +49,9 @@ class LateMemory:
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     """A model whose context spans several pages, its tokenizer, and its memory in two tempers."""
-    config = ModelConfig.from_dict({**TINY, **TINY_ENGRAM, "max_position_embeddings": 320})
+    config = ModelConfig.from_dict(
+        {**TINY, **TINY_ENGRAM, "max_position_embeddings": 320, "num_nextn_predict_layers": 1}
+    )
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     byte_tokenizer().save(str(path))
     tokenizer = Tokenizer.from_file(path.parent)
@@ -71,9 +76,29 @@ def expected(parts):
     model, tokenizer, memories = parts
     found = {}
     for number in range(len(PROMPTS)):
-        config = EngineConfig(max_batch=1, prefix_cache=False, overlap=False)
+        config = EngineConfig(max_batch=1, prefix_cache=False, overlap=False, drafts="none")
         (found[number],) = Engine(model, tokenizer, memories["at once"], config).generate([request(number)])
     return {number: [choice.token_ids for choice in result.choices] for number, result in found.items()}
+
+
+def engine_of(model, tokenizer, memory, config, expected):
+    """An engine; its drafts, if "scripted", are right for a while and then wrong, so that all cases occur."""
+    if config.drafts != "scripted":
+        return Engine(model, tokenizer, memory, EngineConfig(**config_fields(config)))
+    engine = Engine(model, tokenizer, memory, EngineConfig(**{**config_fields(config), "drafts": "none"}))
+
+    def script(sequence):
+        right = expected[int(sequence.request.id)][sequence.index][len(sequence.new_tokens) :]
+        length = len(sequence.token_ids) % 5
+        drafts = [*right[: length // 2 + 1], *(7 for _ in range(length // 2))][:length]
+        return drafts[: max(0, sequence.limit - len(sequence.token_ids) - 1)]
+
+    engine.scheduler._draft = script
+    return engine
+
+
+def config_fields(config):
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 configurations = st.builds(
@@ -83,6 +108,7 @@ configurations = st.builds(
     cache_tokens=st.sampled_from([320, 448, 2048]),
     prefix_cache=st.booleans(),
     cohorts=st.sampled_from([None, 1, 2]),
+    drafts=st.sampled_from(["none", "ngram", "mtp", "scripted"]),
 ) | st.builds(EngineConfig, max_batch=st.sampled_from([1, 3]), overlap=st.just(False))
 
 
@@ -97,7 +123,7 @@ configurations = st.builds(
 )
 def test_tokens_depend_on_the_request_alone(parts, expected, config, temper, plan):
     model, tokenizer, memories = parts
-    engine = Engine(model, tokenizer, memories[temper], config)
+    engine = engine_of(model, tokenizer, memories[temper], config, expected)
     results, live = {}, set()
 
     def take(events):
@@ -127,6 +153,31 @@ def test_tokens_depend_on_the_request_alone(parts, expected, config, temper, pla
     for name, result in results.items():
         assert isinstance(result, Completion)
         assert [choice.token_ids for choice in result.choices] == expected[int(name)]
+
+
+def test_right_drafts_save_steps(parts, expected):
+    model, tokenizer, memories = parts
+    steps = {}
+    for drafts in ("none", "scripted"):
+        config = EngineConfig(max_batch=1, drafts=drafts)
+        engine = engine_of(model, tokenizer, memories["at once"], config, expected)
+        (result,) = engine.generate([request(2)])
+        assert result.token_ids == expected[2][0]
+        steps[drafts] = engine.stats().steps
+    stats = engine.stats()
+    assert stats.drafted_tokens > stats.accepted_tokens > 0
+    assert steps["scripted"] == steps["none"] - stats.accepted_tokens
+
+
+def test_repetition_is_foretold(parts):
+    model, tokenizer, memories = parts
+    flat = copy.deepcopy(model)
+    torch.nn.init.zeros_(flat.lm_head.weight)  # every logit is 0: the first token wins for ever
+    for kind in ("ngram", "mtp"):
+        engine = Engine(flat, tokenizer, memories["at once"], EngineConfig(drafts=kind))
+        (result,) = engine.generate([request(0)])
+        assert len(set(result.token_ids)) == 1
+        assert engine.stats().accepted_tokens > 5, kind
 
 
 def test_a_reused_prefix_is_not_computed_again(parts, expected):
