@@ -75,7 +75,7 @@ class Scheduler:
         """Ask for the rows of the tokens that can run next."""
         for cohort in self._idle_cohorts():
             self._fetch([self._next_token(sequence) for sequence in cohort])
-        room = self._ahead - sum(len(p.token_ids) for s in self._prompts() for p in s.pieces)
+        room = self._ahead - sum(len(p.token_ids) for s in self._in_flight() if not s.decoding for p in s.pieces)
         for sequence in self._prompts():
             if room <= 0:
                 break
@@ -87,6 +87,11 @@ class Scheduler:
         """Sequences with more than a last token to run, those that have begun first."""
         yield from (sequence for sequence in self.running if not sequence.decoding)
         yield from (sequence for sequence in self.waiting if sequence.first is None or sequence.first.past_prompt)
+
+    def _in_flight(self) -> list[Sequence]:
+        """Sequences whose rows are on their way or here, those that have begun first."""
+        sequences = {piece.sequence for fetch in self.fetches for piece in fetch.live}
+        return sorted(sequences, key=lambda one: (not one.started, one.order))
 
     def _send_chunks(self, sequence: Sequence, room: int) -> int:
         sent = 0
@@ -138,11 +143,11 @@ class Scheduler:
 
     def _groups(self) -> list[list[Sequence]]:
         """What can run next, as sequences whose rows must have landed together: cohorts, and prompts one by one."""
+        sequences = self._in_flight()
         order = (1 - self._latest_cohort, self._latest_cohort)
-        decoding = [sequence for sequence in self.running if sequence.decoding and sequence.pieces]
-        cohorts = [[sequence for sequence in decoding if sequence.cohort == cohort] for cohort in order]
+        cohorts = [[s for s in sequences if s.decoding and s.cohort == cohort] for cohort in order]
         place = len(self.running) < self.limits.max_batch
-        prompts = [[s] for s in self._prompts() if s.pieces and (s.started or place)]
+        prompts = [[s] for s in sequences if not s.decoding and (s.started or place)]
         return [group for group in (*cohorts, *prompts) if group]
 
     def _ready(self, groups: list[list[Sequence]]) -> list[list[Sequence]]:
