@@ -18,7 +18,7 @@ from memory_service.wire import HeldTable, ShardInfo
 _SAMPLE_SECONDS = 0.5  # between the two readings that a rate is made of
 _TABLE_HEADER = ("table", "rows", "row", "format", "blocks", "of rows", "replicas", "version", "fingerprint")
 _SHARD_HEADER = (
-    *("shard", "address", "epoch", "blocks", "MiB", "up", "streams"),
+    *("shard", "address", "node", "epoch", "blocks", "MiB", "up", "streams"),
     *("lookups", "rows/s", "p50", "p99", "refused", "expired"),
 )
 
@@ -107,6 +107,7 @@ def _shard_json(reply: ShardReport | None) -> dict[str, Any]:
         return {}
     info, stats, held = reply.info, reply.stats, reply.info.tables.values()
     return {
+        "node": info.node,
         "incarnation": info.incarnation,
         "started": stats.started,
         "epoch": info.placement.epoch if info.placement else None,
@@ -151,6 +152,7 @@ def _shard_cells(shard: Mapping[str, Any]) -> tuple[str, ...]:
     served, latency = shard["served"], shard["latency"]
     return (
         *name,
+        shard["node"][:12] or "-",
         f"{shard['epoch']}",
         f"{sum(shard['blocks'].values()):,}",
         f"{shard['bytes'] / 2**20:,.1f}",

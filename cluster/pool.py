@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from cluster.autoscale import AutoscaleConfig
+from cluster.node_spread import Spreader, next_move
 from cluster.pool_plan import PoolPlan, Shape, Whereabouts
 from cluster.pool_report import PoolDescription, ScaleReport
 from cluster.pool_tuner import PoolTuner
@@ -43,6 +44,8 @@ class PoolConfig:
     """For a new shard to start."""
     grace_s: float = 2.0
     """For which an older placement is answered after a newer one came into force."""
+    spread_s: float = 10.0
+    """After a shard moved to another node, before the next one may."""
     autoscale: AutoscaleConfig | None = None
     """Lets the load decide how many shards there are, and which blocks have further replicas."""
     load_s: float = 10.0
@@ -73,11 +76,14 @@ class MemoryPool:
         self._scaling = threading.Lock()
         self._stopping = threading.Event()
         self._retire_at: float | None = None
+        self._bound_for: dict[str, str] = {}
+        self._spreader = Spreader(self._config.spread_s)
         self._failures: dict[str, Exception] = {}
         self._recover()
         works: list[tuple[Callable[[], None], float]] = [
             (self._look, self._config.check_s),
             (self._mend, self._config.check_s),
+            (self._spread, self._config.check_s),
         ]
         if self._config.autoscale is not None:
             self._tuner = PoolTuner(self._config.autoscale, specs, shape)
@@ -99,9 +105,11 @@ class MemoryPool:
         return serving[0].address
 
     def describe(self) -> PoolDescription:
-        """Report shape, placement and counters."""
+        """Report shape, placement, nodes and counters."""
         stats = {where.shard: counted for where, counted in self._watch.up.items()}
-        return PoolDescription(self._plan.shape, self._plan.placement, stats)
+        nodes = {where.shard: where.node for where in self._watch.up}
+        at_rest = self._is_at_rest() and next_move(nodes, self._fleet.roomy()) is None
+        return PoolDescription(self._plan.shape, self._plan.placement, stats, nodes, at_rest)
 
     def scale(self, shards: int | None = None, replicas: int | Mapping[str, int] | None = None) -> ScaleReport:
         """Go over to other numbers of shards and replicas, and wait until blocks, clients and processes have moved.
@@ -159,6 +167,10 @@ class MemoryPool:
     def _is_settled(self) -> bool:
         return self._plan.is_reached(self._given_up()) and self._retire_at is None and not self._surplus()
 
+    def _is_at_rest(self) -> bool:
+        """Whether nothing is under way, and every shard serves."""
+        return self._is_settled() and self._plan.is_whole(self._watch.up)
+
     def _raise_failure(self) -> None:
         for failure in list(self._failures.values()):
             if not isinstance(failure, _PASSING):
@@ -176,7 +188,7 @@ class MemoryPool:
     def _mend(self) -> None:
         """Take the next step towards what is wished for."""
         for shard in self._plan.shape.names:
-            self._fleet.start(shard)
+            self._fleet.start(shard, self._bound_for.get(shard))
         target = self._plan.next_placement(self._watch.up, self._given_up())
         if target is not None:
             self._go_to(target)
@@ -207,6 +219,19 @@ class MemoryPool:
         except ShardUnavailable as error:
             _log.warning("memory pool: %s", error)
         self._retire_at = None
+
+    def _spread(self) -> None:
+        """Move one shard to another node, if one should: a successor there takes over before it leaves."""
+        with self._scaling:
+            if not self._is_at_rest():
+                return
+            nodes = {where.shard: where.node for where in self._watch.up}
+            move = self._spreader.decide(time.monotonic(), nodes, self._fleet.roomy())
+            if move is None:
+                return
+            shape, successor = self._plan.shape.succeeded(move.shard)
+            self._bound_for = {successor: move.node}
+            _log.info("memory pool: %s gives way to %s: %s", move.shard, successor, self._change(shape).to_text())
 
     def _tune(self) -> None:
         """Let the load decide on the number of shards and on replicas of hot blocks."""

@@ -2,13 +2,14 @@
 
 Knows neither Ray nor the clock. The shards of a pool of N are shard-0 to shard-(N-1). One whose process has come back
 is empty and elsewhere, and needs a new placement that names its new address; one that stays away is left out of the
-next placement, until it is back.
+next placement, until it is back. One that is to move to another node is succeeded by a shard there, shard-1 by
+shard-1.1 and that by shard-1.2, which takes over before the other leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,8 @@ class Shape:
     replicas: int | Mapping[str, int] = 1
     """Shards that hold each block, for all tables or by table."""
     extra: BlockReplicas = field(default_factory=dict)
+    moved: Mapping[int, int] = field(default_factory=dict)
+    """How many successors a shard has had, by its number; none where nothing is said."""
 
     def __post_init__(self) -> None:
         if self.shards < 1:
@@ -54,7 +57,14 @@ class Shape:
     @property
     def names(self) -> list[str]:
         """The shards of a pool of this shape."""
-        return [f"shard-{index}" for index in range(self.shards)]
+        moved = [self.moved.get(index, 0) for index in range(self.shards)]
+        return [f"shard-{index}.{times}" if times else f"shard-{index}" for index, times in enumerate(moved)]
+
+    def succeeded(self, shard: str) -> tuple[Shape, str]:
+        """The same with a successor in the place of a shard, and the successor's name."""
+        index = self.names.index(shard)
+        shape = replace(self, moved={**self.moved, index: self.moved.get(index, 0) + 1})
+        return shape, shape.names[index]
 
     def replicas_of(self, table: str) -> int:
         """Shards that should hold each block of a table."""
@@ -92,10 +102,12 @@ class PoolPlan:
         Args:
             up: the shards that answer.
             given_up: those that do not, and are not to be waited for any longer. One that never served is waited for
-                all the same: without it the shape cannot be reached.
+                all the same: without it the shape cannot be reached, and nobody leaves.
         """
         members = [one for name in self.shape.names for one in up if one.shard == name]
         absent = set(self.shape.names) - {one.shard for one in members} - self._known.intersection(given_up)
+        if absent:
+            members += [one for one in up if one.shard in self._served_names.difference(self.shape.names)]
         returned = [one for one in members if one.shard in self._served_names and one not in self._lives]
         if not members or (absent and not (returned and absent.isdisjoint(self._served_names))):
             return None
@@ -119,6 +131,10 @@ class PoolPlan:
         """Whether what is served has the shape wished for, with nobody missing but those."""
         missing = set(self.shape.names) - self._served_names
         return self.shape == self._shape and missing <= self._known.intersection(given_up)
+
+    def is_whole(self, up: Collection[Whereabouts]) -> bool:
+        """Whether what is served has the shape wished for, and every shard of it answers."""
+        return self.is_reached() and self._lives.issubset(up)
 
     def strangers(self, shards: Iterable[str]) -> list[str]:
         """Those of these shards that are wished for and have never served."""

@@ -20,6 +20,11 @@ class PoolDescription:
     """What is served; None until every shard has started once."""
     stats: Mapping[str, ShardStats]
     """Counters by shard, since that shard last started; of the shards that answer, as of a moment ago."""
+    nodes: Mapping[str, str]
+    """The node of each of these shards."""
+    at_rest: bool
+    """Whether nothing is under way or called for: every shard answers and serves what is wished for, on the node where
+    it should be."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.pool_plan import Shape, Whereabouts
 from cluster.ray_runtime import NAMESPACE, fetch
 from cluster.shard_actor import ShardActor
+from memory_service.arrow_pool import bounded_environment
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 MEMORY_ROLE = {"engram/role": "memory"}
 """Label of the nodes that are there to hold memory. Shards go to them where a cluster has any."""
 FOREVER = {"max_restarts": -1, "max_task_retries": -1}
+_NODE_LABEL = "ray.io/node-id"  # which Ray gives to every node
 _LEAVE_SECONDS = 10.0
 _RECALL_SECONDS = 5.0
 
@@ -30,10 +33,11 @@ class RayFleet:
         self._asked: dict[str, Any] = {}
         self._notes = 0
 
-    def start(self, shard: str) -> None:
+    def start(self, shard: str, node: str | None = None) -> None:
         """See Fleet."""
         if shard not in self._actors:
-            self._actors[shard] = _actor_class(self._detached, self._shard_bytes, self._prefix + shard).remote(shard)
+            options = _options(self._detached, self._shard_bytes, self._prefix + shard, node)
+            self._actors[shard] = _actor_class(options).remote(shard)
 
     def locate(self, shard: str) -> Whereabouts | None:
         """See Fleet."""
@@ -73,6 +77,15 @@ class RayFleet:
             ray.wait([actor.stop.remote()], timeout=_LEAVE_SECONDS)
             ray.kill(actor)
 
+    def roomy(self) -> Collection[str]:
+        """See Fleet."""
+        # As Ray's own libraries ask: public is only what all nodes together have to spare.
+        from ray._private import state
+
+        free = state.available_resources_per_node()
+        nodes = [node["NodeID"] for node in _nodes(_labels())]
+        return [node for node in nodes if free.get(node, {}).get("memory", 0) >= self._shard_bytes]
+
     def note(self, shape: Shape) -> None:
         """Have every shard keep the shape wished for."""
         self._notes += 1
@@ -103,25 +116,39 @@ class RayFleet:
         return [fetch(call) for call in done]
 
 
-def _actor_class(detached: bool, memory: int, name: str) -> Any:
+def _actor_class(options: Mapping[str, Any]) -> Any:
     import ray
 
-    labels = {"label_selector": MEMORY_ROLE} if _has_memory_nodes() else {}
-    return ray.remote(ShardActor).options(
-        name=name,
-        namespace=NAMESPACE,
-        get_if_exists=True,
-        lifetime="detached" if detached else None,
-        num_cpus=0,
-        memory=memory,
-        scheduling_strategy="SPREAD",
+    return ray.remote(ShardActor).options(**options)
+
+
+def _options(detached: bool, memory: int, name: str, node: str | None) -> dict[str, Any]:
+    labels = _labels()
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "get_if_exists": True,
+        "lifetime": "detached" if detached else None,
+        "num_cpus": 0,
+        "memory": memory,
+        "scheduling_strategy": "SPREAD",
+        "runtime_env": {"env_vars": bounded_environment()},
+        "label_selector": labels,
         **FOREVER,
-        **labels,
-    )
+    }
+    if node is not None:
+        # The others only if it is lost, now or later: an affinity to a node would have Ray crowd them on one of these.
+        options |= {"label_selector": {**labels, _NODE_LABEL: node}, "fallback_strategy": [{"label_selector": labels}]}
+    return options
 
 
-def _has_memory_nodes() -> bool:
+def _labels() -> dict[str, str]:
+    """What shards ask of a node."""
+    return MEMORY_ROLE if _nodes(MEMORY_ROLE) else {}
+
+
+def _nodes(labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The nodes that are alive and have these labels."""
     import ray
 
-    nodes = [node.get("Labels", {}) for node in ray.nodes() if node["Alive"]]
-    return any(labels.items() >= MEMORY_ROLE.items() for labels in nodes)
+    return [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).items() >= labels.items()]

@@ -8,7 +8,7 @@ from cluster.pool_plan import Shape, Whereabouts
 from cluster.ray_metrics import RayMetrics
 from memory_service.security import ServerSecurity
 from memory_service.server import ShardServer
-from memory_service.shard import Shard
+from memory_service.shard import Shard, ShardConfig
 from memory_service.shard_counters import collect_shard
 
 
@@ -24,8 +24,9 @@ class ShardActor:
         self._noted: tuple[int, Shape] | None = None
         self._server: ShardServer | None = None
         try:
+            config = ShardConfig(node=ray.get_runtime_context().get_node_id())
             security = ServerSecurity.from_environment()
-            server = ShardServer(Shard(shard), host=ray.util.get_node_ip_address(), security=security)
+            server = ShardServer(Shard(shard, config), host=ray.util.get_node_ip_address(), security=security)
             self._server = server.start()
             self._metrics = RayMetrics(partial(collect_shard, server.shard), {"shard": shard})
         except (OSError, ValueError) as error:
@@ -34,12 +35,10 @@ class ShardActor:
 
     def whereabouts(self) -> Whereabouts:
         """Say where to reach this shard; raises what kept it from starting."""
-        import ray
-
         if self._server is None:
             raise self._failure
-        node = ray.get_runtime_context().get_node_id()
-        return Whereabouts(self._server.shard.name, self._server.address, self._server.incarnation, node)
+        shard = self._server.shard
+        return Whereabouts(shard.name, self._server.address, self._server.incarnation, shard.config.node)
 
     def note(self, number: int, shape: Shape) -> None:
         """Keep the shape wished for, the number-th one, for the pool in case that it has to start again."""

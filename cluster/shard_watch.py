@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 class Fleet(Protocol):
     """The processes of a pool's shards, and what they keep for a pool that has to start again."""
 
-    def start(self, shard: str) -> None:
-        """Start a shard's process, empty, unless it runs."""
+    def start(self, shard: str, node: str | None = None) -> None:
+        """Start a shard's process, empty, unless it runs: on this node if it has room, else or by default on any."""
 
     def running(self) -> list[str]:
         """The shards that were started and not stopped."""
@@ -38,6 +38,9 @@ class Fleet(Protocol):
 
     def stop(self, shard: str) -> None:
         """End a shard for good, after what it is answering."""
+
+    def roomy(self) -> Collection[str]:
+        """The nodes that one more shard may be started on, now."""
 
     def note(self, shape: Shape) -> None:
         """Have every shard keep the shape wished for."""

@@ -119,6 +119,7 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
             rows_port=self._rows_port,
             placement=placement_to_proto(placement) if placement else None,
             tables=held_to_proto(self._shard.tables.values()),
+            node=self._shard.config.node,
         )
 
     @_answering

@@ -138,7 +138,8 @@ def start(config: ServeConfig) -> ShardServer:
 
 
 def _open_doors(config: ServeConfig) -> ShardServer:
-    shard = Shard(config.join or f"shard-{config.shard_index}", ShardConfig(share_memory=config.share_memory))
+    shard_config = ShardConfig(share_memory=config.share_memory, node=socket.gethostname())
+    shard = Shard(config.join or f"shard-{config.shard_index}", shard_config)
     return ShardServer(shard, config.host, config.port, config.rows_port, config.security).start()
 
 

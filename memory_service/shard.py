@@ -25,12 +25,14 @@ from memory_service.table import ShardTable
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """Limits of a shard, and what its memory is."""
+    """Limits of a shard, what its memory is, and where."""
 
     max_rows: int = 1 << 20
     """Rows in one lookup; a larger one is refused before anything is allocated for it."""
     share_memory: bool = False
     """Let other processes of this user on this machine read the tables directly; costs the huge pages."""
+    node: str = ""
+    """What it runs on and is lost with; for people to read."""
 
 
 @dataclass(frozen=True)

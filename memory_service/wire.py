@@ -40,6 +40,8 @@ class ShardInfo:
     rows_port: int
     placement: Placement | None
     tables: Mapping[str, HeldTable]
+    node: str = ""
+    """What it runs on and is lost with; "" where nobody said."""
 
 
 def spec_to_proto(spec: TableSpec) -> pb.TableSpec:
@@ -107,6 +109,7 @@ def info_from_proto(reply: pb.DescribeReply) -> ShardInfo:
         rows_port=reply.rows_port,
         placement=placement_from_proto(reply.placement) if reply.HasField("placement") else None,
         tables={table.spec.name: table for table in held},
+        node=reply.node,
     )
 
 

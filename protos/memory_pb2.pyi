@@ -109,18 +109,20 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("shard", "incarnation", "rows_port", "placement", "tables")
+    __slots__ = ("shard", "incarnation", "rows_port", "placement", "tables", "node")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROWS_PORT_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
     shard: str
     incarnation: str
     rows_port: int
     placement: Placement
     tables: _containers.RepeatedCompositeFieldContainer[HeldTable]
-    def __init__(self, shard: _Optional[str] = ..., incarnation: _Optional[str] = ..., rows_port: _Optional[int] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[HeldTable, _Mapping]]] = ...) -> None: ...
+    node: str
+    def __init__(self, shard: _Optional[str] = ..., incarnation: _Optional[str] = ..., rows_port: _Optional[int] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[HeldTable, _Mapping]]] = ..., node: _Optional[str] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
     __slots__ = ("placement", "current", "snapshot_uri")

@@ -9,19 +9,26 @@ from memory_service.shard import Shard
 
 
 class InProcessFleet:
-    """Shards that can be killed, after which they come back unless there is no room, and a memory of notes."""
+    """Shards that can be killed, after which they come back unless there is no room, and a memory of notes.
+
+    Nodes are only names: where a shard is that was sent nowhere, and which have room for another.
+    """
 
     def __init__(self):
         self.servers = {}
+        self.node = ""
+        self.nodes_with_room = set()
+        self.nodes = {}
         self.wished = set()
         self.no_room = set()
         self.restarted = []
         self.notes = []
         self._lock = threading.Lock()
 
-    def start(self, shard):
+    def start(self, shard, node=None):
         with self._lock:
             self.wished.add(shard)
+            self.nodes.setdefault(shard, node or self.node)
             if shard not in self.servers and shard not in self.no_room:
                 self.servers[shard] = ShardServer(Shard(shard)).start()
 
@@ -31,7 +38,7 @@ class InProcessFleet:
     def locate(self, shard):
         with self._lock:
             server = self.servers.get(shard)
-        return server and Whereabouts(shard, server.address, server.incarnation)
+        return server and Whereabouts(shard, server.address, server.incarnation, self.nodes[shard])
 
     def restart(self, shard):
         self.restarted.append(shard)
@@ -40,6 +47,9 @@ class InProcessFleet:
     def stop(self, shard):
         self.wished.discard(shard)
         self._end(shard)
+
+    def roomy(self):
+        return self.nodes_with_room
 
     def note(self, shape):
         self.notes.append(shape)

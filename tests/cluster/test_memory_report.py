@@ -13,7 +13,7 @@ from cluster.cli import main
 from cluster.memory_report import MemoryReport
 from memory_service import ClientConfig, MemoryClient, Placement, RowFormat, ShardAddress, TableSpec, write_snapshot
 from memory_service.server import ShardServer
-from memory_service.shard import Shard
+from memory_service.shard import Shard, ShardConfig
 
 SPEC = TableSpec("engram.1", 1, (40, 60), 3, 1, (3, 5, 7), 0, "0" * 64, 4, RowFormat.FP32, block_rows=16)
 
@@ -24,7 +24,8 @@ def shards(tmp_path):
     packed = np.arange(SPEC.rows * SPEC.row_bytes, dtype=np.uint8).reshape(SPEC.rows, SPEC.row_bytes)
     write_snapshot(tmp_path / "memory", {SPEC: packed}, version=3)
     with ExitStack() as stack:
-        servers = [stack.enter_context(ShardServer(Shard(f"shard-{i}"))) for i in range(2)]
+        configs = [ShardConfig(node="0123456789abcdef"), ShardConfig()]
+        servers = [stack.enter_context(ShardServer(Shard(f"shard-{i}", configs[i]))) for i in range(2)]
         addresses = [ShardAddress(server.shard.name, server.address) for server in servers]
         placement = Placement.build(4, addresses, [SPEC], replicas=2)
         for server in servers:
@@ -44,7 +45,7 @@ def test_json_says_it_all(shards, capsys):
     assert report["tables"][0]["replicas"] == {"least": 2, "most": 2}
     for server, shard in zip(shards, report["shards"], strict=True):
         assert (shard["shard"], shard["address"]) == (server.shard.name, server.address)
-        assert shard["incarnation"] == server.incarnation
+        assert (shard["node"], shard["incarnation"]) == (server.shard.config.node, server.incarnation)
         assert (shard["epoch"], shard["versions"]) == (4, {"engram.1": 3})
         assert (shard["blocks"], shard["bytes"]) == ({"engram.1": SPEC.blocks}, SPEC.rows * SPEC.row_bytes)
         assert (shard["streams"], shard["rows_per_s"]) == (0, 0)
@@ -63,9 +64,10 @@ def test_text_is_aligned(shards):
     assert head == "epoch 4, 2 shards, 1 table"
     assert table.split() == ["engram.1", "100", "16", "B", "fp32", "7", "16", "2", "3", SPEC.fingerprint[:12]]
     assert table.index(SPEC.fingerprint[:12]) == table_head.index("fingerprint")
-    columns = {name: shard_head.index(name) for name in ("address", "blocks", "p50", "refused")}
-    for server, line, refused in zip(shards, lines, ("1", "0"), strict=True):
+    columns = {name: shard_head.index(name) for name in ("address", "node", "blocks", "p50", "refused")}
+    for server, line, node, refused in zip(shards, lines, ("0123456789ab ", "- "), ("1", "0"), strict=True):
         assert line[columns["address"] :].startswith(server.address)
+        assert line[columns["node"] :].startswith(node)
         assert line[columns["blocks"] :].startswith("7 ")
         assert re.match(r"\d+\.\d\d ms|-", line[columns["p50"] :])
         assert line[columns["refused"] :].startswith(f"{refused} ")

@@ -15,7 +15,7 @@ from memory_service.errors import ShardUnavailable, SnapshotError
 from tests.cluster.in_process import InProcessFleet
 from tests.cluster.lookups import lookups, progress
 
-QUICK = PoolConfig(check_s=0.05, probe_s=1.0, unresponsive_s=0.5, give_up_s=1.0, start_s=1.5, grace_s=0.3)
+QUICK = PoolConfig(check_s=0.05, probe_s=1.0, unresponsive_s=0.5, give_up_s=1.0, start_s=1.5, grace_s=0.3, spread_s=0.1)
 
 
 class Pool(MemoryPool):
@@ -165,6 +165,36 @@ def test_the_load_decides_on_the_number_of_shards(start, reference):
         progress(done)
     pool.wait(lambda pool: len(pool.describe().placement.shards) == 1)
     assert wrong == []
+
+
+def test_shards_move_to_a_node_that_joins_and_are_there_before_they_leave(start, reference):
+    pool = start(4, 2)
+    pool.fleet.node = "left"
+    pool.wait(lambda pool: pool.describe().at_rest)
+    with lookups(pool.address(), reference) as (wrong, done):
+        pool.fleet.nodes_with_room = {"joined"}
+        assert not pool.describe().at_rest
+        pool.wait(lambda pool: pool.describe().at_rest)
+        progress(done)
+    assert wrong == []
+    described = pool.describe()
+    assert described.nodes == {"shard-0": "left", "shard-1": "left", "shard-2.1": "joined", "shard-3.1": "joined"}
+    assert sorted(pool.fleet.servers) == sorted(described.nodes)
+    held = [described.placement.held(table, ["shard-0", "shard-1"]) for table in described.placement.tables]
+    assert all((on_left.sum(axis=1) == 1).all() for on_left in held)
+
+
+def test_a_node_that_has_no_room_after_all_leaves_the_pool_as_it_was(start, reference):
+    pool = start(2, 2)
+    pool.fleet.node, pool.fleet.no_room = "left", {"shard-1.1"}
+    pool.wait(lambda pool: pool.describe().at_rest)
+    with lookups(pool.address(), reference) as (wrong, done):
+        pool.fleet.nodes_with_room = {"full"}
+        pool.wait(lambda pool: pool.describe().shape.moved == {1: 1})
+        pool.wait(lambda pool: not pool.describe().shape.moved)
+        progress(done)
+    assert wrong == []
+    assert sorted(pool.describe().nodes) == ["shard-0", "shard-1"]
 
 
 def test_damage_of_the_snapshot_is_told_to_whoever_asks(start, tiny_model, tmp_path):

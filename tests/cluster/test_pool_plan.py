@@ -114,6 +114,21 @@ def test_growing_and_shrinking_move_little_more_than_they_must(plan):
     assert f"2 shards, 1 replica, epoch 4: moved {report.moved:,} of" in report.to_text()
 
 
+def test_a_shard_stays_until_its_successor_serves_also_while_another_one_heals(specs):
+    plan = PoolPlan(specs, Shape(2, replicas=2))
+    step(plan, seen(1, 1))
+    plan.shape, successor = plan.shape.succeeded("shard-1")
+    assert (successor, plan.shape.names) == ("shard-1.1", ["shard-0", "shard-1.1"])
+    assert step(plan, seen(1, 1)) is None
+    assert names(step(plan, seen(2, 1))) == ["shard-0", "shard-1"]
+    assert not plan.is_reached()
+    there = Whereabouts(successor, "host:1.1", "life 1")
+    assert names(step(plan, [*seen(2, 1), there])) == ["shard-0", "shard-1.1"]
+    assert plan.is_whole([*seen(2), there])
+    assert not plan.is_whole(seen(2))
+    assert plan.shape.succeeded(successor)[1] == "shard-1.2"
+
+
 def test_leaving_shards_are_watched_until_the_others_serve(plan):
     plan.shape = Shape(2)
     assert plan.names == ["shard-0", "shard-1", "shard-2"]
