@@ -2,8 +2,8 @@
 
 Two client processes look rows up without pause and compare every row with the tables. The memory has two replicas, on a
 Ray cluster of several raylets on this machine. One fault at a time, at random; the next one once every block has both
-replicas again and the shards are spread over the nodes again. Prints the latency of lookups before, during and after each kind of fault, and how long healing took.
-Fails if a single lookup failed or a single row was wrong.
+replicas and the shards are spread over the nodes again. Prints the latency of lookups before, during and after each
+kind of fault, and how long healing took. Fails if a single lookup failed or a single row was wrong.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import logging
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.chaos_load import CLIENTS, Load
 from benchmarks.lookup import table_spec
 from benchmarks.report import Report, format_table
 from cluster.pool import PoolConfig
@@ -44,7 +43,6 @@ POOL = "chaos"
 REPLICAS = 2
 SHARDS = (3, 5)  # fewest and most
 NODES = 4
-CLIENTS = 2
 QUIET_S = 4.0  # before the next fault; latencies of this time are "before" and "after"
 HEAL_S = 120.0
 OBJECT_STORE_BYTES = 100 << 20
@@ -230,67 +228,6 @@ def running(snapshot: Path) -> Iterator[Memory]:
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-class Load:
-    """Client processes, and what they say."""
-
-    def __init__(self, processes: list[subprocess.Popen[str]], records: list[Path]) -> None:
-        self._processes = processes
-        self._records = records
-        self.failures: list[str] = []
-        """What clients said of lookups that failed or were wrong."""
-        self.stats: list[str] = []
-        """Counters of each client in the end."""
-        self.times = np.empty((0, 2))
-        """Moment and seconds of every lookup, once stopped."""
-        self._readers = [threading.Thread(target=self._read, args=(process,)) for process in processes]
-        for reader in self._readers:
-            reader.start()
-
-    @classmethod
-    @contextlib.contextmanager
-    def on(cls, address: str, snapshot: Path, folder: Path, seed: int) -> Iterator[Load]:
-        """Start the clients and wait until they have joined."""
-        processes, records = [], []
-        for number in range(CLIENTS):
-            records.append(folder / f"client-{number}.npy")
-            options = {"--memory": address, "--snapshot": snapshot, "--records": records[-1], "--seed": seed + number}
-            command = [sys.executable, "-m", "benchmarks.chaos_client"]
-            command += [str(word) for option in options.items() for word in option]
-            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        try:
-            for process in processes:
-                assert process.stdout is not None, "its output is a pipe"
-                if process.stdout.readline() != "ready\n":
-                    sys.exit("a client could not join the memory")
-            yield cls(processes, records)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-
-    def stop(self) -> None:
-        """End the clients and collect what they measured."""
-        for process in self._processes:
-            process.terminate()
-        for reader in self._readers:
-            reader.join()
-        self.times = np.concatenate([np.load(path) for path in self._records])
-
-    def between(self, low: float, high: float) -> np.ndarray:
-        """Seconds of the lookups that began within a time."""
-        began = self.times[:, 0]
-        return self.times[(began >= low) & (began < high), 1]
-
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None, "its output is a pipe"
-        for line in process.stdout:
-            if line.startswith("stats "):
-                self.stats.append(line.removeprefix("stats ").strip())
-            else:
-                self.failures.append(line.strip())
-                print(line, end="", flush=True)
 
 
 def break_it(memory: Memory, chance: random.Random, seconds: float) -> list[Fault]:
