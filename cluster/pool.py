@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -17,10 +17,10 @@ from cluster.pool_tuner import PoolTuner
 from cluster.shard_watch import Fleet, ShardWatch
 from memory_service.control import ControlClient
 from memory_service.errors import MemoryServiceError, ShardUnavailable, WrongEpoch
+from memory_service.origin import Origin
 from memory_service.placement import Placement
 from memory_service.reshape import reshape, retire
 from memory_service.shard_reports import ShardStats
-from memory_service.spec import TableSpec
 
 _PASSING = (ShardUnavailable, WrongEpoch)  # errors of shards that come and go; the next attempt may do better
 _MOST_PATIENT_S = 15.0
@@ -59,18 +59,11 @@ class MemoryPool:
     prepare and activate the next placement, retires the last one. Every method but `scale` answers at once.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        snapshot_uri: str,
-        specs: Sequence[TableSpec],
-        shape: Shape,
-        config: PoolConfig | None = None,
-    ) -> None:
+    def __init__(self, fleet: Fleet, origin: Origin, shape: Shape, config: PoolConfig | None = None) -> None:
         self._fleet = fleet
-        self._uri = snapshot_uri
+        self._origin = origin
         self._config = config or PoolConfig()
-        self._plan = PoolPlan(specs, shape)
+        self._plan = PoolPlan(origin.specs, shape)
         self._watch = ShardWatch(fleet, self._config.probe_s, self._config.unresponsive_s)
         self._changed = threading.Condition()
         self._scaling = threading.Lock()
@@ -86,7 +79,7 @@ class MemoryPool:
             (self._spread, self._config.check_s),
         ]
         if self._config.autoscale is not None:
-            self._tuner = PoolTuner(self._config.autoscale, specs, shape)
+            self._tuner = PoolTuner(self._config.autoscale, origin.specs, shape)
             works.append((self._tune, self._config.load_s))
         self._threads = [threading.Thread(target=self._repeat, args=work, daemon=True) for work in works]
         for thread in self._threads:
@@ -203,7 +196,7 @@ class MemoryPool:
         if self._retire_at is not None:
             self._retire()
         try:
-            reshape(self._plan.placement, target, self._uri)
+            reshape(self._plan.placement, target, self._origin.present_uri())
         except BaseException:
             self._plan.failed()
             raise

@@ -12,6 +12,7 @@ from cluster.pool_plan import Shape
 from cluster.ray_fleet import FOREVER, RayFleet
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service.errors import ShardUnavailable
+from memory_service.origin import Origin
 from memory_service.snapshot import Snapshot, load_newest
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def start_pool(
         max_concurrency=_CALLS_AT_ONCE,
         **FOREVER,
     )
-    return actor.remote(RayFleet(name, detached, share), snapshot.uri, specs, shape, config)
+    return actor.remote(RayFleet(name, detached, share), Origin.of(snapshot), shape, config)
 
 
 def serve_pool(

@@ -67,7 +67,8 @@ def prune(uri: str | Path, keep: int) -> list[str]:
 
     Goes by manifests and sizes of files. Damaged generations newer than the oldest one kept stay, to be repaired from
     a copy. What unfinished snapshots left behind goes too, unless it may belong to a writer that is still at work.
-    A memory that serves a deleted generation can no longer restart its shards from it.
+    A memory pool that serves a deleted generation needs one with the same rows among those that stay, to read from it
+    what no shard holds any more.
     """
     if keep < 1:
         raise ValueError(f"keep={keep} would delete the last good generation: use 1 or more")

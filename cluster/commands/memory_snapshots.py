@@ -25,7 +25,8 @@ example:
 """
 _PRUNE_DESCRIPTION = """\
 Delete old generations, and files that none of the others needs. The newest whole generations stay, at least one.
-A memory that serves a deleted generation can no longer restart its shards from it.
+A memory pool that serves a deleted generation goes on with the newest one of the same rows. If none stays, it can no
+longer read again what its shards lose.
 """
 _PRUNE_EPILOG = """\
 example:

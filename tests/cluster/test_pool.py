@@ -10,8 +10,10 @@ import pytest
 from cluster.autoscale import AutoscaleConfig
 from cluster.pool import MemoryPool, PoolConfig
 from cluster.pool_plan import Shape
-from memory_service import LocalMemory, Snapshot
+from memory_service import LocalMemory, Snapshot, extend_snapshot
 from memory_service.errors import ShardUnavailable, SnapshotError
+from memory_service.origin import Origin
+from memory_service.snapshot_upkeep import prune
 from tests.cluster.in_process import InProcessFleet
 from tests.cluster.lookups import lookups, progress
 
@@ -23,7 +25,7 @@ class Pool(MemoryPool):
 
     def __init__(self, fleet, uri, shape, config):
         self.fleet = fleet
-        super().__init__(fleet, str(uri), list(Snapshot.open(uri).specs.values()), shape, config)
+        super().__init__(fleet, Origin.of(Snapshot.open(uri)), shape, config)
 
     def wait(self, condition=lambda pool: pool.address() is not None):
         deadline = time.monotonic() + 60
@@ -51,6 +53,11 @@ def start(tiny_model):
     for pool in pools:
         pool.shutdown()
     fleet.close()
+
+
+def rows_of(snapshot, spec):
+    """The blocks of a table."""
+    return [rows.copy() for _, rows in snapshot.read_blocks(spec.name, range(spec.blocks))]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,21 @@ def test_replicas_are_added_under_lookups_and_then_a_death_is_not_noticed(start,
 def test_a_lone_copy_is_read_again_from_the_snapshot(start, reference):
     pool = start(2).wait()
     epoch = pool.epoch
+    pool.fleet.kill("shard-0")
+    pool.wait(lambda pool: pool.epoch > epoch and pool.address())
+    with lookups(pool.address(), reference, clients=1) as (wrong, done):
+        progress(done)
+    assert wrong == []
+
+
+def test_a_lone_copy_is_read_from_another_generation_of_the_same_rows_after_its_own_was_deleted(
+    start, reference, tiny_model, tmp_path
+):
+    first = Snapshot.open(shutil.copytree(tiny_model / "memory", tmp_path / "memory"))
+    pool = start(2, uri=first.uri).wait()
+    epoch, tables = pool.epoch, {spec: rows_of(first, spec) for spec in first.specs.values()}
+    extend_snapshot(tmp_path / "memory", tables, full=True)
+    assert "manifest.json" in prune(tmp_path / "memory", keep=1)
     pool.fleet.kill("shard-0")
     pool.wait(lambda pool: pool.epoch > epoch and pool.address())
     with lookups(pool.address(), reference, clients=1) as (wrong, done):
