@@ -122,11 +122,15 @@ class MemoryPool:
     def shutdown(self) -> None:
         """Let the shards finish what they are answering, and end them."""
         self._stopping.set()
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(self._fleet.stop, self._fleet.running()))
+        self._end_shards()
         for thread in self._threads:
             thread.join()
+        self._end_shards()  # one of the threads may just have started another
         self._watch.close()
+
+    def _end_shards(self) -> None:
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self._fleet.stop, self._fleet.running()))
 
     def _change(self, shape: Shape) -> ScaleReport:
         self._wait_until_settled()
