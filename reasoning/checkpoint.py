@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reasoning.config import ModelConfig, read_config
+from reasoning.model.layout import lay_out_for_cpu
 from reasoning.model.moe import MixtureOfExperts
 from reasoning.model.rope import cos_sin_table
 from reasoning.model.transformer import Transformer
@@ -41,6 +42,8 @@ def load_model(
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
     with torch.device("meta"):
         model = Transformer(config)
+        if torch.device(device).type == "cpu":
+            lay_out_for_cpu(model)
     model = model.to_empty(device=device).to(dtype)
     _restore_tables(model, config)
     fill(model, _tensors(Path(model_dir)))

@@ -157,6 +157,8 @@ class ModelConfig:
 
     def _check_experts(self) -> None:
         groups, experts = self.n_group, self.n_routed_experts
+        for name in ("hidden_size", "moe_intermediate_size"):  # the grouped product's rows are a multiple of 16 bytes
+            require(getattr(self, name) % 8 == 0, name, getattr(self, name), "a multiple of 8, with routed experts")
         dense = f"first_k_dense_replace={self.cached_layers}"
         require(experts > 0, "n_routed_experts", experts, f"1 or more, or {dense}")
         require(groups > 0 and experts % groups == 0, "n_group", groups, f"a divisor of n_routed_experts={experts}")

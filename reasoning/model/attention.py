@@ -27,7 +27,7 @@ class LatentAttention(nn.Module):
         hidden, heads = config.hidden_size, config.num_attention_heads
         self.heads, self.rank = heads, config.kv_lora_rank
         self.nope, self.rope, self.value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-        # Multiplications for each position of the context: once to expand it, against more for each token that attends.
+        # Multiplications for each position of a long context: to expand it, over what each absorbed token costs more.
         self.worth_expanding = self.rank * (self.nope + self.value) / max(1, 2 * self.rank - self.nope - self.value)
         self.scale = softmax_scale(self.nope + self.rope, config.rope)
         if config.q_lora_rank is None:
@@ -55,17 +55,15 @@ class LatentAttention(nn.Module):
         Returns:
             [T, hidden].
         """
-        query = self._query(x, cos, sin)
-        latent = self._latent(x, cos, sin)
+        query, latent = self._query(x, cos, sin), self._latent(x, cos, sin)
         if cached is None:
-            count = len(batch.lengths)
-            out = self._expanded(query.unflatten(0, (count, -1)), latent.unflatten(0, (count, -1)), None).flatten(0, 1)
-        else:
-            cached.view(-1, latent.shape[-1]).index_copy_(0, batch.places, latent)
-            out = query.new_empty(query.shape[0], self.heads, self.value)
-            for group in batch.groups:
-                out[group.tokens] = self._attend(query[group.tokens], group, cached)
-        return self.o_proj(out.flatten(1))
+            return self.o_proj(self._from_start(query, latent, len(batch.lengths)))
+        cached.view(-1, latent.shape[-1]).index_copy_(0, batch.places, latent)
+        out = query.new_empty(len(x), self.heads * self.value)
+        for group in batch.groups:
+            tokens = group.tokens.flatten()
+            out[tokens] = self._attend(query[tokens], latent[tokens], group, cached)
+        return self.o_proj(out)
 
     def _query(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return rotated queries, [T, heads, nope + rope]."""
@@ -78,40 +76,44 @@ class LatentAttention(nn.Module):
         latent, rotary = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope), dim=-1)
         return torch.cat((self.kv_a_layernorm(latent), rotate(rotary, cos, sin)), dim=-1)
 
-    def _expand(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Expand latents [..., S, rank + rope] to keys [..., heads, S, nope + rope] and values."""
-        latent, rotary = latents.split((self.rank, self.rope), dim=-1)
-        expanded = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
-        plain, value = expanded.split((self.nope, self.value), dim=-1)
-        shared = rotary.unsqueeze(-3).expand(*plain.shape[:-1], self.rope)
-        return torch.cat((plain, shared), dim=-1), value
-
-    def _attend(self, query: Tensor, group: Group, cached: Tensor) -> Tensor:
-        """Attend the group's contexts with `query` [b, n, heads, nope + rope]."""
-        context = group.gather(cached)
-        attend = self._absorbed if query.shape[1] < self.worth_expanding else self._expanded
+    def _attend(self, query: Tensor, latent: Tensor, group: Group, cached: Tensor) -> Tensor:
+        """Attend with a group's tokens: [b * n, heads, ...] and [b * n, latent_size] -> [b * n, heads * value]."""
+        count, length = group.tokens.shape
+        if group.context is None or group.masked is None:
+            return self._from_start(query, latent, count)
+        width = cached.shape[-1]
+        context = cached.view(-1, width).index_select(0, group.context.flatten()).view(count, -1, width)
+        attend = self._absorbed if length < self.worth_expanding else self._expanded
         return attend(query, context, group.masked)
 
+    def _from_start(self, query: Tensor, latent: Tensor, count: int) -> Tensor:
+        """Attend within `count` sequences that begin here."""
+        return self._expanded(query, latent.unflatten(0, (count, -1)), None)
+
     def _expanded(self, query: Tensor, context: Tensor, masked: Tensor | None) -> Tensor:
-        """Attend contexts [b, S, latent_size] by their keys and values; causally among equals where `masked` is None.
-
-        Returns:
-            [b, n, heads, value]
-        """
+        """Attend contexts [b, S, latent_size] by their keys and values; causally, S = n, where `masked` is None."""
         key, value = self._expand(context)
+        query = query.unflatten(0, (len(context), -1)).transpose(1, 2)
+        # The CPU's fused kernel asks for values as wide as keys.
+        padded = F.pad(value, (0, max(0, key.shape[-1] - self.value)))
         seen = None if masked is None else ~masked[:, None]
-        out = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key, value, attn_mask=seen, is_causal=seen is None, scale=self.scale
-        )
-        return out.transpose(1, 2)
+        out = F.scaled_dot_product_attention(query, key, padded, seen, is_causal=seen is None, scale=self.scale)
+        return out[..., : self.value].transpose(1, 2).flatten(0, 1).flatten(1)
 
-    def _absorbed(self, query: Tensor, context: Tensor, masked: Tensor | None) -> Tensor:
-        """Do the same over latents alone."""
+    def _expand(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Expand latents [b, S, rank + rope] to keys [b, heads, S, nope + rope] and values."""
+        latent, rotary = context.split((self.rank, self.rope), dim=-1)
+        expanded = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        plain, value = expanded.split((self.nope, self.value), dim=-1)
+        return torch.cat((plain, rotary[:, None].expand(-1, self.heads, -1, -1)), dim=-1), value
+
+    def _absorbed(self, query: Tensor, context: Tensor, masked: Tensor) -> Tensor:
+        """Do the same over latents alone, `kv_b_proj` applied to queries and outputs instead: [h, b * n, ...]."""
         to_key, to_value = self.kv_b_proj.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)
         plain, rotary = query.split((self.nope, self.rope), dim=-1)
-        folded = torch.cat((torch.einsum("bnhd,hdr->bnhr", plain, to_key), rotary), dim=-1)
-        scores = torch.einsum("bnhr,bsr->bnhs", folded, context) * self.scale
-        if masked is not None:
-            scores = scores.masked_fill(masked[:, :, None], float("-inf"))
-        mixed = torch.einsum("bnhs,bsr->bnhr", scores.softmax(dim=-1), context[..., : self.rank])
-        return torch.einsum("bnhr,hvr->bnhv", mixed, to_value)
+        folded = torch.cat(((plain.transpose(0, 1) @ to_key).transpose(0, 1), rotary), dim=-1) * self.scale
+        scores = folded.view(len(context), -1, context.shape[-1]) @ context.transpose(1, 2)  # [b, n * heads, S]
+        hidden = masked.repeat_interleave(self.heads, dim=1)
+        mixed = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1) @ context[..., : self.rank]
+        mixed = mixed.view(-1, self.heads, self.rank).transpose(0, 1)
+        return (mixed @ to_value.transpose(1, 2)).transpose(0, 1).flatten(1)

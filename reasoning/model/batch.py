@@ -81,24 +81,25 @@ class Batch:
         """The sequences by what attention can do in one go."""
         members: dict[tuple[int, int], list[int]] = {}
         for i, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            size = pages_for(start + length).bit_length()  # contexts of a group differ by less than a factor of two
+            size = pages_for(start).bit_length()  # the pages of a group's contexts differ by less than a factor of two
             members.setdefault((length, size), []).append(i)
         return tuple(self._group(sequences) for sequences in members.values())
 
     def _group(self, sequences: list[int]) -> Group:
         length = self.lengths[sequences[0]]
         starts = torch.tensor([self.starts[i] for i in sequences])
-        context = int(starts.max()) + length
-        first = torch.tensor([self.offsets[i] for i in sequences])
-        positions = torch.arange(context)
+        own = torch.tensor([self.offsets[i] for i in sequences])[:, None] + torch.arange(length)
+        if not starts.any():
+            return Group(self._to_device(own))
+        position = torch.arange(int(starts.max()) + length)
         seen = starts[:, None] + torch.arange(1, length + 1)  # [b, n]
-        unwritten = positions >= seen[:, -1:]
+        written = position < seen[:, -1:]  # past its end a sequence repeats its first position, as good as any
+        position = position * written
+        pages = self._page_table[torch.tensor(sequences)[:, None], position // PAGE_TOKENS]
         return Group(
-            tokens=self._to_device(first[:, None] + torch.arange(length)),
-            pages=self._to_device(self._page_table[sequences, : pages_for(context)]),
-            context=context,
-            masked=self._to_device(positions >= seen[..., None]) if context > 1 else None,
-            unwritten=self._to_device(unwritten.flatten().nonzero()[:, 0]) if bool(unwritten.any()) else None,
+            tokens=self._to_device(own),
+            context=self._to_device(pages * PAGE_TOKENS + position % PAGE_TOKENS),
+            masked=self._to_device(torch.arange(position.shape[1]) >= seen[..., None]),
         )
 
     @cached_property
@@ -113,7 +114,7 @@ class Batch:
 
     @cached_property
     def _page_table(self) -> Tensor:
-        """Page ids, [B, most pages]; sequences with fewer repeat their first."""
+        """Page ids, [B, most pages]; sequences that need fewer repeat their first."""
         counts = [pages_for(s + n) for s, n in zip(self.starts, self.lengths, strict=True)]
         most = max(counts)
         rows = [pages[:n] + pages[:1] * (most - n) for pages, n in zip(self.pages, counts, strict=True)]
@@ -129,24 +130,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Group:
-    """b sequences of a batch that bring n tokens each and whose contexts, padded to S positions, are attended together.
+    """b sequences of a batch that bring n tokens each and are attended together.
 
-    No arithmetic may meet what an unwritten position happens to hold: it may be NaN.
+    Either they all begin with this batch, and `context` and `masked` are None; or their contexts are padded to S
+    positions, the longest, with places that have been written: what others hold may be NaN, which no mask would stop.
     """
 
     tokens: Tensor  # [b, n] index among the batch's T tokens
-    pages: Tensor  # [b, pages that cover S]
-    context: int  # S, the longest sequence after this batch
-    masked: Tensor | None  # [b, n, S] bool: positions that a token must not see; None when there is but one
-    unwritten: Tensor | None  # indices among b * S of the positions past the end of a shorter sequence; None: no such
-
-    def gather(self, cached: Tensor) -> Tensor:
-        """Copy the group's contexts out of a layer's pages [pages, PAGE_TOKENS, width]: [b, S, width]."""
-        paged = cached.index_select(0, self.pages.flatten())
-        context = paged.view(len(self.pages), -1, cached.shape[-1])[:, : self.context]
-        if self.unwritten is not None:
-            context = context.flatten(0, 1).index_fill_(0, self.unwritten, 0.0).view_as(context)
-        return context
+    context: Tensor | None = None  # [b, S] places in the cache
+    masked: Tensor | None = None  # [b, n, S] bool: what a token must not see
 
 
 @dataclass

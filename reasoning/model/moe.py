@@ -74,14 +74,12 @@ class MixtureOfExperts(nn.Module):
         return routed if self.shared_experts is None else routed + self.shared_experts(x)
 
     def _experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        top = chosen.shape[1]
+        """Sort the (token, choice) pairs by expert, so that each expert's matrices meet all its tokens at once."""
         order = chosen.flatten().argsort(stable=True)
         self.load = torch.bincount(chosen.flatten(), minlength=len(self.down))
-        parts = x.index_select(0, order // top).split(self.load.tolist())
-        out = torch.cat([self._expert(e, part) for e, part in enumerate(parts) if len(part)])
-        by_token = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        return torch.einsum("tk,tkd->td", weights.to(x.dtype), out.index_select(0, by_token).unflatten(0, (-1, top)))
-
-    def _expert(self, expert: int, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, self.gate_up[expert]).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down[expert])
+        ends = self.load.cumsum(0, dtype=torch.int32)
+        inner = F.grouped_mm(x.index_select(0, order // chosen.shape[1]), self.gate_up.transpose(1, 2), offs=ends)
+        gate, up = inner.chunk(2, dim=-1)
+        out = F.grouped_mm(F.silu(gate) * up, self.down.transpose(1, 2), offs=ends)
+        by_token = out.index_select(0, order.argsort()).unflatten(0, chosen.shape)
+        return torch.einsum("tk,tkd->td", weights.to(x.dtype), by_token)

@@ -38,7 +38,7 @@ def quantise(weight, rows, columns):
     [
         (320, 192, (128, 128), BLOCKS),  # ragged both ways
         (320, 192, (128, 128), {}),
-        (130, 100, (128, 128), {}),
+        (136, 104, (128, 128), {}),
         (32, 48, (128, 128), BLOCKS),  # smaller than a block
         (96, 80, (32, 32), BLOCKS),  # blocks of their own
         (320, 192, (1, 128), {"quantization_config": {"weight_block_size": [1, 128]}}),

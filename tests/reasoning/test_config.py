@@ -117,6 +117,7 @@ REFUSED = [
     ("hc_mult", 4, "1"),
     ("n_routed_experts", 0, "1 or more, or first_k_dense_replace"),
     ("n_group", 3, "a divisor of n_routed_experts=4"),
+    ("moe_intermediate_size", 12, "a multiple of 8, with routed experts"),
     ("topk_group", 2, "1 to n_group=1"),
     ("num_experts_per_tok", 5, "1 to 4, the experts of topk_group groups"),
     ("engram_max_ngram_size", 1, "2 or more"),
