@@ -93,8 +93,7 @@ class ModelRunner:
         hidden = self.model(batch, rows, self.cache)
         logits = self.model.logits(hidden[_needed(works)])[:, : self.vocab_size]
         counts = [work.logits for work in works]
-        highest, ids = logits.max(-1)
-        likeliest = iter(zip(ids.tolist(), highest.tolist(), strict=True))
+        likeliest = iter(_likeliest(logits))
         return Output(
             tuple(works),
             batch,
@@ -104,6 +103,14 @@ class ModelRunner:
             rows.waited_s if rows is not None else 0.0,
             (rows.first_needed if rows is not None else time.perf_counter()) - begin,
         )
+
+
+def _likeliest(logits: Tensor) -> Likeliest:
+    """Of each row the index of the highest logit, and that logit; both NaN's where there is one."""
+    on_cpu = logits.device.type == "cpu"
+    ids = torch.from_numpy(logits.numpy().argmax(-1)) if on_cpu else logits.argmax(-1)  # numpy takes half the time
+    highest = logits.gather(1, ids[:, None])[:, 0]
+    return tuple(zip(ids.tolist(), highest.tolist(), strict=True))
 
 
 def works_of(pieces: Several[Piece]) -> list[Work]:
