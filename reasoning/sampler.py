@@ -13,8 +13,10 @@ from torch import Tensor
 from reasoning.penalties import Penalties
 from reasoning.request import RequestError, SamplingParams
 
-_HEAD = 64
-"""Likeliest tokens to look at first for top_p; 16 times as many each time they do not reach it."""
+_BUCKETS = 4096
+_SPAN = 40.0
+"""Scores that are lower than the highest by more share a bucket: e^-40 of a vocabulary's size is below 1e-12."""
+_NARROWEST = 1e-12
 
 
 class SamplerError(RequestError):
@@ -76,15 +78,20 @@ class Sampler:
     def _draw(self, scores: Tensor) -> int:
         params, highest = self.params, float(scores.max())
         _check(highest)
-        if not params.top_k and params.top_p == 1:
-            return self._fall(_min_p(_weights(scores, highest, params.temperature), params))
-        ids, weights = _nucleus(scores, highest, params)
-        return int(ids[self._fall(_min_p(weights, params))])
-
-    def _fall(self, weights: Tensor) -> int:
-        """Return where a random number falls among lengths laid end to end. It never falls on one of 0."""
-        sums = weights.cumsum(-1)
-        return int(torch.searchsorted(sums, sums[-1] * self._random.random(), right=True))
+        ids = None
+        if 0 < params.top_k < len(scores):
+            ids = largest(scores, params.top_k)[1].sort().values
+            scores = scores[ids]
+        # Against the likeliest token and in fp64, the smallest temperature is still work.
+        scores = (scores.double() - highest) / params.temperature
+        weights = scores.exp()
+        if params.top_p < 1:
+            weights = nucleus(scores, weights, params.top_p)
+        if params.min_p:
+            weights = weights.masked_fill(weights < params.min_p, 0.0)
+        ends = weights.cumsum(-1)
+        place = int(torch.searchsorted(ends, ends[-1] * self._random.random(), right=True))
+        return place if ids is None else int(ids[place])
 
     def _with_logprobs(self, token: int, logits: Tensor) -> Chosen:
         if self.params.logprobs is None:
@@ -106,39 +113,22 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, ids[order]
 
 
-def _nucleus(scores: Tensor, highest: float, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Return ids and weights, by ascending id, of the tokens that top_k and then top_p leave."""
-    if 0 < params.top_k < len(scores):
-        values, ids = largest(scores, params.top_k)
-        weights = _weights(values, highest, params.temperature)
-        total = weights.sum()
-    else:
-        total = _weights(scores, highest, params.temperature).sum()
-        ids, weights = _head(scores, highest, params, total)
-    before = weights.cumsum(-1) - weights
-    kept = before < params.top_p * total  # the likeliest token always
-    ids, order = ids[kept].sort()
-    return ids, weights[kept][order]
+def nucleus(scores: Tensor, weights: Tensor, top_p: float) -> Tensor:
+    """Return weights = exp(scores) with 0 for all but the likeliest, the fewest that sum to `top_p` of the total.
 
-
-def _head(scores: Tensor, highest: float, params: SamplingParams, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ids and weights of likeliest tokens, best first, at least as many as have the share top_p of `total`."""
-    count = _HEAD
-    while True:
-        values, ids = largest(scores, min(count, len(scores)))
-        weights = _weights(values, highest, params.temperature)
-        if count >= len(scores) or weights.sum() >= params.top_p * total:
-            return ids, weights
-        count *= 16
-
-
-def _min_p(weights: Tensor, params: SamplingParams) -> Tensor:
-    return weights.masked_fill(weights < params.min_p, 0.0) if params.min_p else weights  # the likeliest has weight 1
-
-
-def _weights(scores: Tensor, highest: float, temperature: float) -> Tensor:
-    """Probabilities up to a factor, in fp64: against the likeliest token the smallest temperature is still work."""
-    return ((scores.double() - highest) / temperature).exp()
+    Instead of sorting all of scores [n], the highest of which is 0, they are counted into buckets from the highest
+    down: buckets before the one where the sum is reached stay, and only that one is sorted, equal scores by index.
+    """
+    span = max(min(-float(scores.min()), _SPAN), _NARROWEST)
+    depth = (scores * (-_BUCKETS / span)).clamp_(max=_BUCKETS).long()
+    sums = torch.bincount(depth, weights).cumsum(-1)
+    wanted = top_p * sums[-1]
+    last = min(int(torch.searchsorted(sums, wanted)), len(sums) - 1)
+    edge = (depth == last).nonzero()[:, 0]
+    edge = edge[scores[edge].sort(descending=True, stable=True).indices]
+    ends = weights[edge].cumsum(-1) + (sums[last - 1] if last else 0.0)
+    beyond = edge[ends - weights[edge] >= wanted]
+    return weights.masked_fill(depth > last, 0.0).index_fill(0, beyond, 0.0)
 
 
 def _argmax(logits: Tensor, likeliest: int | None = None, highest: float | None = None) -> int:
