@@ -14,9 +14,11 @@ from reasoning.penalties import Penalties
 from reasoning.request import RequestError, SamplingParams
 
 _BUCKETS = 4096
+"""How finely `nucleus` divides scores: so many buckets leave a few dozen of a large vocabulary to sort."""
 _SPAN = 40.0
-"""Scores that are lower than the highest by more share a bucket: e^-40 of a vocabulary's size is below 1e-12."""
+"""Scores lower than the highest by more than this share the last bucket: a whole vocabulary of them weighs 1e-12."""
 _NARROWEST = 1e-12
+"""Least span, where all scores are equal."""
 
 
 class SamplerError(RequestError):
@@ -41,7 +43,8 @@ class Sampler:
     A draw takes one number u from [0, 1) from a generator of the sample's own (Python's `random.Random`, whose stream
     for a seed is the same everywhere). The kept tokens are laid out by ascending id, each as long as its probability,
     in fp64 and renormalised; the one that u falls on is chosen. So what is drawn depends on the logits and on how many
-    draws came before, not on neighbours, on the device, or on how tokens of equal logits happen to be sorted.
+    draws came before, not on neighbours or on how equal logits happen to be sorted, and on the device only as far as
+    sums of fp64 round differently there.
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], index: int = 0):
@@ -83,13 +86,7 @@ class Sampler:
             ids = largest(scores, params.top_k)[1].sort().values
             scores = scores[ids]
         # Against the likeliest token and in fp64, the smallest temperature is still work.
-        scores = (scores.double() - highest) / params.temperature
-        weights = scores.exp()
-        if params.top_p < 1:
-            weights = nucleus(scores, weights, params.top_p)
-        if params.min_p:
-            weights = weights.masked_fill(weights < params.min_p, 0.0)
-        ends = weights.cumsum(-1)
+        ends = _weights((scores.double() - highest) / params.temperature, params).cumsum(-1)
         place = int(torch.searchsorted(ends, ends[-1] * self._random.random(), right=True))
         return place if ids is None else int(ids[place])
 
@@ -111,6 +108,16 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     ids = ids.sort().values
     values, order = scores[ids].sort(descending=True, stable=True)
     return values, ids[order]
+
+
+def _weights(scores: Tensor, params: SamplingParams) -> Tensor:
+    """Return probabilities up to a factor, 1 for the highest of scores [n], which is 0; 0 for what is left out."""
+    weights = scores.exp()
+    if params.top_p < 1:
+        weights = nucleus(scores, weights, params.top_p)
+    if params.min_p:
+        weights = weights.masked_fill(weights < params.min_p, 0.0)
+    return weights
 
 
 def nucleus(scores: Tensor, weights: Tensor, top_p: float) -> Tensor:
