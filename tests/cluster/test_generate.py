@@ -129,6 +129,22 @@ def test_requests_that_the_model_cannot_serve_are_reported_in_their_place(genera
     assert records[9]["completion_tokens"] == 3
 
 
+def test_lines_and_flags_say_where_to_stop_and_what_to_report(expected, generate, tmp_path, read_records):
+    first = expected[0]["token_ids"]
+    lines = [
+        {"prompt": "fine", "stop": "never comes", "n": 1},
+        {"prompt": "fine", "logprobs": None, "stop_token_ids": []},
+        {"prompt": "fine", "logprobs": 0, "stop_tokens": [1]},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert generate("out.jsonl", "--logprobs", 1, "--stop", "x\ny", "--stop", "z\nz", "--stop-token-ids", *first) == 0
+    one, two, refused = read_records(tmp_path / "out.jsonl")
+    assert [entry["token_id"] for entry in one["logprobs"]] == one["token_ids"]
+    assert all(entry["top"] == [[entry["token_id"], entry["logprob"]]] for entry in one["logprobs"])
+    assert two["token_ids"][: len(one["token_ids"])] == one["token_ids"]
+    assert "do you mean stop_token_ids" in refused["error"]["message"]
+
+
 def test_a_model_without_engram_or_tokenizer_answers_token_ids(generate, plain_model, tmp_path, read_records):
     (tmp_path / "in.jsonl").write_text('{"prompt_token_ids": [3, 1, 4]}\n{"prompt": "text"}\n')
     assert generate(model=plain_model) == 0

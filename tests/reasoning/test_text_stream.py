@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -62,21 +62,25 @@ def text_of(tokenizer, ids, stop=()):
     return "".join(pieces_of(tokenizer, ids, stop)[0])
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.integers(0, END), max_size=15))
 def test_any_tokens_of_a_byte_level_vocabulary_make_the_text_they_decode_to(ids):
     assert text_of(BYTES, ids) == BYTES.decode(ids)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.text(max_size=30))
 def test_any_text_comes_back_from_its_bytes(text):
     assert text_of(BYTES, text.encode()) == text
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.integers(0, TINY_CODE.vocab_size - 1), max_size=15))
 def test_any_tokens_of_the_shipped_model_make_the_text_they_decode_to(ids):
     assert text_of(TINY_CODE, ids) == TINY_CODE.decode(ids)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.sampled_from(["▁Hello", "▁world", "s", "▁", "é", "😀", "x"]), max_size=20))
 def test_sentence_pieces_and_their_byte_fallback_make_the_text_they_decode_to(pieces):
     ids = []
@@ -166,6 +170,7 @@ def ends_first(text, stops):
     return text, False
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.lists(st.sampled_from([*b"ab \n", *"é".encode(), 256, 257, 258, 0xFF, END]), max_size=15),
     st.lists(st.text("ab é\nth�", min_size=1, max_size=4), max_size=4),
