@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from reasoning.request import Request, RequestError
 from reasoning.tokenizer import Tokenizer
 
@@ -24,6 +26,7 @@ class PromptReader:
         """Return the prompt's token ids; RequestError says which field of the request cannot be served."""
         if request.sampling.stop and self._tokenizer is None:
             raise RequestError("stop", "this model has no tokenizer.json to make text; use stop_token_ids instead")
+        self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
         field = "prompt" if request.prompt_token_ids is None else "prompt_token_ids"
         prompt = self._ids(request, field)
         if not prompt:
@@ -39,11 +42,14 @@ class PromptReader:
         ids = self._encode(request.prompt) if request.prompt is not None else request.prompt_token_ids
         if not isinstance(ids, list | tuple):
             raise RequestError(field, f"{ids!r} is not a list of token ids")
+        self._check_ids(field, ids)
+        return list(ids)
+
+    def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         for position, token in enumerate(ids):
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
                 message = f"{token!r} at position {position} is not a token id from 0 to {self._vocab_size - 1}"
                 raise RequestError(field, message)
-        return list(ids)
 
     def _encode(self, prompt: str) -> list[int]:
         if self._tokenizer is None:

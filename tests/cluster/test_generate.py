@@ -145,6 +145,16 @@ def test_lines_and_flags_say_where_to_stop_and_what_to_report(expected, generate
     assert "do you mean stop_token_ids" in refused["error"]["message"]
 
 
+def test_several_samples_of_a_line_are_its_choices(expected, generate, tmp_path, read_records):
+    assert generate("out.jsonl", "--n", 2, "--temperature", 1.5) == 0
+    records = read_records(tmp_path / "out.jsonl")
+    assert [record["id"] for record in records] == [record["id"] for record in expected]
+    for record in records:
+        assert [choice["index"] for choice in record["choices"]] == [0, 1]
+        assert record["token_ids"] == record["choices"][0]["token_ids"] != record["choices"][1]["token_ids"]
+        assert record["completion_tokens"] == 12
+
+
 def test_a_model_without_engram_or_tokenizer_answers_token_ids(generate, plain_model, tmp_path, read_records):
     (tmp_path / "in.jsonl").write_text('{"prompt_token_ids": [3, 1, 4]}\n{"prompt": "text"}\n')
     assert generate(model=plain_model) == 0

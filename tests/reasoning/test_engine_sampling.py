@@ -51,6 +51,11 @@ def test_a_stop_token_ends_a_completion_even_where_the_end_of_text_is_ignored(en
     assert (stopped.token_ids, stopped.finish_reason) == (whole[: whole.index(end) + 1], "stop")
 
 
+def test_a_stop_token_that_the_model_does_not_have_is_refused(engine):
+    refused = ask(engine, stop_token_ids=[1, 257])
+    assert (refused.field, refused.message) == ("stop_token_ids", "257 at position 1 is not a token id from 0 to 256")
+
+
 def test_every_token_has_its_log_probability(engine):
     (choice,) = ask(engine, logprobs=2).choices
     assert [entry.token_id for entry in choice.logprobs] == list(choice.token_ids)
@@ -80,3 +85,12 @@ def test_logits_that_are_no_numbers_fail_only_their_request(engine):
     assert isinstance(results["0"], Completion)
     assert results["1"] == RequestFailure("1", "model", results["1"].message)
     assert "highest logit is nan" in results["1"].message
+
+
+def test_samples_are_what_requests_with_the_seeds_that_follow_get(engine):
+    params = {"temperature": 1.5, "stop": "\n"}
+    choices = ask(engine, n=3, seed=7, **params).choices
+    assert [choice.index for choice in choices] == [0, 1, 2]
+    alone = [ask(engine, seed=7 + index, **params) for index in range(3)]
+    assert [(choice.text, choice.token_ids) for choice in choices] == [(one.text, one.token_ids) for one in alone]
+    assert len({choice.token_ids for choice in choices}) == 3
