@@ -1,0 +1,1 @@
+"""`python -m benchmarks.kernels`: every kernel against the hardware's ceilings, torch eager and torch.compile."""

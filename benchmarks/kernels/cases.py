@@ -1,0 +1,8 @@
+"""All rows of the kernel benchmark, one module a kernel."""
+
+from __future__ import annotations
+
+from benchmarks.kernels import rms_norm
+from benchmarks.kernels.case import Case
+
+CASES: tuple[Case, ...] = (*rms_norm.CASES,)

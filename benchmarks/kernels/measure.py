@@ -1,0 +1,83 @@
+"""Times on a GPU: a kernel, torch eager and torch.compile on the same data, beside what the device reaches at best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import triton.testing
+
+from benchmarks.kernels.case import Case, forced, largest_difference
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device was seen to do in this run."""
+
+    copy: float
+    """Bytes a second that a copy of 1 GiB reads and writes."""
+    product: float
+    """Floating point operations a second of cuBLAS on bf16 matrices of 8192 x 8192."""
+
+    @classmethod
+    def measure(cls) -> Ceilings:
+        """Measure both on the current device."""
+        source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+        target = torch.empty_like(source)
+        square = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+        copying, multiplying = seconds(lambda: target.copy_(source)), seconds(lambda: square @ square)
+        return cls(copy=2 * source.numel() / copying, product=2 * 8192**3 / multiplying)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one case."""
+
+    name: str
+    """Kernel, shape and tokens."""
+    seconds: float
+    """Median time of the kernel."""
+    rate: float
+    """Bytes or floating point operations a second."""
+    bound: str
+    """"GB/s" or "TFLOP/s": what the rate counts."""
+    ceiling: float
+    """Rate as a share of what the device was seen to do."""
+    eager: float
+    """Time of torch eager, in times of the kernel."""
+    compiled: float
+    """Time of torch.compile, likewise."""
+
+
+def measure(case: Case, ceilings: Ceilings) -> Row:
+    """Compare a case with its reference and time it.
+
+    Raises:
+        ValueError: kernel and reference differ by more than the case allows.
+    """
+    device = torch.device("cuda")
+    with forced("triton"):
+        kernel = case.ready(device, case.tokens)
+        results = kernel.run()
+        taken = seconds(kernel.run)
+    with forced("torch"):
+        eager = case.ready(device, case.tokens)
+        _check(case, largest_difference(results, eager.run()))
+        eager_taken = seconds(eager.run)
+        compiled_taken = seconds(case.ready(device, case.tokens, torch.compile).run)
+    work = case.flops(case.tokens) if case.flops else case.bytes_moved(kernel.arguments, results)
+    best, bound = (ceilings.product, "TFLOP/s") if case.flops else (ceilings.copy, "GB/s")
+    rate = work / taken
+    name = f"{case}, {case.tokens} tokens"
+    return Row(name, taken, rate, bound, rate / best, eager_taken / taken, compiled_taken / taken)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Median time by CUDA events, with cold level-2 cache."""
+    return triton.testing.do_bench(run, quantiles=[0.5]) / 1e3
+
+
+def _check(case: Case, difference: float) -> None:
+    if not difference <= case.tolerance:
+        raise ValueError(f"{case}: kernel and reference differ by {difference:.2g} of the largest value: not timed")
