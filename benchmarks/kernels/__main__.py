@@ -40,7 +40,7 @@ def main() -> None:
 
 def smallest(cases: Iterable[Case]) -> list[Case]:
     """The first case of each kernel, forward and backward."""
-    first: dict[tuple[str, bool], Case] = {}
+    first: dict[tuple[str, tuple[int, ...]], Case] = {}
     for case in cases:
         first.setdefault((case.kernel, case.gradient), case)
     return list(first.values())

@@ -30,8 +30,8 @@ class Case:
     """Arguments for a device (`meta` too: nothing may be read back) and a number of tokens."""
     tokens: int
     """Tokens that are timed."""
-    gradient: bool = False
-    """Time the backward pass, of the sum of the results weighted at random, instead of the function."""
+    gradient: tuple[int, ...] = ()
+    """Arguments by position: time the backward pass that gives their gradients, instead of the function."""
     flops: Callable[[int], float] | None = None
     """Floating point operations for a number of tokens, where they and not bytes are what bounds the kernel."""
     moved: Callable[..., int] | None = None
@@ -50,7 +50,7 @@ class Case:
         function = wrap(self.function)
         if not self.gradient:
             return Call(lambda: as_results(function(*arguments)), arguments)
-        leaves = [x.requires_grad_() for x in arguments if isinstance(x, Tensor) and x.is_floating_point()]
+        leaves = [arguments[i].requires_grad_() for i in self.gradient]
         results = as_results(function(*arguments))
         weights = tuple(torch.randn_like(result) for result in results)
         return Call(lambda: torch.autograd.grad(results, leaves, weights, retain_graph=True), (*arguments, *weights))

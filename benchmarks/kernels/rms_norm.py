@@ -27,7 +27,14 @@ def _case(kernel: str, model: str, tokens: int, gradient: bool = False) -> Case:
         shapes = [(count, hidden)] * terms + [(hidden,)]
         return tuple(torch.randn(shape, device=device, dtype=torch.bfloat16) for shape in shapes)
 
-    return Case(kernel, f"{model} {hidden}", _add_norm if terms == 2 else _norm, make, tokens, gradient)
+    return Case(
+        kernel,
+        f"{model} {hidden}",
+        _add_norm if terms == 2 else _norm,
+        make,
+        tokens,
+        tuple(range(terms + 1)) if gradient else (),
+    )
 
 
 CASES = (

@@ -1,0 +1,43 @@
+"""Rotary position embedding of interleaved pairs, whose halves come out apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import use_triton
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x0, x1), (x2, x3), ... of the last dimension by the angle of each token. Differentiable in x.
+
+    Args:
+        x: [T, dim] or [T, heads, dim].
+        cos: [T, dim / 2]; with YaRN its magnitude is in cos and sin.
+        sin: like `cos`.
+
+    Returns:
+        Like `x`, first members of all pairs and then second members: the order is the same for queries and keys, so
+        their products do not depend on it.
+    """
+    if use_triton(x, cos, sin):
+        from kernels.gpu.rope import Rope
+
+        return Rope.apply(x, cos, sin)
+    return _rotate(x, cos, sin)
+
+
+def rope_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rope` in place, for inference: `x` may be part of wider rows, such as `query[..., nope:]`. Returns `x`."""
+    if use_triton(x, cos, sin):
+        from kernels.gpu.rope import rotate_into
+
+        return rotate_into(x, x, cos, sin)
+    return x.copy_(_rotate(x, cos, sin))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if x.ndim == 3:
+        cos, sin = cos[:, None], sin[:, None]
+    first, second = x[..., 0::2], x[..., 1::2]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
