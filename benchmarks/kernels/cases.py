@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.kernels import rms_norm, rope
+from benchmarks.kernels import rms_norm, rope, row_unpack
 from benchmarks.kernels.case import Case
 
-CASES: tuple[Case, ...] = (*rms_norm.CASES, *rope.CASES)
+CASES: tuple[Case, ...] = (*rms_norm.CASES, *rope.CASES, *row_unpack.CASES)

@@ -56,14 +56,14 @@ def assert_near():
 
 @pytest.fixture
 def gradients():
-    """Function that returns the gradients of weighted sums of a function's results, in its differentiable arguments."""
+    """Function that differentiates a weighted sum of a function's results; the weights suit every precision."""
 
     def differentiate(function, *tensors):
         leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
         results = function(*leaves)
         results = results if isinstance(results, tuple) else (results,)
         generator = torch.Generator().manual_seed(1)
-        weights = [torch.randn(result.shape, generator=generator).to(result) for result in results]
+        weights = [torch.randn(result.shape, generator=generator).bfloat16().to(result) for result in results]
         return torch.autograd.grad(results, leaves, weights)
 
     return differentiate
