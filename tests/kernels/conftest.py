@@ -23,6 +23,14 @@ def implementation(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture
+def few_strips(monkeypatch):
+    """Programs that work on strips of rows take several turns each, though tests have few rows."""
+    pytest.importorskip("triton")
+    for module in ("rms_norm", "engram_fuse", "engram_conv"):
+        monkeypatch.setattr(f"kernels.gpu.{module}.STRIPS", 4)
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """Memory that nobody wrote holds NaN, or the largest integer."""

@@ -5,7 +5,7 @@ import torch
 
 from kernels.engram_conv import engram_conv
 
-pytestmark = pytest.mark.usefixtures("implementation")
+pytestmark = pytest.mark.usefixtures("implementation", "few_strips")
 
 
 def sources_of(lengths, taps, dilation):

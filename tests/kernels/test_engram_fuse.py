@@ -8,7 +8,7 @@ from kernels.engram_fuse import engram_fuse, engram_gate
 EPS = 1e-6
 SHAPES = [(0, 2, 8), (1, 1, 1), (5, 4, 17), (17, 1, 123), (123, 4, 64), (1025, 2, 5), (2, 2, 1025)]
 
-pytestmark = pytest.mark.usefixtures("implementation")
+pytestmark = pytest.mark.usefixtures("implementation", "few_strips")
 
 
 def formula(h, keys, value, q_weight, k_weight, gate, kept=None):

@@ -9,7 +9,7 @@ EPS = 1e-6
 SHAPES = [(1, 1), (5, 17), (17, 123), (123, 5), (1025, 17), (3, 1025)]
 DTYPES = [torch.float32, torch.bfloat16]
 
-pytestmark = pytest.mark.usefixtures("implementation")
+pytestmark = pytest.mark.usefixtures("implementation", "few_strips")
 
 
 def formula(x, weight):
