@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -65,16 +66,20 @@ class Batch:
         """Where each token lies in the cache, counted in positions: page * PAGE_TOKENS + offset; [T] int64."""
         return self._to_device(self._place(self._host_positions))
 
-    def earlier(self, distance: int) -> tuple[Tensor, Tensor]:
-        """Find the token `distance` positions before each token.
+    def earlier(self, distances: Sequence[int]) -> Tensor:
+        """Find the tokens that come `distances` positions before each token.
 
         Returns:
-            where it lies, [T] int64: in the cache, or among the T tokens where there are no pages;
-            whether there is none because the sequence begins later, [T] bool.
+            where they lie, [T, len(distances)] int64: in the cache, or among the T tokens where there are no pages;
+            -1 where there is none because the sequence begins later.
         """
-        position = self._host_positions - distance
-        index = self._place(position.clamp_min(0)) if self.pages else torch.arange(len(position)) - distance
-        return self._to_device(index.clamp_min(0)), self._to_device(position < 0)
+        own = torch.arange(self.offsets[-1])
+        found = []
+        for distance in distances:
+            position = self._host_positions - distance
+            place = self._place(position.clamp_min(0)) if self.pages else own - distance
+            found.append(torch.where(position < 0, -1, place))
+        return self._to_device(torch.stack(found, dim=1))
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

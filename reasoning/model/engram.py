@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.engram_fuse import engram_gate
+from kernels.engram_conv import engram_conv
+from kernels.engram_fuse import engram_fuse, engram_gate
+from kernels.rms_norm import rms_norm
 from reasoning.config import ModelConfig
 from reasoning.model.batch import Batch
 
@@ -37,13 +38,8 @@ class Engram(nn.Module):
             [T, G, hidden]
         """
         keys, value = self.wkv(rows).unflatten(-1, (self.streams + 1, -1)).split((self.streams, 1), dim=1)
-        y = engram_gate(h, keys, value[:, 0], self.q_weight, self.k_weight, self.gate, self.eps)
-        if batch.kept is not None:
-            y = y * batch.kept[:, None, None]
-        if self.conv is not None:
-            delta = y + self.conv(y, batch, history)
-            y = delta if batch.kept is None else delta * batch.kept[:, None, None]
-        return h + y
+        gated = (h, keys, value[:, 0], self.q_weight, self.k_weight, self.gate, self.eps, batch.kept)
+        return engram_fuse(*gated) if self.conv is None else self.conv(h, engram_gate(*gated), batch, history)
 
 
 class ShortConvolution(nn.Module):
@@ -51,21 +47,15 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, config: ModelConfig, streams: int):
         super().__init__()
-        self.taps, self.dilation = config.engram_conv_kernel, config.engram_max_ngram_size
+        taps, dilation = config.engram_conv_kernel, config.engram_max_ngram_size
+        self.distances = [dilation * lag for lag in reversed(range(taps))]
         self.eps = config.rms_norm_eps
         self.norm_weight = nn.Parameter(torch.ones(streams, config.hidden_size))
-        self.weight = nn.Parameter(torch.zeros(streams * config.hidden_size, 1, self.taps))
+        self.weight = nn.Parameter(torch.zeros(streams * config.hidden_size, 1, taps))
 
-    def forward(self, y: Tensor, batch: Batch, history: Tensor | None) -> Tensor:
-        """[T, G, hidden] -> [T, G, hidden]; `history` as for `Engram.forward`."""
-        x = (F.rms_norm(y, y.shape[-1:], eps=self.eps) * self.norm_weight).flatten(1)
-        seen = x
+    def forward(self, h: Tensor, y: Tensor, batch: Batch, history: Tensor | None) -> Tensor:
+        """h + y + SiLU(conv(rms(y))), all [T, G, hidden]; `history` as for `Engram.forward`."""
+        seen = rms_norm(y, self.norm_weight, self.eps).flatten(1)
         if history is not None:
-            seen = history.view(-1, x.shape[1]).index_copy_(0, batch.places, x)
-        weight = self.weight[:, 0]
-        mixed = x * weight[:, -1]
-        for lag in range(1, self.taps):
-            index, absent = batch.earlier(lag * self.dilation)
-            earlier = seen.index_select(0, index).masked_fill(absent[:, None], 0.0)
-            mixed = mixed + earlier * weight[:, self.taps - 1 - lag]
-        return F.silu(mixed).view_as(y)
+            seen = history.view(-1, seen.shape[1]).index_copy_(0, batch.places, seen)
+        return engram_conv(h, y, seen, batch.earlier(self.distances), self.weight[:, 0], batch.kept)
