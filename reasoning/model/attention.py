@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.rope import rope
 from reasoning.config import ModelConfig
 from reasoning.model.batch import Batch, Group
-from reasoning.model.rope import rotate, softmax_scale
+from reasoning.model.norm import RMSNorm
+from reasoning.model.rope import softmax_scale
 
 _LORA_EPS = 1e-6  # the low-rank norms do not follow rms_norm_eps
 
@@ -34,10 +36,10 @@ class LatentAttention(nn.Module):
             self.q_proj = nn.Linear(hidden, heads * (self.nope + self.rope), bias=False)
         else:
             self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=False)
-            self.q_a_layernorm = nn.RMSNorm(config.q_lora_rank, eps=_LORA_EPS)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps=_LORA_EPS)
             self.q_b_proj = nn.Linear(config.q_lora_rank, heads * (self.nope + self.rope), bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=False)
-        self.kv_a_layernorm = nn.RMSNorm(self.rank, eps=_LORA_EPS)
+        self.kv_a_layernorm = RMSNorm(self.rank, eps=_LORA_EPS)
         self.kv_b_proj = nn.Linear(self.rank, heads * (self.nope + self.value), bias=False)
         self.o_proj = nn.Linear(heads * self.value, hidden, bias=False)
 
@@ -69,12 +71,12 @@ class LatentAttention(nn.Module):
         """Return rotated queries, [T, heads, nope + rope]."""
         flat = self.q_proj(x) if hasattr(self, "q_proj") else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         plain, rotary = flat.unflatten(-1, (self.heads, -1)).split((self.nope, self.rope), dim=-1)
-        return torch.cat((plain, rotate(rotary, cos[:, None], sin[:, None])), dim=-1)
+        return torch.cat((plain, rope(rotary, cos, sin)), dim=-1)
 
     def _latent(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return what the cache keeps of each token, [T, rank + rope]."""
         latent, rotary = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope), dim=-1)
-        return torch.cat((self.kv_a_layernorm(latent), rotate(rotary, cos, sin)), dim=-1)
+        return torch.cat((self.kv_a_layernorm(latent), rope(rotary, cos, sin)), dim=-1)
 
     def _attend(self, query: Tensor, latent: Tensor, group: Group, cached: Tensor) -> Tensor:
         """Attend with a group's tokens: [b * n, heads, ...] and [b * n, latent_size] -> [b * n, heads * value]."""

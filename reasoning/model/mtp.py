@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from reasoning.config import ModelConfig
 from reasoning.model.batch import PAGE_TOKENS, Batch, Cache
+from reasoning.model.norm import RMSNorm
 
 if TYPE_CHECKING:
     from reasoning.model.transformer import DecoderLayer, Transformer
@@ -35,10 +36,10 @@ class MultiTokenPrediction(nn.Module):
         """Wrap `layer`, whose latents lie behind those of the backbone's layers."""
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.enorm, self.hnorm = nn.RMSNorm(hidden, eps=eps), nn.RMSNorm(hidden, eps=eps)
+        self.enorm, self.hnorm = RMSNorm(hidden, eps=eps), RMSNorm(hidden, eps=eps)
         self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
         self.layer = layer
-        self.shared_head = nn.ModuleDict({"norm": nn.RMSNorm(hidden, eps=eps)})
+        self.shared_head = nn.ModuleDict({"norm": RMSNorm(hidden, eps=eps)})
 
     def forward(
         self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, batch: Batch, cache: Cache | None

@@ -1,4 +1,4 @@
-"""Rotary position embedding, interleaved pairs, with YaRN (arXiv 2309.00071)."""
+"""Angles of the rotary position embedding, with YaRN (arXiv 2309.00071)."""
 
 from __future__ import annotations
 
@@ -45,19 +45,3 @@ def _dimension_of(rotations: float, rope: RopeConfig, dim: int) -> float:
     """Return the (fractional) dimension that turns `rotations` times over the original context."""
     wavelengths = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
     return dim * math.log(wavelengths) / (2 * math.log(rope.theta))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate interleaved pairs of the last dimension.
-
-    Args:
-        x: [..., dim] with pairs (x0, x1), (x2, x3), ...
-        cos: broadcastable to [..., dim / 2].
-        sin: like `cos`.
-
-    Returns:
-        [..., dim], first members of all pairs and then second members: the order is the same for queries and
-        keys, so their products do not depend on it.
-    """
-    first, second = x[..., 0::2], x[..., 1::2]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

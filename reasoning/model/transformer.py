@@ -13,6 +13,7 @@ from reasoning.model.batch import Batch, Cache
 from reasoning.model.engram import Engram
 from reasoning.model.moe import MixtureOfExperts, SwiGLU
 from reasoning.model.mtp import MultiTokenPrediction
+from reasoning.model.norm import RMSNorm
 from reasoning.model.rope import cos_sin_table
 
 RowSource = Callable[[int], Tensor]
@@ -26,9 +27,9 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.layer = layer
         self.engram = Engram(config) if layer in config.engram_layer_ids else None
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = LatentAttention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         dense = layer < config.first_k_dense_replace
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
@@ -55,7 +56,7 @@ class Transformer(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight

@@ -5,7 +5,7 @@ import torch
 
 from kernels.rope import rope, rope_
 from reasoning.config import RopeConfig
-from reasoning.model.rope import cos_sin_table, rotate
+from reasoning.model.rope import cos_sin_table
 
 SHAPES = [(1, 1, 2), (5, 17, 6), (17, 3, 64), (123, 1, 10), (1025, 2, 8), (3, 40, 16)]
 PLAIN = RopeConfig()
@@ -38,11 +38,6 @@ def test_pairs_turn_by_their_tokens_angle(randn, assert_near, device, shape, dty
 def test_rows_without_heads_turn_as_rows_of_one_head(randn, assert_near, device):
     x, turn = randn(17, 8), angles(device, 17, 8)
     assert_near(rope(x, *turn), formula(x, *turn))
-
-
-def test_the_order_is_the_models(randn, device):
-    x, (cos, sin) = randn(5, 2, 16), angles(device, 5, 16)
-    torch.testing.assert_close(rope(x, cos, sin), rotate(x, cos[:, None], sin[:, None]))
 
 
 def test_yarn_comes_with_the_angles(randn, assert_near, device):
