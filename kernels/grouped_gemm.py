@@ -1,0 +1,50 @@
+"""Products of each expert's rows with that expert's matrix, the rows lying together by expert."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.dispatch import use_triton
+from kernels.moe_route import Routing
+
+
+def grouped_swiglu(x: Tensor, gate_up: Tensor, routing: Routing) -> Tensor:
+    """Return silu(gate_e x_t) * (up_e x_t) for every pair (t, e), sorted by expert. Differentiable.
+
+    Args:
+        x: [T, d].
+        gate_up: [E, 2 * width, d], gate above up.
+        routing: of the T tokens among E experts, some of which may get none.
+
+    Returns:
+        [T * top, width] in the dtype of `x`, rows in the order of `routing.order`; products accumulate in fp32.
+    """
+    if use_triton(x, gate_up):
+        from kernels.gpu.grouped_gemm import GroupedSwiglu
+
+        keep = torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad)
+        return GroupedSwiglu.apply(x, gate_up, routing, keep)
+    rows = x.index_select(0, routing.order // routing.experts.shape[1])
+    gate, up = grouped_linear(rows, gate_up, routing.counts).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Return weight_e x for the rows of every expert e. Differentiable.
+
+    Args:
+        x: [rows, in]: first the rows of expert 0, then those of expert 1, and so on.
+        weight: [E, out, in].
+        counts: [E] int64, the rows of each expert; they add up to all rows.
+
+    Returns:
+        [rows, out] in the dtype of `x`; products accumulate in fp32.
+    """
+    if use_triton(x, weight):
+        from kernels.gpu.grouped_gemm import GroupedLinear
+
+        return GroupedLinear.apply(x, weight, counts)
+    parts = x.split(counts.tolist())
+    return torch.cat([F.linear(part, weight[e]) for e, part in enumerate(parts) if len(part)])
