@@ -17,6 +17,7 @@ _COLUMNS = 1024  # of a token that a program of the forward pass adds up, at mos
 def combine_kernel(
     visits, weights, position, out, WEIGHTED: tl.constexpr, TOP: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """out[t] = sum over k of weights[t, k] * visits[position[t, k]], without WEIGHTED the plain sum."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < SIZE
@@ -34,6 +35,7 @@ def backward_kernel(
     grad, visits, weights, position, grad_visits, grad_weights, TOP: tl.constexpr, SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """With p = position[t, k]: d visits[p] = weights[t, k] * grad[t], d weights[t, k] = <grad[t], visits[p]>."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < SIZE

@@ -1,0 +1,136 @@
+"""Triton kernels of `mla_decode`: attention within stretches of each context, then their combination.
+
+A tile of queries holds as many (token, head) pairs as fit, so that a latent is read once for all of them. Each stretch
+leaves its output and the logarithm of its weights' sum; the stretches' outputs are averaged by these sums. How long a
+stretch is depends on the batch's shape alone, never on what a neighbour holds.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gpu.product import add_product
+from kernels.gpu.tuning import autotune, warps
+from kernels.spans import Spans
+
+_PROGRAMS = 512  # wanted at least: about four for each multiprocessor of an H100
+_ROWS = (16, 64)  # (token, head) pairs of a tile: what tensor cores ask for, and what registers hold of 512 values each
+
+_TILES = [
+    triton.Config({"TOKENS": tokens}, num_warps=warps, num_stages=stages)
+    for tokens, warps, stages in ((64, 8, 2), (32, 4, 3), (32, 8, 2))
+]
+
+
+@triton.jit
+def _load(start, column, inside, SIZE: tl.constexpr, LANES: tl.constexpr):
+    """Rows of SIZE values from `start` [n, 1], zero where not `inside` [n, 1] and in the lanes past SIZE."""
+    if SIZE == LANES:
+        return tl.load(start + column, mask=inside, other=0.0)
+    return tl.load(start + column, mask=inside & (column < SIZE), other=0.0)
+
+
+@autotune(_TILES, key=("RANK", "ROPE", "HEADS", "ROWS"))
+@triton.jit
+def stretch_kernel(
+    query, offsets, latents, pages, lengths, partial, sums, rows, table, scale, HEADS: tl.constexpr, RANK: tl.constexpr,
+    ROPE: tl.constexpr, RANK_LANES: tl.constexpr, ROPE_LANES: tl.constexpr, PAGE: tl.constexpr, STRETCH: tl.constexpr,
+    ROWS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Attention of ROWS (token, head) pairs over STRETCH positions; `sums` holds base-2 logarithms."""
+    block, stretch, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    begin = tl.load(offsets + sequence)
+    count = (tl.load(offsets + sequence + 1) - begin).to(tl.int32)
+    length = tl.load(lengths + sequence).to(tl.int32)
+    if block * ROWS >= count * HEADS:
+        return
+    row = block * ROWS + tl.arange(0, ROWS)
+    inside = row < count * HEADS
+    seen = length - count + row // HEADS + 1
+    row += begin * HEADS
+    at = row[:, None] * (RANK + ROPE)
+    rank_lane, rope_lane = tl.arange(0, RANK_LANES)[None, :], tl.arange(0, ROPE_LANES)[None, :]
+    plain = _load(query + at, rank_lane, inside[:, None], RANK, RANK_LANES)
+    rotary = _load(query + at + RANK, rope_lane, inside[:, None], ROPE, ROPE_LANES)
+    highest = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, RANK_LANES), tl.float32)
+    first = stretch * STRETCH
+    for start in range(first, min(first + STRETCH, length), TOKENS):
+        page = tl.load(pages + sequence * table + start // PAGE).to(tl.int64)
+        position = start + tl.arange(0, TOKENS)
+        source = latents + (page * PAGE + position % PAGE)[:, None] * (RANK + ROPE)
+        written = (position < length)[:, None]
+        latent = _load(source, rank_lane, written, RANK, RANK_LANES)
+        shared = _load(source + RANK, rope_lane, written, ROPE, ROPE_LANES)
+        scores = add_product(plain, tl.trans(latent), tl.zeros((ROWS, TOKENS), tl.float32))
+        scores = add_product(rotary, tl.trans(shared), scores) * (scale * 1.4426950408889634)
+        scores = tl.where(position[None, :] < seen[:, None], scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        shift = tl.where(higher == float("-inf"), 0.0, higher)  # a token that sees none of these positions yet
+        weights = tl.exp2(scores - shift[:, None])
+        shrink = tl.exp2(highest - shift)
+        total = total * shrink + tl.sum(weights, 1)
+        mixed = add_product(weights.to(latent.dtype), latent, mixed * shrink[:, None])
+        highest = higher
+    stored = row + stretch.to(tl.int64) * rows
+    total = tl.where(total == 0.0, 1.0, total)  # of a pair that saw nothing here; `highest` says so
+    tl.store(sums + stored, highest + tl.log2(total), mask=inside)
+    target = partial + stored[:, None] * RANK + rank_lane
+    tl.store(target, (mixed / total[:, None]).to(partial.dtype.element_ty), mask=inside[:, None] & (rank_lane < RANK))
+
+
+@autotune(warps(1, 2, 4), key=("RANK",))
+@triton.jit
+def combine_kernel(partial, sums, out, stretches, RANK: tl.constexpr, LANES: tl.constexpr):
+    """Average one pair's outputs over the stretches that it saw anything of."""
+    row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
+    lane = tl.arange(0, LANES)
+    highest = tl.full((), float("-inf"), tl.float32)
+    total = tl.zeros((), tl.float32)
+    mixed = tl.zeros((LANES,), tl.float32)
+    for stretch in range(stretches):
+        at = row + stretch * rows
+        weight = tl.load(sums + at)
+        if weight > float("-inf"):
+            higher = tl.maximum(highest, weight)
+            shrink, share = tl.exp2(highest - higher), tl.exp2(weight - higher)
+            mixed = mixed * shrink + share * tl.load(partial + at * RANK + lane, mask=lane < RANK, other=0.0)
+            total = total * shrink + share
+            highest = higher
+    tl.store(out + row * RANK + lane, (mixed / total).to(out.dtype.element_ty), mask=lane < RANK)
+
+
+def decode(
+    query: Tensor, queries: Spans, latents: Tensor, pages: Tensor, lengths: Tensor, rank: int, scale: float
+) -> Tensor:
+    """`mla_decode` on the tensors' device."""
+    query, latents, pages = query.contiguous(), latents.contiguous(), pages.contiguous()
+    (tokens, heads, width), (sequences, table), page = query.shape, pages.shape, latents.shape[1]
+    rows = min(max(triton.next_power_of_2(queries.longest * heads), _ROWS[0]), _ROWS[1])
+    blocks = triton.cdiv(queries.longest * heads, rows)
+    stretch = _pages_of_a_stretch(table, blocks * sequences) * page
+    stretches = triton.cdiv(table * page, stretch)
+    out = query.new_empty(tokens, heads, rank)
+    partial = out if stretches == 1 else query.new_empty(stretches, tokens, heads, rank, dtype=torch.float32)
+    sums = query.new_empty(stretches, tokens, heads, dtype=torch.float32)
+    stretch_kernel[(blocks, stretches, sequences)](
+        query, queries.offsets, latents, pages, lengths, partial, sums, tokens * heads, table, scale, HEADS=heads,
+        RANK=rank, ROPE=width - rank, RANK_LANES=_lanes(rank), ROPE_LANES=_lanes(width - rank), PAGE=page,
+        STRETCH=stretch, ROWS=rows,
+    )  # fmt: skip
+    if stretches > 1:
+        combine_kernel[(tokens * heads,)](partial, sums, out, stretches, RANK=rank, LANES=triton.next_power_of_2(rank))
+    return out
+
+
+def _pages_of_a_stretch(table: int, programs: int) -> int:
+    """Pages, a power of two, that cut contexts of at most `table` pages into enough stretches to fill the device."""
+    return triton.next_power_of_2(triton.cdiv(table, triton.cdiv(_PROGRAMS, programs)))
+
+
+def _lanes(size: int) -> int:
+    return max(triton.next_power_of_2(size), 16)  # tensor cores ask for 16
