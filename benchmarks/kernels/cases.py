@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.kernels import engram_conv, engram_fuse, ngram_hash, rms_norm, rope, row_unpack
+from benchmarks.kernels import engram_conv, engram_fuse, experts, mla, ngram_hash, rms_norm, rope, row_unpack
 from benchmarks.kernels.case import Case
 
 CASES: tuple[Case, ...] = (
     *engram_conv.CASES,
     *engram_fuse.CASES,
+    *experts.CASES,
+    *mla.CASES,
     *ngram_hash.CASES,
     *rms_norm.CASES,
     *rope.CASES,

@@ -20,11 +20,11 @@ _GROUP = 8  # tiles of rows that are done column by column together, so that the
 
 _TILES = [
     triton.Config({"COLUMNS": columns, "DEPTH": depth}, num_warps=warps, num_stages=stages)
-    for columns, depth, warps, stages in ((128, 64, 8, 4), (256, 64, 8, 3), (64, 128, 4, 4))
+    for columns, depth, warps, stages in ((128, 64, 8, 4), (256, 64, 8, 3))
 ]
 _GRAD_TILES = [
     triton.Config({"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}, num_warps=warps, num_stages=stages)
-    for rows, columns, depth, warps, stages in ((128, 128, 64, 8, 3), (128, 256, 32, 8, 3), (64, 128, 32, 4, 4))
+    for rows, columns, depth, warps, stages in ((128, 128, 64, 8, 3), (64, 128, 32, 4, 4))
 ]
 
 

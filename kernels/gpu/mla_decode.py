@@ -36,11 +36,11 @@ def _load(start, column, inside, SIZE: tl.constexpr, LANES: tl.constexpr):
 @autotune(_TILES, key=("RANK", "ROPE", "HEADS", "ROWS"))
 @triton.jit
 def stretch_kernel(
-    query, offsets, latents, pages, lengths, partial, sums, rows, table, scale, HEADS: tl.constexpr, RANK: tl.constexpr,
-    ROPE: tl.constexpr, RANK_LANES: tl.constexpr, ROPE_LANES: tl.constexpr, PAGE: tl.constexpr, STRETCH: tl.constexpr,
+    query, offsets, latents, pages, lengths, partial, sums, rows, table, span, scale, HEADS: tl.constexpr,
+    RANK: tl.constexpr, ROPE: tl.constexpr, RANK_LANES: tl.constexpr, ROPE_LANES: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Attention of ROWS (token, head) pairs over STRETCH positions; `sums` holds base-2 logarithms."""
+    """Attention of ROWS (token, head) pairs over `span` positions; `sums` holds base-2 logarithms."""
     block, stretch, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     begin = tl.load(offsets + sequence)
     count = (tl.load(offsets + sequence + 1) - begin).to(tl.int32)
@@ -58,8 +58,8 @@ def stretch_kernel(
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, RANK_LANES), tl.float32)
-    first = stretch * STRETCH
-    for start in range(first, min(first + STRETCH, length), TOKENS):
+    first = stretch * span
+    for start in range(first, min(first + span, length), TOKENS):
         page = tl.load(pages + sequence * table + start // PAGE).to(tl.int64)
         position = start + tl.arange(0, TOKENS)
         source = latents + (page * PAGE + position % PAGE)[:, None] * (RANK + ROPE)
@@ -112,15 +112,15 @@ def decode(
     (tokens, heads, width), (sequences, table), page = query.shape, pages.shape, latents.shape[1]
     rows = min(max(triton.next_power_of_2(queries.longest * heads), _ROWS[0]), _ROWS[1])
     blocks = triton.cdiv(queries.longest * heads, rows)
-    stretch = _pages_of_a_stretch(table, blocks * sequences) * page
-    stretches = triton.cdiv(table * page, stretch)
+    span = _pages_of_a_stretch(table, blocks * sequences) * page
+    stretches = triton.cdiv(table * page, span)
     out = query.new_empty(tokens, heads, rank)
     partial = out if stretches == 1 else query.new_empty(stretches, tokens, heads, rank, dtype=torch.float32)
     sums = query.new_empty(stretches, tokens, heads, dtype=torch.float32)
     stretch_kernel[(blocks, stretches, sequences)](
-        query, queries.offsets, latents, pages, lengths, partial, sums, tokens * heads, table, scale, HEADS=heads,
+        query, queries.offsets, latents, pages, lengths, partial, sums, tokens * heads, table, span, scale, HEADS=heads,
         RANK=rank, ROPE=width - rank, RANK_LANES=_lanes(rank), ROPE_LANES=_lanes(width - rank), PAGE=page,
-        STRETCH=stretch, ROWS=rows,
+        ROWS=rows,
     )  # fmt: skip
     if stretches > 1:
         combine_kernel[(tokens * heads,)](partial, sums, out, stretches, RANK=rank, LANES=triton.next_power_of_2(rank))
