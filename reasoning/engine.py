@@ -14,7 +14,7 @@ from torch import Tensor
 from memory_service import LocalMemory, Memory, MemoryClient
 from reasoning.answers import Answer, Sample
 from reasoning.checkpoint import load_model
-from reasoning.cohorts import CohortTuner
+from reasoning.cohorts import CohortTuner, Step
 from reasoning.config import ModelConfig
 from reasoning.drafts.acceptance import accept
 from reasoning.drafts.drafting import Drafting, Outcome
@@ -31,6 +31,7 @@ from reasoning.sampler import SamplerError
 from reasoning.scheduler import Limits, Scheduler
 from reasoning.sequence import Piece, Sequence
 from reasoning.tokenizer import TOKENIZER_FILE, Tokenizer
+from reasoning.trace import Trace
 
 MEMORY_DIR = "memory"
 
@@ -51,6 +52,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         memory: Memory | None = None,
         config: EngineConfig | None = None,
+        trace: Trace | None = None,
     ):
         """Put the parts together.
 
@@ -59,12 +61,13 @@ class Engine:
             tokenizer: None serves `prompt_token_ids` only; Engram layers need one, to hash.
             memory: holds the tables of the Engram layers; the engine closes it.
             config: limits.
+            trace: is told what every step did.
 
         Raises:
             ValueError: a model with Engram layers lacks its tokenizer or memory, or they do not fit it.
             FingerprintMismatch: the memory holds other tables than the model was trained with.
         """
-        self.model, self.tokenizer, self.memory = model, tokenizer, memory
+        self.model, self.tokenizer, self.memory, self.trace = model, tokenizer, memory, trace
         self.config = config = config or EngineConfig()
         self.lookup = self._row_lookup()
         context = min(config.max_context, model.config.max_position_embeddings)
@@ -86,7 +89,11 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, model_dir: str | Path, memory: Memory | str | None = None, config: EngineConfig | None = None
+        cls,
+        model_dir: str | Path,
+        memory: Memory | str | None = None,
+        config: EngineConfig | None = None,
+        trace: Trace | None = None,
     ) -> Engine:
         """Load a model directory.
 
@@ -94,6 +101,7 @@ class Engine:
             model_dir: config.json, *.safetensors, and where the model needs them tokenizer.json and memory/.
             memory: a memory, or any shard's address; None loads `model_dir/memory` into this process.
             config: limits.
+            trace: is told what every step did.
 
         Raises:
             ValueError: a file is missing or damaged; see also `__init__`.
@@ -108,7 +116,7 @@ class Engine:
             if needs_memory and (memory is None or isinstance(memory, str)):
                 memory = _open_memory(memory, directory / MEMORY_DIR, config or EngineConfig())
                 opened.callback(memory.close)
-            engine = cls(model, tokenizer, memory if needs_memory else None, config)  # type: ignore[arg-type]
+            engine = cls(model, tokenizer, memory if needs_memory else None, config, trace)  # type: ignore[arg-type]
             opened.pop_all()  # from here on it is the engine's to close
         return engine
 
@@ -191,15 +199,18 @@ class Engine:
         begin = time.perf_counter()
         self.scheduler.cohorts = self.tuner.cohorts
         self.scheduler.send()
+        asked = time.perf_counter()
         pieces = self.scheduler.take()
-        waited_s = time.perf_counter() - begin
+        taken = time.perf_counter()
         events: list[Event] = []
         if pieces:
-            events = self._run(pieces, waited_s)
+            events = self._run(pieces, begin, taken - asked)
             self._steps += 1
         if self.config.overlap:
             self.scheduler.send()
         self._busy_s += time.perf_counter() - begin
+        if self.trace is not None:
+            self.trace.step(begin, asked, taken)
         return events
 
     def _ask(self, pieces: list[Piece]) -> PendingRows | None:
@@ -209,35 +220,40 @@ class Engine:
         histories = [piece.sequence.history(piece.start, reach) for piece in pieces]
         return self.lookup.request([piece.token_ids for piece in pieces], histories)
 
-    def _run(self, pieces: list[Piece], waited_s: float) -> list[Event]:
+    def _run(self, pieces: list[Piece], began: float, waited_s: float) -> list[Event]:
         try:
             output = self.runner.run(pieces)
         except FetchError as failed:
             self._decoded_at = None
+            if self.trace is not None:
+                self.trace.failed(failed.fetch, str(failed))
             requests = {piece.sequence.request.id: None for piece in failed.fetch.live}
             return [self._fail(name, RequestFailure(name, "memory", str(failed), retryable=True)) for name in requests]
         self._waited_s += waited_s + output.waited_s
         self.scheduler.done(pieces)
-        before = self._output_tokens
         events: list[Event] = []
         outcomes: list[Outcome] = []
         for work, logits, likeliest in zip(output.works, output.logits, output.likeliest, strict=True):
             if not work.sequence.ended:  # as it has where another sample of its request failed in this step
                 events += self._advance(work, logits, likeliest, outcomes)
         self.drafting.learn(output, [outcome for outcome in outcomes if not outcome.work.sequence.ended])
-        self._measure(pieces, output, self._output_tokens - before, waited_s)
+        self._measure(output, began, waited_s)
+        if self.trace is not None:
+            self.trace.model(pieces, output)
         return events
 
-    def _measure(self, pieces: list[Piece], output: Output, tokens: int, waited_s: float) -> None:
-        """Tell the tuner about a step that only decoded, if the one before it did so too."""
-        rows = pieces[0].fetch.rows
-        only_decoded = rows is not None and all(work.decodes for work in output.works)
-        ended = time.perf_counter()
-        if only_decoded and self._decoded_at is not None:
-            assert rows is not None
+    def _measure(self, output: Output, began: float, waited_s: float) -> None:
+        """Take note of a step that only decoded; the tuner compares those that follow on another such."""
+        rows = output.works[0].pieces[0].fetch.rows
+        trip_s = rows.round_trip_s if rows is not None else None
+        before, self._decoded_at = self._decoded_at, None
+        if trip_s is None or not all(work.decodes for work in output.works):
+            return
+        self._decoded_at = self._busy_s + time.perf_counter() - began
+        self.scheduler.pace.record(trip_s, output.hidden_s, output.computed_s)
+        if before is not None:
             waited_s += output.waited_s
-            self.tuner.record(tokens, ended - self._decoded_at, waited_s, rows.round_trip_s or 0.0, output.hidden_s)
-        self._decoded_at = ended if only_decoded else None
+            self.tuner.record(Step(len(output.works), self._decoded_at - before, waited_s, trip_s))
 
     def _advance(self, work: Work, logits: Tensor, likeliest: Likeliest, outcomes: list[Outcome]) -> list[Event]:
         """Put what a step found for one sequence where it belongs."""
@@ -323,8 +339,8 @@ class Engine:
             waiting=len(self.scheduler.waiting),
             free_pages=self.scheduler.pool.available,
             cohorts=self.tuner.cohorts,
-            round_trip_s=self.tuner.round_trip_s,
-            hidden_s=self.tuner.hidden_s,
+            round_trip_s=self.scheduler.pace.round_trip_s,
+            hidden_s=self.scheduler.pace.hidden_s,
             memory=self.memory.stats() if self.memory is not None else None,
         )
 

@@ -80,8 +80,8 @@ class EngineStats:
     cohorts: int
     """Groups that decoding sequences take turns in."""
     round_trip_s: float
-    """Recent mean time from asking for rows to having those of the first layer, of steps that only decoded."""
+    """Recent median time from asking for rows to having those of the first layer, of steps that only decoded."""
     hidden_s: float
-    """Recent mean time that the layers before the first Engram layer take in such a step."""
+    """Recent median time that the layers before the first Engram layer take in such a step."""
     memory: MemoryStats | None
     """None for a model without Engram layers."""

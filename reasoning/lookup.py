@@ -113,9 +113,9 @@ class PendingRows:
         return self._lookup.embed(layer, self.wait(layer), positions)
 
 
-def wait_any(pending: Iterable[PendingRows | None]) -> None:
-    """Wait until one of them has landed."""
-    some = [one for one in pending if one is not None]
-    latest = min(one.latest for one in some)
+def wait_any(pending: Iterable[PendingRows], until: float) -> None:
+    """Wait until one of them has landed or is overdue, at most until a moment that `time.perf_counter` will reach."""
+    some = list(pending)
+    until = min(until, *(one.latest for one in some))
     futures = {one.first for one in some}
-    wait_futures(futures, timeout=max(0.0, latest - time.perf_counter()), return_when=FIRST_COMPLETED)
+    wait_futures(futures, timeout=max(0.0, until - time.perf_counter()), return_when=FIRST_COMPLETED)

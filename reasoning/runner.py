@@ -55,6 +55,15 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """The time that a layer's rows were waited for, however short."""
+
+    layer: int
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Output:
     """What a step computed."""
 
@@ -67,10 +76,27 @@ class Output:
     """For each work [its logits, vocabulary]."""
     likeliest: tuple[Likeliest, ...]
     """For each work those of the same positions."""
-    waited_s: float
-    """Time spent waiting for rows."""
-    hidden_s: float
-    """Time until the first layer needed rows; the whole step where none does."""
+    began: float
+    """When the model began, as `time.perf_counter` counts."""
+    ended: float
+    """When the logits were there."""
+    waits: tuple[Wait, ...]
+    """For rows, in the order of the layers."""
+
+    @property
+    def waited_s(self) -> float:
+        """Time spent waiting for rows."""
+        return sum(wait.end - wait.begin for wait in self.waits)
+
+    @property
+    def hidden_s(self) -> float:
+        """Time until the first layer needed rows; all of it where none does."""
+        return (self.waits[0].begin if self.waits else self.ended) - self.began
+
+    @property
+    def computed_s(self) -> float:
+        """Time spent computing."""
+        return self.ended - self.began - self.waited_s
 
 
 class ModelRunner:
@@ -100,8 +126,9 @@ class ModelRunner:
             hidden,
             torch.split(logits, counts),
             tuple(tuple(itertools.islice(likeliest, count)) for count in counts),
-            rows.waited_s if rows is not None else 0.0,
-            (rows.first_needed if rows is not None else time.perf_counter()) - begin,
+            begin,
+            time.perf_counter(),
+            tuple(rows.waits) if rows is not None else (),
         )
 
 
@@ -150,17 +177,15 @@ class BatchRows:
     """Layer -> the rows of a step's tokens, from however many fetches they come."""
 
     def __init__(self, pieces: Several[Piece]):
-        self.waited_s = 0.0
-        self.first_needed = 0.0
+        self.waits: list[Wait] = []
         self._parts = _parts_of(pieces)
 
     def __call__(self, layer: int) -> Tensor:
         """Return [T, C * D] fp32; waits. Raises FetchError."""
         begin = time.perf_counter()
-        self.first_needed = self.first_needed or begin
         for fetch, _ in self._parts:
             self._wait(fetch, layer)
-        self.waited_s += time.perf_counter() - begin
+        self.waits.append(Wait(layer, begin, time.perf_counter()))
         parts = [fetch.rows.embeddings(layer, where) for fetch, where in self._parts]  # type: ignore[union-attr]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import bisect
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from reasoning.lookup import PendingRows, wait_any
 from reasoning.model.batch import pages_for
+from reasoning.pace import Pace
 from reasoning.pages import PagePool
 from reasoning.sequence import Fetch, Piece, Sequence
 
@@ -33,12 +36,38 @@ class Limits:
     """Whether rows travel while other tokens are computed."""
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Sequences whose next rows must have landed together, as they stand at one moment: rows land at any time."""
+
+    sequences: list[Sequence]
+    pending: list[PendingRows]
+    """Rows on their way."""
+
+    @classmethod
+    def of(cls, sequences: list[Sequence]) -> _Group:
+        """Look at what has landed."""
+        fetches = {sequence.pieces[0].fetch for sequence in sequences}
+        return cls(sequences, [fetch.rows for fetch in fetches if fetch.rows is not None and not fetch.landed])
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it is a cohort, not a prompt."""
+        return self.sequences[0].decoding
+
+    @property
+    def sent(self) -> list[float]:
+        """When the rows on their way were asked for."""
+        return [rows.sent for rows in self.pending]
+
+
 class Scheduler:
     """First come, first served, among those whose rows have landed.
 
     `send` asks for the rows of everything that can run next, ahead of need. `take` returns the pieces of the next
     step: one cohort of decoding sequences and as many chunks of prompts as the step may hold. The caller runs them
-    and says `done`; a step that failed and was not done can be taken again.
+    and says `done`; a step that failed and was not done can be taken again. A cohort also counts as landed shortly
+    before its rows are expected: the first layers hide that wait, or it costs less than a step without the cohort.
     """
 
     def __init__(self, limits: Limits, pool: PagePool, ask: Ask, draft: Draft):
@@ -49,6 +78,8 @@ class Scheduler:
         self.fetches: list[Fetch] = []
         """In flight."""
         self.cohorts = 1
+        self.pace = Pace()
+        """Of the steps so far; the caller tells it."""
         self.preemptions = 0
         self._ask, self._draft = ask, draft
         self._chunk = min(_CHUNK_TOKENS, limits.prefill_tokens)
@@ -137,35 +168,44 @@ class Scheduler:
             ready = self._ready(groups)
             if ready:
                 return self._with_room(self._choose(ready))
-            fetches = [sequence.pieces[0].fetch for group in groups for sequence in group]
-            wait_any([fetch.rows for fetch in fetches if not fetch.landed])
+            self._wait(groups)
         return []
 
-    def _groups(self) -> list[list[Sequence]]:
-        """What can run next, as sequences whose rows must have landed together: cohorts, and prompts one by one."""
+    def _groups(self) -> list[_Group]:
+        """What can run next: cohorts, the one that has waited longer first, and prompts one by one."""
         sequences = self._in_flight()
         order = (1 - self._latest_cohort, self._latest_cohort)
         cohorts = [[s for s in sequences if s.decoding and s.cohort == cohort] for cohort in order]
         place = len(self.running) < self.limits.max_batch
         prompts = [[s] for s in sequences if not s.decoding and (s.started or place)]
-        return [group for group in (*cohorts, *prompts) if group]
+        return [_Group.of(some) for some in (*cohorts, *prompts) if some]
 
-    def _ready(self, groups: list[list[Sequence]]) -> list[list[Sequence]]:
+    def _ready(self, groups: list[_Group]) -> list[_Group]:
         if not self.limits.overlap:
             for fetch in self.fetches:
                 fetch.wait()
             return groups
         if len(groups) == 1:
             return groups  # nothing else could run meanwhile, and the first layers hide a part of the wait
-        return [group for group in groups if all(sequence.pieces[0].fetch.landed for sequence in group)]
+        landed = [group for group in groups if not group.pending]
+        if landed and landed[0].decoding:
+            return landed
+        due = [group for group in groups if group.decoding and all(map(self.pace.is_due, group.sent))]
+        return due[:1] + landed
 
-    def _choose(self, ready: list[list[Sequence]]) -> list[Piece]:
+    def _wait(self, groups: list[_Group]) -> None:
+        """Wait until rows land, or a cohort is due."""
+        due = [self.pace.due(max(group.sent))[0] for group in groups if group.decoding]
+        later = [moment for moment in due if moment > time.perf_counter()]
+        wait_any([rows for group in groups for rows in group.pending], min(later, default=math.inf))
+
+    def _choose(self, ready: list[_Group]) -> list[Piece]:
         pieces: list[Piece] = []
-        if ready[0][0].decoding:
-            pieces += [sequence.pieces[0] for sequence in ready[0]]
-            self._latest_cohort = ready[0][0].cohort
+        if ready[0].decoding:
+            pieces += [sequence.pieces[0] for sequence in ready[0].sequences]
+            self._latest_cohort = ready[0].sequences[0].cohort
         budget = self.limits.prefill_tokens
-        for sequence in (group[0] for group in ready if not group[0].decoding):
+        for sequence in (group.sequences[0] for group in ready if not group.decoding):
             if len(sequence.pieces[0].token_ids) > budget or not (sequence.started or self._start(sequence)):
                 break
             for piece in sequence.pieces:

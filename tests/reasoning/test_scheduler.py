@@ -1,5 +1,7 @@
 """Who gets to run: by arrival, by landed rows, by pages and places."""
 
+import time
+
 import pytest
 
 from reasoning.model.batch import PAGE_TOKENS
@@ -13,7 +15,7 @@ class Rows:
     """Rows that land when the test says so."""
 
     def __init__(self, pieces):
-        self.pieces, self.landed = pieces, False
+        self.pieces, self.landed, self.sent = pieces, False, 0.0
 
 
 class Bench:
@@ -111,7 +113,7 @@ def test_a_cohort_runs_when_all_its_rows_have_landed(monkeypatch):
     bench.scheduler.send()
     bench.add("c", 3)
 
-    def land(rows):
+    def land(rows, until):
         for one in rows:
             one.landed = True
 
@@ -121,11 +123,43 @@ def test_a_cohort_runs_when_all_its_rows_have_landed(monkeypatch):
 
 
 def test_alone_a_cohort_runs_before_its_rows_are_there(monkeypatch):
-    monkeypatch.setattr("reasoning.scheduler.wait_any", lambda _: pytest.fail("it waits though nothing else can run"))
+    monkeypatch.setattr("reasoning.scheduler.wait_any", lambda *_: pytest.fail("it waits though nothing else can run"))
     bench = Bench(land=False)
     bench.add("a", 3)
     assert bench.step() == {"a": (0, 3)}
     assert bench.step() == {"a": (3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("asked_s_ago", "hidden_s", "together"),
+    [(0, 1000, True), (3000, 1000, False), (0, 10, False)],
+    ids=["expected soon", "late", "not expected yet"],
+)
+def test_a_prompt_waits_for_a_cohort_that_is_expected_soon(asked_s_ago, hidden_s, together):
+    bench = Bench()
+    bench.add("a", 3)
+    bench.step()
+    bench.scheduler.pace.record(round_trip_s=1000, hidden_s=hidden_s, computed_s=0)
+    bench.land = False
+    bench.scheduler.send()
+    bench.asked[-1].sent = time.perf_counter() - asked_s_ago
+    bench.land = True
+    bench.add("b", 3)
+    assert list(bench.step()) == (["a", "b"] if together else ["b"])
+
+
+def test_a_cohort_that_has_landed_does_not_wait_for_one_that_is_expected():
+    bench = Bench(max_batch=8)
+    for name in "ab":
+        bench.add(name, 3)
+    bench.step()
+    bench.scheduler.cohorts = 2
+    bench.scheduler.send()
+    bench.scheduler.pace.record(round_trip_s=1000, hidden_s=1000, computed_s=0)
+    expected = bench.asked[-2]
+    expected.landed, expected.sent = False, time.perf_counter()
+    assert [piece.sequence.request.id for piece in expected.pieces] == ["b"]
+    assert list(bench.step()) == ["a"]
 
 
 def test_two_cohorts_take_turns_and_stay_even():
