@@ -24,6 +24,7 @@ from reasoning.config import ModelConfig
 from reasoning.engine import MEMORY_DIR
 from reasoning.engine_config import EngineConfig, EngineStats
 from reasoning.request import Request, Result
+from reasoning.trace import Trace
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -57,8 +58,10 @@ class ClusterOptions:
 
 
 @contextmanager
-def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor]:
+def open_executor(model_dir: Path, options: ClusterOptions, trace: Trace | None = None) -> Iterator[Executor]:
     """Bring up what generates with a model, and take it down on leaving.
+
+    `trace` is told what an engine in this process does; engines on Ray have none.
 
     Raises:
         ValueError: the model or the Ray address cannot be used.
@@ -66,7 +69,7 @@ def open_executor(model_dir: Path, options: ClusterOptions) -> Iterator[Executor
     """
     config = ModelConfig.from_dir(model_dir)
     if options.workers == 0:
-        worker = ReasoningWorker(model_dir, _fixed(options.memory), options.engine_config())
+        worker = ReasoningWorker(model_dir, _fixed(options.memory), options.engine_config(), trace=trace)
         worker.ready()
         yield InProcessExecutor(worker)
         return

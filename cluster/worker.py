@@ -15,6 +15,7 @@ from memory_service.metrics import Sample
 from reasoning.engine import Engine
 from reasoning.engine_config import EngineConfig, EngineStats
 from reasoning.request import Request, RequestFailure, Result
+from reasoning.trace import Trace
 
 Locate = Callable[[], str]
 """Waits until the memory serves, and returns the address of one of its shards."""
@@ -34,6 +35,7 @@ class ReasoningWorker:
         locate: Locate | None = None,
         config: EngineConfig | None = None,
         threads: int | None = None,
+        trace: Trace | None = None,
     ) -> None:
         """Load a model.
 
@@ -42,6 +44,7 @@ class ReasoningWorker:
             locate: finds the memory; None reads the tables of `model_dir` into this process.
             config: of the engine.
             threads: processors to use; None leaves it to torch.
+            trace: is told what every step of the engine did.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -50,7 +53,7 @@ class ReasoningWorker:
         self._past: list[EngineStats] = []
         try:
             memory = locate() if locate else None
-            self._engine = Engine.from_pretrained(model_dir, memory, config)
+            self._engine = Engine.from_pretrained(model_dir, memory, config, trace)
         except (ValueError, OSError, MemoryServiceError) as error:
             # Raised here it would end an actor, its reason buried in a log: the first call raises it instead.
             self._failure = error
@@ -107,7 +110,7 @@ class ReasoningWorker:
         except ShardUnavailable as error:
             self._lost = str(error)
             return
-        self._engine = Engine(old.model, old.tokenizer, memory, old.config)
+        self._engine = Engine(old.model, old.tokenizer, memory, old.config, old.trace)
         self._past.append(old.stats())
         old.close()
 

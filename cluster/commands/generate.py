@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from reasoning.request import Delta, Request, RequestError, RequestFailure, Samp
 
 if TYPE_CHECKING:
     from memory_service import ClientConfig
+    from reasoning.trace import Trace
 
 _DESCRIPTION = """\
 Continue one prompt, or every line of a JSONL file.
@@ -38,6 +41,7 @@ examples:
   engram generate --model models/tiny-code --input in.jsonl --output out.jsonl --max-new-tokens 32
   engram generate --model DIR --input in.jsonl --output out.jsonl --workers 8 --shards 4 --address ray-head:6379
   engram generate --model DIR --input in.jsonl --output out.jsonl --workers 0 --memory 10.0.0.5:7000
+  engram generate --model DIR --prompt 'import ' --memory 10.0.0.5:7000 --trace out.json
 """
 
 
@@ -57,6 +61,13 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="JSONL file to write or continue (with --input)")
     parser.add_argument("--overwrite", action="store_true", help="start --output over, whatever it holds")
     parser.add_argument("--json", action="store_true", help="with --prompt: print the whole record as JSON")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        type=Path,
+        help="write a timeline of steps, lookups and waits, to be opened in https://ui.perfetto.dev (with --prompt, or "
+        "--workers 0)",
+    )
     add_sampling_flags(parser.add_argument_group("sampling"))
     _add_placement(parser.add_argument_group("where it runs (with --input, unless noted)"))
     parser.set_defaults(run=run)
@@ -120,18 +131,19 @@ def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
 
     if args.output is not None:
         raise ValueError("--output: goes with --input; with --prompt the text is printed")
-    engine = Engine.from_pretrained(args.model, args.memory, EngineConfig(client=_client_config(args)))
     as_it_comes = not args.json and sampling.n == 1
     request = Request(id="1", prompt=args.prompt, sampling=sampling, stream=as_it_comes)
-    for event in engine.events([request]):
-        if isinstance(event, Delta):
-            print(event.text, end="", flush=True)
-        elif isinstance(event, RequestFailure):
-            raise RequestError(event.field, event.message)
-        elif args.json:
-            print(json.dumps(to_record(Line(1, b"", "prompt", request), event), ensure_ascii=False))
-        else:
-            print("" if as_it_comes else "\n".join(choice.text for choice in event.choices))
+    with _tracing(args.trace) as trace:
+        engine = Engine.from_pretrained(args.model, args.memory, EngineConfig(client=_client_config(args)), trace)
+        for event in engine.events([request]):
+            if isinstance(event, Delta):
+                print(event.text, end="", flush=True)
+            elif isinstance(event, RequestFailure):
+                raise RequestError(event.field, event.message)
+            elif args.json:
+                print(json.dumps(to_record(Line(1, b"", "prompt", request), event), ensure_ascii=False))
+            else:
+                print("" if as_it_comes else "\n".join(choice.text for choice in event.choices))
     return 0
 
 
@@ -158,11 +170,27 @@ def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
             return 0
         if output.done:
             _say(f"continuing {args.output} after line {output.done:,} of {output.total:,}")
-        with open_executor(args.model, options) as executor:
+        with _tracing(args.trace) as trace, open_executor(args.model, options, trace) as executor:
             report = run_job(args.input, output, sampling, executor, args.batch_size)
             for line in job_lines(report, executor.stats()):
                 _say(line)
     return 0
+
+
+@contextmanager
+def _tracing(file: Path | None) -> Iterator[Trace | None]:
+    """A timeline that is written when the block ends, however it ends."""
+    if file is None:
+        yield None
+        return
+    from reasoning.trace import Trace
+
+    file.touch()  # a path that cannot be written is an error before the work, not after it
+    trace = Trace()
+    try:
+        yield trace
+    finally:
+        trace.write(file)
 
 
 def _client_config(args: argparse.Namespace) -> ClientConfig:
@@ -178,6 +206,8 @@ def _check_batch_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--output: required with --input; give the file to write")
     if args.json:
         raise ValueError("--json: goes with --prompt; the lines of --output are JSON already")
+    if args.trace is not None and args.workers != 0:
+        raise ValueError("--trace: goes with --prompt or --workers 0; actors on Ray record no timeline")
     for name, least in (("workers", 0), ("shards", 1), ("batch_size", 1), ("replicas", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: {getattr(args, name)} is too few; give at least {least}")

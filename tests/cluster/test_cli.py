@@ -54,6 +54,8 @@ PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
         ([*PROMPT, "--top-p", "0"], ["top_p"]),
         ([*PROMPT, "--max-new-tokens", "0"], ["max_new_tokens", "0"]),
         ([*PROMPT, "--memory", "127.0.0.1:1"], ["127.0.0.1:1"]),
+        ([*PROMPT, "--trace", "{jobs}/none/trace.json"], ["none/trace.json", "check the path"]),
+        ([*BATCH, "--workers", "1", "--trace", "{jobs}/trace.json"], ["--trace", "--workers 0"]),
         (BATCH[:-2], ["--output"]),
         ([*BATCH, "--json"], ["--json"]),
         ([*BATCH, "--workers", "-1"], ["--workers", "-1"]),
@@ -170,3 +172,13 @@ def test_one_prompt_prints_its_continuation_or_the_whole_record(capsys, tiny_mod
     record = json.loads(out)
     assert (code, err, len(record["token_ids"])) == (0, "", 4)
     assert run(capsys, *argv)[1] == record["text"] + "\n"
+
+
+@pytest.mark.parametrize("argv", [PROMPT, BATCH], ids=["prompt", "batch"])
+def test_a_trace_shows_the_steps_of_one_prompt_or_a_batch(capsys, jobs, tiny_model, argv):
+    places = {"tiny": tiny_model, "jobs": jobs}
+    argv = [arg.format(**places) for arg in argv]
+    code, _, err = run(capsys, *argv, "--max-new-tokens", 3, "--trace", jobs / "trace.json")
+    assert code == 0, err
+    events = json.loads((jobs / "trace.json").read_text())["traceEvents"]
+    assert {"prompts", "cohort 0", "model"} <= {event["name"] for event in events}
