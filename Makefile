@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCHMARKS := hashing lookup tiny_code throughput overlap
 
-.PHONY: demo test chaos check protos clean
+.PHONY: demo test chaos bench check protos clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +22,9 @@ test: $(READY)  ## every test, slow ones included
 chaos: $(READY)  ## a quarter of an hour of hostile requests and random faults under load, every row compared
 	$(BIN)/python -m benchmarks.fuzz --requests 20000
 	$(BIN)/python -m benchmarks.chaos --seconds 600
+
+bench: $(READY)  ## short forms of the benchmarks that need no GPU: minutes, and figures less sure than the long forms'
+	set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick; done
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .

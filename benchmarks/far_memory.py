@@ -66,7 +66,7 @@ class FarMemory:
         return self._memory.collect()
 
     def close(self) -> None:
-        """End the thread; the memory behind stays open, others may use it."""
+        """End the thread, and forget answers on their way. The memory behind stays open, others may use it."""
         with self._changed:
             self._open = False
             self._changed.notify()
