@@ -44,7 +44,7 @@ def load_model(
         model = Transformer(config)
         if torch.device(device).type == "cpu":
             lay_out_for_cpu(model)
-    model = model.to_empty(device=device).to(dtype)
+    model = model.to(dtype).to_empty(device=device)
     _restore_tables(model, config)
     fill(model, _tensors(Path(model_dir)))
     return model.eval()

@@ -16,6 +16,7 @@ from reasoning.answers import Answer, Sample
 from reasoning.checkpoint import load_model
 from reasoning.cohorts import CohortTuner, Step
 from reasoning.config import ModelConfig
+from reasoning.devices import choose_device, choose_dtype
 from reasoning.drafts.acceptance import accept
 from reasoning.drafts.drafting import Drafting, Outcome
 from reasoning.engine_config import EngineConfig, EngineStats
@@ -57,7 +58,7 @@ class Engine:
         """Put the parts together.
 
         Args:
-            model: in evaluation mode.
+            model: in evaluation mode; it runs on the device where its weights are, whatever `config` says.
             tokenizer: None serves `prompt_token_ids` only; Engram layers need one, to hash.
             memory: holds the tables of the Engram layers; the engine closes it.
             config: limits.
@@ -76,7 +77,9 @@ class Engine:
         if self.lookup is not None:  # an id without a compressed id could not be hashed
             vocab_size = min(vocab_size, self.lookup.hasher.token_map.vocab_size)
         self.prompts = PromptReader(tokenizer, vocab_size, min(context, pages * PAGE_TOKENS))
-        self.runner = ModelRunner(model, Cache.empty(model.config, pages), self.lookup, vocab_size)
+        weights = model.embed_tokens.weight
+        cache = Cache.empty(model.config, pages, weights.device, weights.dtype)
+        self.runner = ModelRunner(model, cache, self.lookup, vocab_size)
         limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
         self.drafting = Drafting(config.drafts, config.draft_policy, model, self.runner.cache, vocab_size)
         self.scheduler = Scheduler(limits, PagePool(pages, config.prefix_cache), self._ask, self.drafting.propose)
@@ -100,21 +103,22 @@ class Engine:
         Args:
             model_dir: config.json, *.safetensors, and where the model needs them tokenizer.json and memory/.
             memory: a memory, or any shard's address; None loads `model_dir/memory` into this process.
-            config: limits.
+            config: limits, device and dtype.
             trace: is told what every step did.
 
         Raises:
-            ValueError: a file is missing or damaged; see also `__init__`.
+            ValueError: a file is missing or damaged, or there is no such device; see also `__init__`.
             MemoryServiceError: the memory cannot be reached or loaded.
         """
-        directory = Path(model_dir)
+        directory, config = Path(model_dir), config or EngineConfig()
+        device = choose_device(config.device)
         needs_memory = bool(ModelConfig.from_dir(directory).engram_layer_ids)
-        model = load_model(directory)
+        model = load_model(directory, device, choose_dtype(config.dtype, device))
         has_tokenizer = (directory / TOKENIZER_FILE).is_file()
         tokenizer = Tokenizer.from_file(directory) if has_tokenizer else None
         with ExitStack() as opened:
             if needs_memory and (memory is None or isinstance(memory, str)):
-                memory = _open_memory(memory, directory / MEMORY_DIR, config or EngineConfig())
+                memory = _open_memory(memory, directory / MEMORY_DIR, config)
                 opened.callback(memory.close)
             engine = cls(model, tokenizer, memory if needs_memory else None, config, trace)  # type: ignore[arg-type]
             opened.pop_all()  # from here on it is the engine's to close

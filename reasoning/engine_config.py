@@ -34,6 +34,10 @@ class EngineConfig:
     prediction), "ngram" (what followed the same tokens before), "auto" (the first of these there is), or "none"."""
     draft_policy: DraftPolicy = field(default_factory=DraftPolicy)
     """How many tokens are guessed."""
+    device: str = "auto"
+    """Where the model runs: "cpu", "cuda", or "auto" for a GPU if there is one."""
+    dtype: str = "auto"
+    """Precision of weights and cache: "bf16", "fp32", or "auto" for bf16 on a GPU and fp32 on a CPU."""
     lookup_timeout_s: float = 10.0
     """How long a step waits for memory rows before its requests fail."""
     client: ClientConfig = field(default_factory=ClientConfig)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memory_service import MemoryServiceError
+from reasoning.devices import to_device
 from reasoning.lookup import RowLookup
 from reasoning.model.batch import Batch, Cache
 from reasoning.model.transformer import Transformer
@@ -105,6 +106,7 @@ class ModelRunner:
     def __init__(self, model: Transformer, cache: Cache, lookup: RowLookup | None, vocab_size: int):
         """`vocab_size`: ids that may be chosen, the first of the model's vocabulary."""
         self.model, self.cache, self.lookup, self.vocab_size = model, cache, lookup, vocab_size
+        self.device = cache.latents.device
 
     def run(self, pieces: Several[Piece]) -> Output:
         """Extend the cache by the pieces' tokens. Running the same pieces again does no harm.
@@ -113,11 +115,11 @@ class ModelRunner:
             FetchError: rows did not come.
         """
         works = works_of(pieces)
-        batch = batch_of(works)
+        batch = batch_of(works, self.device)
         rows = BatchRows(pieces) if self.lookup is not None else None
         begin = time.perf_counter()
         hidden = self.model(batch, rows, self.cache)
-        logits = self.model.logits(hidden[_needed(works)])[:, : self.vocab_size]
+        logits = self.model.logits(hidden[to_device(_needed(works), self.device)])[:, : self.vocab_size]
         counts = [work.logits for work in works]
         likeliest = iter(_likeliest(logits))
         return Output(
@@ -134,10 +136,11 @@ class ModelRunner:
 
 def _likeliest(logits: Tensor) -> Likeliest:
     """Of each row the index of the highest logit, and that logit; both NaN's where there is one."""
-    on_cpu = logits.device.type == "cpu"
-    ids = torch.from_numpy(logits.numpy().argmax(-1)) if on_cpu else logits.argmax(-1)  # numpy takes half the time
+    by_numpy = logits.device.type == "cpu" and logits.dtype == torch.float32
+    ids = torch.from_numpy(logits.numpy().argmax(-1)) if by_numpy else logits.argmax(-1)  # numpy takes half the time
     highest = logits.gather(1, ids[:, None])[:, 0]
-    return tuple(zip(ids.tolist(), highest.tolist(), strict=True))
+    both = torch.stack((ids.double(), highest.double())).cpu()  # exact, and one trip from the device
+    return tuple((int(token), logit) for token, logit in zip(*both.tolist(), strict=True))
 
 
 def works_of(pieces: Several[Piece]) -> list[Work]:
@@ -152,11 +155,11 @@ def _logits(last: Piece) -> int:
     return last.drafts + 1 if last.final else 0
 
 
-def batch_of(works: Several[Work]) -> Batch:
+def batch_of(works: Several[Work], device: torch.device) -> Batch:
     """Lay the tokens of all works end to end."""
     tokens = [work.token_ids for work in works]
     return Batch(
-        torch.tensor([token for some in tokens for token in some]),
+        to_device(torch.tensor([token for some in tokens for token in some]), device),
         lengths=tuple(len(some) for some in tokens),
         starts=tuple(work.pieces[0].start for work in works),
         pages=tuple(tuple(work.sequence.pages) for work in works),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reasoning.config import ModelConfig
+from reasoning.devices import to_device
 
 PAGE_TOKENS = 64
 """Positions that one page of the cache holds."""
@@ -130,7 +131,7 @@ class Batch:
         return page * PAGE_TOKENS + position % PAGE_TOKENS
 
     def _to_device(self, index: Tensor) -> Tensor:
-        return index.to(self.token_ids.device, non_blocking=True)
+        return to_device(index, self.token_ids.device)
 
 
 @dataclass(frozen=True)
