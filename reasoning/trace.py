@@ -77,7 +77,7 @@ class Trace:
 
     def _span(self, name: str, begin: float, end: float, **args: object) -> None:
         at = self._at(begin)
-        self._add({"ph": "X", "name": name, "ts": at, "dur": max(0.0, self._at(end) - at), "args": args})
+        self._add({"ph": "X", "name": name, "ts": at, "dur": max(0.0, round(self._at(end) - at, 1)), "args": args})
 
     def _at(self, moment: float) -> float:
         return round((moment - self._begin) * 1e6, 1)
