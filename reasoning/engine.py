@@ -133,7 +133,9 @@ class Engine:
         if self.memory is None:
             raise ValueError("memory: a model with Engram layers needs one; give a shard's address or a snapshot")
         hasher = build_hasher(config, self.tokenizer)
-        return RowLookup(hasher, table_specs(config, hasher), self.memory, self.config.lookup_timeout_s)
+        weights = self.model.embed_tokens.weight
+        timeout_s = self.config.lookup_timeout_s
+        return RowLookup(hasher, table_specs(config, hasher), self.memory, timeout_s, weights.device, weights.dtype)
 
     @property
     def idle(self) -> bool:

@@ -12,24 +12,39 @@ import torch
 from torch import Tensor
 
 from kernels.row_unpack import row_unpack
-from memory_service import DeadlineExceeded, Memory, MemoryServiceError, Rows, check_fingerprints
+from memory_service import DeadlineExceeded, Memory, MemoryServiceError, check_fingerprints
 from memory_service.spec import TableSpec
 from reasoning.hashing import NgramHasher
+from reasoning.staging import StagedRows, Staging
 
 _GRACE_S = 0.5
 """How much longer than its own deadline a memory may take to report it."""
+_CPU = torch.device("cpu")
 
 
 class RowLookup:
     """Asks a memory for the rows of one model's tokens."""
 
-    def __init__(self, hasher: NgramHasher, specs: Sequence[TableSpec], memory: Memory, timeout_s: float):
-        """Raise FingerprintMismatch or UnknownTable when the memory does not hold what the model reads."""
+    def __init__(
+        self,
+        hasher: NgramHasher,
+        specs: Sequence[TableSpec],
+        memory: Memory,
+        timeout_s: float,
+        device: torch.device = _CPU,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """Look up rows for a model on `device` that computes in `dtype`.
+
+        Raises:
+            MemoryServiceError: the memory does not hold what the model reads (FingerprintMismatch, UnknownTable).
+        """
         check_fingerprints(memory, specs)
         self.hasher, self.memory = hasher, memory
         self.history_length = hasher.history_length
         self._specs = {spec.layer: spec for spec in specs}
         self.timeout_s = timeout_s
+        self._staging, self._dtype = Staging(device), dtype
 
     def request(self, chunks: Sequence[list[int]], histories: Sequence[list[int]]) -> PendingRows:
         """Send the lookups of all layers, the first needed first; returns at once.
@@ -39,25 +54,25 @@ class RowLookup:
         rows = self.hasher.hash_batch(chunks, histories)
         return PendingRows(self, {layer: self._ask(spec, rows[layer]) for layer, spec in self._specs.items()})
 
-    def _ask(self, spec: TableSpec, ids: object) -> Future[Rows]:
+    def _ask(self, spec: TableSpec, ids: object) -> Future[StagedRows]:
         try:
-            return self.memory.lookup(spec.name, ids, self.timeout_s)  # type: ignore[arg-type]
+            return self._staging.follow(self.memory.lookup(spec.name, ids, self.timeout_s))  # type: ignore[arg-type]
         except MemoryServiceError as error:
-            refused: Future[Rows] = Future()
+            refused: Future[StagedRows] = Future()
             refused.set_exception(error)
             return refused
 
-    def embed(self, layer: int, rows: Rows, positions: slice) -> Tensor:
-        """Decode a layer's rows of some of the positions asked for, to [positions, C * D] fp32."""
+    def embed(self, layer: int, rows: StagedRows, positions: slice) -> Tensor:
+        """Decode a layer's rows of some of the positions asked for, to [positions, C * D] in the model's dtype."""
         spec = self._specs[layer]
-        unique, inverse = torch.from_numpy(rows.unique), torch.from_numpy(rows.inverse)
-        return row_unpack(unique, inverse[positions], spec.row_format.value, spec.dim).flatten(1)
+        unique, inverse = rows.take()
+        return row_unpack(unique, inverse[positions], spec.row_format.value, spec.dim, self._dtype).flatten(1)
 
 
 class PendingRows:
     """The rows of one lookup in all layers, on their way. Called with a layer it is that layer's rows, decoded."""
 
-    def __init__(self, lookup: RowLookup, futures: dict[int, Future[Rows]]):
+    def __init__(self, lookup: RowLookup, futures: dict[int, Future[StagedRows]]):
         self._lookup, self._futures = lookup, futures
         self.first_layer = min(futures)
         self.first = futures[self.first_layer]
@@ -90,8 +105,8 @@ class PendingRows:
         """Wait until no layer would have to."""
         wait_futures(self._futures.values(), timeout=max(0.0, self.latest - time.perf_counter()))
 
-    def wait(self, layer: int) -> Rows:
-        """Wait for a layer's rows, packed.
+    def wait(self, layer: int) -> StagedRows:
+        """Wait for a layer's rows, packed, to land; the device may still be copying them.
 
         Raises:
             MemoryServiceError: they do not come, or not in time.
@@ -105,11 +120,11 @@ class PendingRows:
             ) from error
 
     def __call__(self, layer: int) -> Tensor:
-        """Return a layer's rows of all positions, decoded: [T, C * D] fp32. Raises like `wait`."""
+        """Return a layer's rows of all positions, decoded: [T, C * D]. Raises like `wait`."""
         return self.embeddings(layer, slice(None))
 
     def embeddings(self, layer: int, positions: slice) -> Tensor:
-        """Return a layer's rows of some of the positions, decoded: [positions, C * D] fp32. Raises like `wait`."""
+        """Return a layer's rows of some of the positions, decoded: [positions, C * D]. Raises like `wait`."""
         return self._lookup.embed(layer, self.wait(layer), positions)
 
 

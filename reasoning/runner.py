@@ -186,7 +186,7 @@ class BatchRows:
         self._parts = _parts_of(pieces)
 
     def __call__(self, layer: int) -> Tensor:
-        """Return [T, C * D] fp32; waits. Raises FetchError."""
+        """Return [T, C * D]; waits. Raises FetchError."""
         begin = time.perf_counter()
         for fetch, _ in self._parts:
             self._wait(fetch, layer)
