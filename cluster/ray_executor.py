@@ -51,10 +51,17 @@ class ClusterOptions:
     """Shards that hold each block of the memory."""
     client: ClientConfig = field(default_factory=ClientConfig)
     """How workers ask for rows."""
+    device: str = "auto"
+    """Where models run, as `EngineConfig.device` has it; "cuda" reserves a GPU of Ray for each worker."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs to reserve for a worker."""
+        return int(self.device == "cuda")
 
     def engine_config(self) -> EngineConfig:
         """What every worker's engine is told."""
-        return EngineConfig(max_batch=self.batch_size, client=self.client)
+        return EngineConfig(max_batch=self.batch_size, device=self.device, client=self.client)
 
 
 @contextmanager
@@ -135,12 +142,14 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
     import ray
 
     workers, resources = options.workers, ray.cluster_resources()
-    if resources.get("CPU", 0) < workers:
-        raise ValueError(
-            f"--workers: {workers} do not fit on the {resources.get('CPU', 0):.0f} CPUs of this Ray; use fewer"
-        )
+    for kind, each in (("CPU", 1), ("GPU", options.gpus)):
+        if resources.get(kind, 0) < workers * each:
+            raise ValueError(
+                f"--workers: {workers} do not fit on the {resources.get(kind, 0):.0f} {kind}s of this Ray; use fewer"
+            )
     placing = {
         "num_cpus": 1,
+        "num_gpus": options.gpus,
         "max_restarts": -1,
         "max_task_retries": _CHUNK_RETRIES,
         "scheduling_strategy": "SPREAD",

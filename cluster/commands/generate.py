@@ -94,6 +94,13 @@ def _add_placement(group: Any) -> None:
         default=16,
         help="lines a worker is given at a time (default %(default)s)",
     )
+    group.add_argument(
+        "--device",
+        metavar="DEVICE",
+        default="auto",
+        help="cpu, cuda, or auto: a GPU where the worker sees one (default %(default)s; also with --prompt). On Ray a "
+        "worker sees the one that cuda reserves for it, and with auto none",
+    )
     group.add_argument("--address", metavar="RAY", help="Ray cluster to run on, HOST:PORT (default: start a local Ray)")
     group.add_argument(
         "--memory",
@@ -131,10 +138,11 @@ def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
 
     if args.output is not None:
         raise ValueError("--output: goes with --input; with --prompt the text is printed")
+    config = EngineConfig(device=args.device, client=_client_config(args))
     as_it_comes = not args.json and sampling.n == 1
     request = Request(id="1", prompt=args.prompt, sampling=sampling, stream=as_it_comes)
     with _tracing(args.trace) as trace:
-        engine = Engine.from_pretrained(args.model, args.memory, EngineConfig(client=_client_config(args)), trace)
+        engine = Engine.from_pretrained(args.model, args.memory, config, trace)
         for event in engine.events([request]):
             if isinstance(event, Delta):
                 print(event.text, end="", flush=True)
@@ -162,6 +170,7 @@ def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
         args.batch_size,
         args.replicas,
         _client_config(args),
+        args.device,
     )
     identity = JobIdentity(str(args.model.resolve()), dataclasses.asdict(sampling))
     with JobOutput(args.output, args.input, identity, args.overwrite) as output:
