@@ -20,7 +20,7 @@ def test_auto_takes_a_gpu_if_there_is_one(monkeypatch, there):
 
 def test_a_device_that_is_not_there_is_named(monkeypatch, tiny_dir):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device: 'cuda' is not there, .*use auto or cpu"):
+    with pytest.raises(ValueError, match=r"device: 'cuda' is not there, .*use auto or cpu"):
         Engine.from_pretrained(tiny_dir, config=EngineConfig(device="cuda"))
     with pytest.raises(ValueError, match="device: 'tpu' is unknown; use one of auto, cpu, cuda"):
         choose_device("tpu")

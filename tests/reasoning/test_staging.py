@@ -38,7 +38,7 @@ class Gpu:
     def __init__(self):
         self.log, self.current = [], "compute"
 
-    def Stream(self, device):
+    def Stream(self, device):  # noqa: N802, as torch names it
         return "staging"
 
     @contextmanager
@@ -50,7 +50,7 @@ class Gpu:
     def current_stream(self, device):
         return self
 
-    def Event(self):
+    def Event(self):  # noqa: N802, as torch names it
         return self
 
     def record(self):
