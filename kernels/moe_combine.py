@@ -24,4 +24,4 @@ def moe_combine(visits: Tensor, routing: Routing) -> Tensor:
 
         return MoeCombine.apply(visits, routing.weights, routing.position)
     by_token = visits.index_select(0, routing.position.flatten()).unflatten(0, routing.position.shape)
-    return torch.einsum("tk,tkd->td", routing.weights, by_token.float()).to(visits.dtype)
+    return torch.bmm(routing.weights[:, None], by_token.float())[:, 0].to(visits.dtype)

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.grouped_gemm import grouped_linear, grouped_swiglu
+from kernels.moe_combine import moe_combine
+from kernels.moe_route import RouteRule, Routing, moe_route
 from reasoning.config import ModelConfig
 
 
@@ -30,29 +33,19 @@ class Router(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.top, self.groups, self.top_groups = config.num_experts_per_tok, config.n_group, config.topk_group
-        self.normalise, self.scaling = config.norm_topk_prob, config.routed_scaling_factor
+        self.rule = RouteRule(
+            top=config.num_experts_per_tok,
+            groups=config.n_group,
+            top_groups=config.topk_group,
+            normalise=config.norm_topk_prob,
+            scaling=config.routed_scaling_factor,
+        )
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights [T, top] in fp32 and expert ids [T, top] for x [T, hidden]."""
-        scores = F.linear(x.float(), self.weight.float()).sigmoid()
-        chosen = self._eligible(scores + self.e_score_correction_bias).topk(self.top, dim=-1).indices
-        weights = scores.gather(1, chosen)
-        if self.normalise:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * self.scaling, chosen
-
-    def _eligible(self, scores: Tensor) -> Tensor:
-        """Rule out experts beyond the best groups, a group being as good as its two best experts together."""
-        if self.top_groups == self.groups:
-            return scores
-        grouped = scores.unflatten(-1, (self.groups, -1))
-        strength = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
-        best = strength.topk(self.top_groups, dim=-1).indices
-        out = torch.ones_like(strength, dtype=torch.bool).scatter_(1, best, False)
-        return grouped.masked_fill(out[..., None], float("-inf")).flatten(-2)
+    def forward(self, x: Tensor) -> Routing:
+        """Choose experts for the tokens x [T, hidden], by a product in fp32."""
+        return moe_route(F.linear(x.float(), self.weight.float()), self.e_score_correction_bias, self.rule)
 
 
 class MixtureOfExperts(nn.Module):
@@ -69,17 +62,8 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        weights, chosen = self.gate(x)
-        routed = self._experts(x, weights, chosen)
+        routing = self.gate(x)
+        self.load = routing.counts
+        inner = grouped_swiglu(x, self.gate_up, routing)
+        routed = moe_combine(grouped_linear(inner, self.down, routing.counts), routing)
         return routed if self.shared_experts is None else routed + self.shared_experts(x)
-
-    def _experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """Sort the (token, choice) pairs by expert, so that each expert's matrices meet all its tokens at once."""
-        order = chosen.flatten().argsort(stable=True)
-        self.load = torch.bincount(chosen.flatten(), minlength=len(self.down))
-        ends = self.load.cumsum(0, dtype=torch.int32)
-        inner = F.grouped_mm(x.index_select(0, order // chosen.shape[1]), self.gate_up.transpose(1, 2), offs=ends)
-        gate, up = inner.chunk(2, dim=-1)
-        out = F.grouped_mm(F.silu(gate) * up, self.down.transpose(1, 2), offs=ends)
-        by_token = out.index_select(0, order.argsort()).unflatten(0, chosen.shape)
-        return torch.einsum("tk,tkd->td", weights.to(x.dtype), by_token)
