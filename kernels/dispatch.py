@@ -36,6 +36,11 @@ def use_triton(*tensors: Tensor) -> bool:
     return obstacle is None
 
 
+def forced() -> bool:
+    """Whether the environment asks for kernels, also where something else would be preferred."""
+    return os.environ.get(VARIABLE) == "triton"
+
+
 def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
     """What keeps a kernel from these tensors, and the remedy."""
     if not _installed():

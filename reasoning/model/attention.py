@@ -6,9 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.rope import rope
+from kernels.dispatch import forced, use_triton
+from kernels.mla_decode import mla_decode
+from kernels.mla_prefill import mla_prefill
+from kernels.rope import rope, rope_
 from reasoning.config import ModelConfig
-from reasoning.model.batch import Batch, Group
+from reasoning.model.batch import Batch, Chunks, Decoding, Group
 from reasoning.model.norm import RMSNorm
 from reasoning.model.rope import softmax_scale
 
@@ -21,7 +24,7 @@ class LatentAttention(nn.Module):
     The cache keeps, for each position, the normalised latent (`kv_lora_rank` values) and the rotated key part
     that all heads share (`qk_rope_head_dim` values). A long chunk of tokens expands the latents to keys and
     values; a short one instead folds the expansion into its queries and outputs ("absorbed"), so that it reads
-    nothing but latents. Both compute the same function.
+    nothing but latents. Both compute the same function, by kernels where `kernels.dispatch` says so.
     """
 
     def __init__(self, config: ModelConfig):
@@ -58,25 +61,63 @@ class LatentAttention(nn.Module):
             [T, hidden].
         """
         query, latent = self._query(x, cos, sin), self._latent(x, cos, sin)
-        if cached is None:
-            return self.o_proj(self._from_start(query, latent, len(batch.lengths)))
-        cached.view(-1, latent.shape[-1]).index_copy_(0, batch.places, latent)
-        out = query.new_empty(len(x), self.heads * self.value)
-        for group in batch.groups:
-            tokens = group.tokens.flatten()
-            out[tokens] = self._attend(query[tokens], latent[tokens], group, cached)
-        return self.o_proj(out)
+        if cached is not None:
+            cached.view(-1, latent.shape[-1]).index_copy_(0, batch.places, latent)
+        # Equally long sequences from their start, as in training, are what torch's fused attention is made for.
+        by_kernels = use_triton(query, latent) and (cached is not None or forced())
+        attend = self._by_kernels if by_kernels else self._by_torch
+        return self.o_proj(attend(query, latent, batch, cached))
 
     def _query(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return rotated queries, [T, heads, nope + rope]."""
         flat = self.q_proj(x) if hasattr(self, "q_proj") else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        plain, rotary = flat.unflatten(-1, (self.heads, -1)).split((self.nope, self.rope), dim=-1)
-        return torch.cat((plain, rope(rotary, cos, sin)), dim=-1)
+        query = flat.unflatten(-1, (self.heads, -1))
+        plain, rotary = query.split((self.nope, self.rope), dim=-1)
+        if torch.is_grad_enabled():
+            return torch.cat((plain, rope(rotary, cos, sin)), dim=-1)
+        rope_(rotary, cos, sin)
+        return query
 
     def _latent(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return what the cache keeps of each token, [T, rank + rope]."""
         latent, rotary = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope), dim=-1)
         return torch.cat((self.kv_a_layernorm(latent), rope(rotary, cos, sin)), dim=-1)
+
+    def _by_kernels(self, query: Tensor, latent: Tensor, batch: Batch, cached: Tensor | None) -> Tensor:
+        """Attend with all of a batch: [T, heads, ...] and [T, latent_size] -> [T, heads * value]."""
+        if len(batch.parts) == 1:
+            return self._attend_part(query, latent, batch.parts[0], cached)
+        out = query.new_empty(len(query), self.heads * self.value)
+        for part in batch.parts:
+            out[part.tokens] = self._attend_part(query[part.tokens], latent[part.tokens], part, cached)
+        return out
+
+    def _attend_part(self, query: Tensor, latent: Tensor, part: Decoding | Chunks, cached: Tensor | None) -> Tensor:
+        if cached is None:
+            assert isinstance(part, Chunks), "without a cache there is no decoding"
+            return self._by_prefill(query, latent, part)
+        if isinstance(part, Decoding):
+            folded = self._fold(query)
+            return self._unfold(
+                mla_decode(folded, part.queries, cached, part.pages, part.lengths, self.rank, self.scale)
+            )
+        return self._by_prefill(query, cached.view(-1, latent.shape[-1])[part.places], part)
+
+    def _by_prefill(self, query: Tensor, context: Tensor, part: Chunks) -> Tensor:
+        """Attend contexts [S, latent_size], laid end to end, by their keys and values."""
+        latent, rotary = context.split((self.rank, self.rope), dim=-1)
+        key, value = self._keys_values(latent)
+        return mla_prefill(query, part.queries, key, rotary, value, part.contexts, self.scale).flatten(1)
+
+    def _by_torch(self, query: Tensor, latent: Tensor, batch: Batch, cached: Tensor | None) -> Tensor:
+        """Do what `_by_kernels` does, by torch's operators."""
+        if cached is None:
+            return self._from_start(query, latent, len(batch.lengths))
+        out = query.new_empty(len(query), self.heads * self.value)
+        for group in batch.groups:
+            tokens = group.tokens.flatten()
+            out[tokens] = self._attend(query[tokens], latent[tokens], group, cached)
+        return out
 
     def _attend(self, query: Tensor, latent: Tensor, group: Group, cached: Tensor) -> Tensor:
         """Attend with a group's tokens: [b * n, heads, ...] and [b * n, latent_size] -> [b * n, heads * value]."""
@@ -105,17 +146,30 @@ class LatentAttention(nn.Module):
     def _expand(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Expand latents [b, S, rank + rope] to keys [b, heads, S, nope + rope] and values."""
         latent, rotary = context.split((self.rank, self.rope), dim=-1)
-        expanded = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        plain, value = expanded.split((self.nope, self.value), dim=-1)
+        plain, value = (part.transpose(1, 2) for part in self._keys_values(latent))
         return torch.cat((plain, rotary[:, None].expand(-1, self.heads, -1, -1)), dim=-1), value
 
+    def _keys_values(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Expand latents [..., rank] to the heads' own part of the keys, [..., heads, nope], and their values."""
+        return self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
+
     def _absorbed(self, query: Tensor, context: Tensor, masked: Tensor) -> Tensor:
-        """Do the same over latents alone, `kv_b_proj` applied to queries and outputs instead: [h, b * n, ...]."""
-        to_key, to_value = self.kv_b_proj.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)
-        plain, rotary = query.split((self.nope, self.rope), dim=-1)
-        folded = torch.cat(((plain.transpose(0, 1) @ to_key).transpose(0, 1), rotary), dim=-1) * self.scale
+        """Do the same over latents alone."""
+        folded = self._fold(query) * self.scale
         scores = folded.view(len(context), -1, context.shape[-1]) @ context.transpose(1, 2)  # [b, n * heads, S]
         hidden = masked.repeat_interleave(self.heads, dim=1)
         mixed = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1) @ context[..., : self.rank]
-        mixed = mixed.view(-1, self.heads, self.rank).transpose(0, 1)
-        return (mixed @ to_value.transpose(1, 2)).transpose(0, 1).flatten(1)
+        return self._unfold(mixed.view(-1, self.heads, self.rank))
+
+    def _fold(self, query: Tensor) -> Tensor:
+        """Apply the expansion of keys to queries [T, heads, nope + rope] instead: [T, heads, rank + rope]."""
+        plain, rotary = query.split((self.nope, self.rope), dim=-1)
+        return torch.cat(((plain.transpose(0, 1) @ self._expansions()[0]).transpose(0, 1), rotary), dim=-1)
+
+    def _unfold(self, mixed: Tensor) -> Tensor:
+        """Apply the expansion of values to mixed latents [T, heads, rank] instead: [T, heads * value]."""
+        return (mixed.transpose(0, 1) @ self._expansions()[1].transpose(1, 2)).transpose(0, 1).flatten(1)
+
+    def _expansions(self) -> tuple[Tensor, Tensor]:
+        """Matrices of each head from latents to keys, [heads, nope, rank], and values, [heads, value, rank]."""
+        return self.kv_b_proj.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)

@@ -9,11 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kernels.spans import Spans
 from reasoning.config import ModelConfig
 from reasoning.devices import to_device
 
 PAGE_TOKENS = 64
 """Positions that one page of the cache holds."""
+_MOST_DECODED = 8
+"""Tokens that a sequence may bring and count as decoding: its last one and drafts."""
 
 
 def pages_for(tokens: int) -> int:
@@ -65,7 +68,7 @@ class Batch:
     @cached_property
     def places(self) -> Tensor:
         """Where each token lies in the cache, counted in positions: page * PAGE_TOKENS + offset; [T] int64."""
-        return self._to_device(self._place(self._host_positions))
+        return self._to_device(self._place(self._sequences, self._host_positions))
 
     def earlier(self, distances: Sequence[int]) -> Tensor:
         """Find the tokens that come `distances` positions before each token.
@@ -78,7 +81,7 @@ class Batch:
         found = []
         for distance in distances:
             position = self._host_positions - distance
-            place = self._place(position.clamp_min(0)) if self.pages else own - distance
+            place = self._place(self._sequences, position.clamp_min(0)) if self.pages else own - distance
             found.append(torch.where(position < 0, -1, place))
         return self._to_device(torch.stack(found, dim=1))
 
@@ -101,12 +104,39 @@ class Batch:
         seen = starts[:, None] + torch.arange(1, length + 1)  # [b, n]
         written = position < seen[:, -1:]  # past its end a sequence repeats its first position, as good as any
         position = position * written
-        pages = self._page_table[torch.tensor(sequences)[:, None], position // PAGE_TOKENS]
         return Group(
             tokens=self._to_device(own),
-            context=self._to_device(pages * PAGE_TOKENS + position % PAGE_TOKENS),
+            context=self._to_device(self._place(torch.tensor(sequences)[:, None], position)),
             masked=self._to_device(torch.arange(position.shape[1]) >= seen[..., None]),
         )
+
+    @cached_property
+    def parts(self) -> tuple[Decoding | Chunks, ...]:
+        """The sequences by the kernel that attends them; one part where all are of one kind."""
+        decoding = [i for i, length in enumerate(self.lengths) if self.pages and length <= _MOST_DECODED]
+        chunks = sorted({*range(len(self.lengths))} - {*decoding})
+        return (*([self._decoding(decoding)] if decoding else ()), *([self._chunks(chunks)] if chunks else ()))
+
+    def _decoding(self, sequences: list[int]) -> Decoding:
+        contexts = self._contexts(sequences)
+        table = self._page_table[sequences, : pages_for(max(contexts))]
+        tokens, queries = self._tokens(sequences)
+        return Decoding(tokens, queries, self._to_device(table), self._to_device(torch.tensor(contexts)))
+
+    def _chunks(self, sequences: list[int]) -> Chunks:
+        contexts = self._contexts(sequences)
+        position = torch.cat([torch.arange(context) for context in contexts])
+        owner = torch.tensor(sequences).repeat_interleave(torch.tensor(contexts))
+        places = self._to_device(self._place(owner, position)) if self.pages else None
+        return Chunks(*self._tokens(sequences), Spans.of(contexts, self.token_ids.device), places)
+
+    def _tokens(self, sequences: list[int]) -> tuple[Tensor, Spans]:
+        """Where the tokens of some sequences are among the T, and how these divide."""
+        tokens = torch.cat([torch.arange(self.offsets[i], self.offsets[i + 1]) for i in sequences])
+        return self._to_device(tokens), Spans.of([self.lengths[i] for i in sequences], self.token_ids.device)
+
+    def _contexts(self, sequences: list[int]) -> list[int]:
+        return [self.starts[i] + self.lengths[i] for i in sequences]
 
     @cached_property
     def _host_positions(self) -> Tensor:
@@ -126,8 +156,8 @@ class Batch:
         rows = [pages[:n] + pages[:1] * (most - n) for pages, n in zip(self.pages, counts, strict=True)]
         return torch.tensor(rows)
 
-    def _place(self, position: Tensor) -> Tensor:
-        page = self._page_table[self._sequences, position // PAGE_TOKENS]
+    def _place(self, sequence: Tensor, position: Tensor) -> Tensor:
+        page = self._page_table[sequence, position // PAGE_TOKENS]
         return page * PAGE_TOKENS + position % PAGE_TOKENS
 
     def _to_device(self, index: Tensor) -> Tensor:
@@ -145,6 +175,26 @@ class Group:
     tokens: Tensor  # [b, n] index among the batch's T tokens
     context: Tensor | None = None  # [b, S] places in the cache
     masked: Tensor | None = None  # [b, n, S] bool: what a token must not see
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Sequences that bring few tokens each, t in all, which attend the latents in their pages."""
+
+    tokens: Tensor  # [t] index among the batch's T tokens
+    queries: Spans  # how the t tokens divide
+    pages: Tensor  # [b, P] page ids; what a row holds beyond its sequence's pages is of no use
+    lengths: Tensor  # [b] int64 positions of each context, the sequence's own tokens included
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Sequences that bring many tokens each, t in all, which attend the keys and values of their contexts."""
+
+    tokens: Tensor  # [t] index among the batch's T tokens
+    queries: Spans  # how the t tokens divide
+    contexts: Spans  # how the contexts' S positions divide, laid end to end, the sequence's own tokens included
+    places: Tensor | None = None  # [S] places in the cache; None without one, where a context is the tokens themselves
 
 
 @dataclass

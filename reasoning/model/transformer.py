@@ -41,8 +41,9 @@ class DecoderLayer(nn.Module):
             history = None if cache is None else cache.conv.get(self.layer)
             h = self.engram(h[:, None], rows(self.layer), batch, history)[:, 0]
         latents = None if cache is None else cache.latents[self.layer]
-        h = h + self.self_attn(self.input_layernorm(h), cos, sin, batch, latents)
-        return h + self.mlp(self.post_attention_layernorm(h))
+        attended = self.self_attn(self.input_layernorm(h), cos, sin, batch, latents)
+        normed, h = self.post_attention_layernorm.of_sum(attended, h)
+        return h + self.mlp(normed)
 
 
 class Transformer(nn.Module):
