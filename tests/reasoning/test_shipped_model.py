@@ -36,9 +36,9 @@ PROMPTS = [
 REQUESTS = [Request(str(i), prompt, sampling=SamplingParams(max_new_tokens=24)) for i, prompt in enumerate(PROMPTS)]
 
 
-def answers(engine):
+def answers(engine, requests=REQUESTS):
     try:
-        return {result.id: result.token_ids for result in engine.generate(REQUESTS)}
+        return {result.id: result.token_ids for result in engine.generate(requests)}
     finally:
         engine.close()
 
@@ -80,6 +80,18 @@ def test_answers_do_not_depend_on_where_the_rows_are(one_by_one, serve, shards):
     memory = MemoryClient.connect(serve(shards))
     assert answers(Engine.from_pretrained(MODEL, memory)) == one_by_one
     assert len(memory.stats().shard_rows) == shards
+
+
+@pytest.mark.slow
+def test_kernels_choose_the_tokens_that_references_choose(monkeypatch):
+    pytest.importorskip("triton")
+    sampling = SamplingParams(max_new_tokens=4)
+    requests = [Request(prompt, prompt, sampling=sampling) for prompt in (PROMPTS[0], "return self.")]
+    chosen = {}
+    for mode in ("torch", "triton"):
+        monkeypatch.setenv("ENGRAM_KERNELS", mode)
+        chosen[mode] = answers(Engine.from_pretrained(MODEL), requests)
+    assert chosen["triton"] == chosen["torch"]
 
 
 def test_it_beats_xz_and_needs_its_memory():
