@@ -20,6 +20,7 @@ from reasoning.devices import choose_device, choose_dtype
 from reasoning.drafts.acceptance import accept
 from reasoning.drafts.drafting import Drafting, Outcome
 from reasoning.engine_config import EngineConfig, EngineStats
+from reasoning.graphs import DecodeGraphs
 from reasoning.hasher import build_hasher, table_specs
 from reasoning.lookup import PendingRows, RowLookup
 from reasoning.model.batch import PAGE_TOKENS, Cache, pages_for
@@ -78,8 +79,9 @@ class Engine:
             vocab_size = min(vocab_size, self.lookup.hasher.token_map.vocab_size)
         self.prompts = PromptReader(tokenizer, vocab_size, min(context, pages * PAGE_TOKENS))
         weights = model.embed_tokens.weight
-        cache = Cache.empty(model.config, pages, weights.device, weights.dtype)
-        self.runner = ModelRunner(model, cache, self.lookup, vocab_size)
+        cache = Cache.empty(model.config, pages + 1, weights.device, weights.dtype)  # a page of nobody's, for padding
+        graphs = DecodeGraphs.where_possible(model, cache, config.max_batch, pages_for(self.prompts.context))
+        self.runner = ModelRunner(model, cache, self.lookup, vocab_size, graphs)
         limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
         self.drafting = Drafting(config.drafts, config.draft_policy, model, self.runner.cache, vocab_size)
         self.scheduler = Scheduler(limits, PagePool(pages, config.prefix_cache), self._ask, self.drafting.propose)

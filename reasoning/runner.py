@@ -12,6 +12,7 @@ from torch import Tensor
 
 from memory_service import MemoryServiceError
 from reasoning.devices import to_device
+from reasoning.graphs import DecodeGraphs
 from reasoning.lookup import RowLookup
 from reasoning.model.batch import Batch, Cache
 from reasoning.model.transformer import Transformer
@@ -103,10 +104,25 @@ class Output:
 class ModelRunner:
     """Runs a model over pieces of sequences, with its cache and its memory's rows."""
 
-    def __init__(self, model: Transformer, cache: Cache, lookup: RowLookup | None, vocab_size: int):
-        """`vocab_size`: ids that may be chosen, the first of the model's vocabulary."""
+    def __init__(
+        self,
+        model: Transformer,
+        cache: Cache,
+        lookup: RowLookup | None,
+        vocab_size: int,
+        graphs: DecodeGraphs | None = None,
+    ):
+        """Put the parts together.
+
+        Args:
+            model: in evaluation mode.
+            cache: on the device of the model.
+            lookup: None for a model without Engram layers.
+            vocab_size: ids that may be chosen, the first of the model's vocabulary.
+            graphs: run the model in its place, where there are any.
+        """
         self.model, self.cache, self.lookup, self.vocab_size = model, cache, lookup, vocab_size
-        self.device = cache.latents.device
+        self.device, self._forward = cache.latents.device, graphs or model
 
     def run(self, pieces: Several[Piece]) -> Output:
         """Extend the cache by the pieces' tokens. Running the same pieces again does no harm.
@@ -118,7 +134,7 @@ class ModelRunner:
         batch = batch_of(works, self.device)
         rows = BatchRows(pieces) if self.lookup is not None else None
         begin = time.perf_counter()
-        hidden = self.model(batch, rows, self.cache)
+        hidden = self._forward(batch, rows, self.cache)
         logits = self.model.logits(hidden[to_device(_needed(works), self.device)])[:, : self.vocab_size].float()
         counts = [work.logits for work in works]
         likeliest = iter(_likeliest(logits))
