@@ -9,14 +9,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from memory_service.decoding import DecodingGuard
 from memory_service.errors import MemoryServiceError
 from memory_service.limits import DoorLimits
 from memory_service.security import ServerSecurity
 from memory_service.shard import Shard
+from memory_service.standard_services import HEALTH, StandardServices
 from memory_service.status import STATUS_KEY, status_of
 from memory_service.wire import (
     blocks_from_proto,
@@ -53,22 +52,19 @@ class ControlDoor:
         options = [("grpc.max_send_message_length", message_bytes), ("grpc.max_receive_message_length", message_bytes)]
         self._server = grpc.server(
             futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="control"),
-            interceptors=[*security.interceptors(open_services=[health.SERVICE_NAME]), DecodingGuard()],
+            interceptors=[*security.interceptors(open_services=[HEALTH]), DecodingGuard()],
             options=[("grpc.so_reuseport", 0), *options],
             maximum_concurrent_rpcs=limits.control_calls,
         )
-        self._health = health.HealthServicer()
-        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         memory_pb2_grpc.add_MemoryShardServicer_to_server(_Servicer(shard, incarnation, rows_port), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self._standard = StandardServices(self._server, SERVICE)
         self.port = self._bind(host, port, security.credentials())
         self._server.start()
-        shard.when_serving(lambda: self._set_health(health_pb2.HealthCheckResponse.SERVING))
+        shard.when_serving(lambda: self._standard.set_serving(True))
 
     def stop(self, grace_s: float) -> threading.Event:
         """Refuse new calls at once; the event is set when those under way have ended, within `grace_s`."""
-        self._health.enter_graceful_shutdown()
+        self._standard.leave()
         return self._server.stop(grace_s)
 
     def _bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
@@ -78,10 +74,6 @@ class ControlDoor:
             return self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
             raise OSError(f"cannot listen on {host}:{port}: choose a free port, or 0 for any ({error})") from error
-
-    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", SERVICE):
-            self._health.set(service, status)
 
 
 def _answering(method: _Method) -> _Method:

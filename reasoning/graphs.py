@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.dispatch import use_triton
 from reasoning.devices import to_device
-from reasoning.model.batch import PAGE_TOKENS, Batch, Cache
+from reasoning.model.batch import Batch, Cache
 from reasoning.model.decode_batch import DecodeBatch
 from reasoning.model.transformer import RowSource, Transformer
 

@@ -1,7 +1,7 @@
 """The control door: what each method answers, and which gRPC code each error becomes."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from memory_service import (
     TableSpec,
     UnknownTable,
     WrongEpoch,
+    standard_services,
 )
 from memory_service.control import ControlClient
 from memory_service.control_door import SERVICE
+from memory_service.serve import ServeConfig, start
 from memory_service.server import ShardServer
 from memory_service.shard import Shard
 from memory_service.shard_reports import Prepared
@@ -198,3 +200,11 @@ def test_what_cannot_be_decoded_is_refused_and_the_call_ends(channel: grpc.Chann
         with pytest.raises(grpc.RpcError, match="cannot be decoded") as raised:
             next(call)
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_shard_serves_without_the_standard_services(
+    monkeypatch: pytest.MonkeyPatch, snapshot: Path, spec: TableSpec
+) -> None:
+    monkeypatch.setattr(standard_services, "find_spec", lambda package: None)
+    with start(ServeConfig(snapshot=str(snapshot))) as server, closing(MemoryClient.connect(server.address)) as client:
+        assert len(client.lookup(spec.name, np.arange(3)).result(10).unique) == 3

@@ -1,4 +1,4 @@
-"""A recorder that plays CUDA graphs on a CPU: what torch computes is written down, and computed again into its place."""
+"""A recorder that plays CUDA graphs on a CPU: it writes down what torch computes, and computes it again in place."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
