@@ -12,7 +12,7 @@ from kernels.gpu.tuning import autotune, row_tile, warps
 _MOST_HEADS = 16  # of one program: more would leave too few programs when few tokens are decoded
 
 
-@autotune(warps(2, 4, 8), key=("DIM", "HEADS"))
+@autotune(warps(2, 4, 8), key=("DIM", "HEADS"), in_place=("x",))
 @triton.jit
 def rope_kernel(
     x, out, cos, sin, tokens, heads, x_token, x_head, out_token, out_head, BACK: tl.constexpr, IN_PLACE: tl.constexpr,

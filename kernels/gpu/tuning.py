@@ -13,16 +13,19 @@ STRIPS = 256
 _TILE = 2048  # values that four warps hold in 16 registers a thread
 
 
-def autotune(configs: Sequence[triton.Config], key: Sequence[str]) -> Callable[[Any], Any]:
+def autotune(
+    configs: Sequence[triton.Config], key: Sequence[str], in_place: Sequence[str] = ()
+) -> Callable[[Any], Any]:
     """Decorate a kernel to measure `configs` once for each value of the arguments `key`, and keep the fastest.
 
     `key` must name sizes of the model only, never the number of tokens: one model then always runs one configuration,
-    whose sums have one order. The interpreter, which has no clock to go by, takes the first configuration. What was
-    measured is kept on disk, beside Triton's compiled kernels.
+    whose sums have one order. Arguments that the kernel both reads and writes are named by `in_place`: measuring runs
+    it over and over, and they are put back after each run. The interpreter, which has no clock to go by, takes the
+    first configuration. What was measured is kept on disk, beside Triton's compiled kernels.
     """
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     chosen = list(configs[:1] if interpreted else configs)
-    return triton.autotune(configs=chosen, key=list(key), cache_results=not interpreted)
+    return triton.autotune(configs=chosen, key=list(key), restore_value=list(in_place), cache_results=not interpreted)
 
 
 def warps(*counts: int) -> list[triton.Config]:

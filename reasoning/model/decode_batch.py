@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.spans import Spans
-from reasoning.model.batch import PAGE_TOKENS, Batch, Ragged
+from reasoning.model.batch import PAGE_TOKENS, Batch, Chunks, Decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,10 @@ class DecodeBatch(Batch):
         return torch.where(position < 0, -1, self._places_of(position.clamp_min(0)))
 
     @cached_property
-    def ragged(self) -> tuple[Ragged, ...]:
+    def parts(self) -> tuple[Decoding | Chunks, ...]:
         """All of it, as attention takes it."""
         tokens = torch.arange(len(self.lengths) + 1, device=self.token_ids.device)
-        spans = Spans(tokens, longest=1)
-        return (Ragged(True, tokens[:-1], spans, spans, self.contexts, self.table, None),)
+        return (Decoding(tokens[:-1], Spans(tokens, longest=1), self.table, self.contexts),)
 
     def _places_of(self, position: Tensor) -> Tensor:
         """Places of positions [B, n] in the cache."""

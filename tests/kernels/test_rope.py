@@ -71,3 +71,8 @@ def test_gradients_are_those_of_the_formula(randn, assert_near, gradients, devic
     x, turn = randn(*shape), angles(device, shape[0], shape[-1], config)
     [got] = gradients(lambda x: rope(x, *turn), x)
     assert_near(got, gradients(lambda x: formula(x, *turn), x.double())[0])
+
+
+def test_measuring_configurations_leaves_what_is_rotated_in_place():
+    tuned = pytest.importorskip("kernels.gpu.rope").rope_kernel
+    assert tuned.restore_value == ["x"]  # measuring runs the kernel many times over; the interpreter measures nothing
