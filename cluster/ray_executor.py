@@ -21,8 +21,8 @@ from cluster.ray_runtime import fetch, ray_session
 from cluster.worker import Locate, ReasoningWorker
 from memory_service import ClientConfig
 from reasoning.config import ModelConfig
-from reasoning.engine import MEMORY_DIR
 from reasoning.engine_config import EngineConfig, EngineStats
+from reasoning.loading import MEMORY_DIR
 from reasoning.request import Request, Result
 from reasoning.trace import Trace
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from memory_service import LocalMemory, Memory, MemoryClient
+from memory_service import Memory
 from reasoning.answers import Answer, Sample
-from reasoning.checkpoint import load_model
 from reasoning.cohorts import CohortTuner, Step
-from reasoning.config import ModelConfig
-from reasoning.devices import choose_device, choose_dtype
 from reasoning.drafts.acceptance import accept
 from reasoning.drafts.drafting import Drafting, Outcome
 from reasoning.engine_config import EngineConfig, EngineStats
 from reasoning.graphs import DecodeGraphs
-from reasoning.hasher import build_hasher, table_specs
-from reasoning.lookup import PendingRows, RowLookup
+from reasoning.loading import load_parts, open_lookup
+from reasoning.lookup import PendingRows
 from reasoning.model.batch import PAGE_TOKENS, Cache, pages_for
 from reasoning.model.transformer import Transformer
 from reasoning.pages import PagePool
@@ -32,10 +28,8 @@ from reasoning.runner import FetchError, Likeliest, ModelRunner, Output, Work
 from reasoning.sampler import SamplerError
 from reasoning.scheduler import Limits, Scheduler
 from reasoning.sequence import Piece, Sequence
-from reasoning.tokenizer import TOKENIZER_FILE, Tokenizer
+from reasoning.tokenizer import Tokenizer
 from reasoning.trace import Trace
-
-MEMORY_DIR = "memory"
 
 Event = Delta | Result
 """What a step hands back: parts of samples for requests that stream, and the ends of requests."""
@@ -71,7 +65,7 @@ class Engine:
         """
         self.model, self.tokenizer, self.memory, self.trace = model, tokenizer, memory, trace
         self.config = config = config or EngineConfig()
-        self.lookup = self._row_lookup()
+        self.lookup = open_lookup(model, tokenizer, memory, config.lookup_timeout_s)
         context = min(config.max_context, model.config.max_position_embeddings)
         pages = pages_for(config.cache_tokens or config.max_batch * pages_for(context) * PAGE_TOKENS)
         vocab_size = model.config.vocab_size
@@ -112,32 +106,9 @@ class Engine:
             ValueError: a file is missing or damaged, or there is no such device; see also `__init__`.
             MemoryServiceError: the memory cannot be reached or loaded.
         """
-        directory, config = Path(model_dir), config or EngineConfig()
-        device = choose_device(config.device)
-        needs_memory = bool(ModelConfig.from_dir(directory).engram_layer_ids)
-        model = load_model(directory, device, choose_dtype(config.dtype, device))
-        has_tokenizer = (directory / TOKENIZER_FILE).is_file()
-        tokenizer = Tokenizer.from_file(directory) if has_tokenizer else None
-        with ExitStack() as opened:
-            if needs_memory and (memory is None or isinstance(memory, str)):
-                memory = _open_memory(memory, directory / MEMORY_DIR, config)
-                opened.callback(memory.close)
-            engine = cls(model, tokenizer, memory if needs_memory else None, config, trace)  # type: ignore[arg-type]
-            opened.pop_all()  # from here on it is the engine's to close
-        return engine
-
-    def _row_lookup(self) -> RowLookup | None:
-        config = self.model.config
-        if not config.engram_layer_ids:
-            return None
-        if self.tokenizer is None:
-            raise ValueError("tokenizer: a model with Engram layers hashes its tokens by it; add its tokenizer.json")
-        if self.memory is None:
-            raise ValueError("memory: a model with Engram layers needs one; give a shard's address or a snapshot")
-        hasher = build_hasher(config, self.tokenizer)
-        weights = self.model.embed_tokens.weight
-        timeout_s = self.config.lookup_timeout_s
-        return RowLookup(hasher, table_specs(config, hasher), self.memory, timeout_s, weights.device, weights.dtype)
+        config = config or EngineConfig()
+        with load_parts(Path(model_dir), memory, config) as (model, tokenizer, opened):
+            return cls(model, tokenizer, opened, config, trace)
 
     @property
     def idle(self) -> bool:
@@ -356,9 +327,3 @@ class Engine:
         """Let go of the memory."""
         if self.memory is not None:
             self.memory.close()
-
-
-def _open_memory(address: str | None, tables: Path, config: EngineConfig) -> Memory:
-    if address is None:
-        return LocalMemory.load(str(tables))
-    return MemoryClient.connect(address, config=config.client)

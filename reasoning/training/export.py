@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as BpeTokenizer
 
 from memory_service import write_snapshot
 from reasoning.checkpoint import save_model
-from reasoning.engine import MEMORY_DIR
 from reasoning.hasher import table_specs
+from reasoning.loading import MEMORY_DIR
 from reasoning.model.transformer import Transformer
 from reasoning.tokenizer import TOKENIZER_FILE
 from reasoning.training.loop import Trainer
