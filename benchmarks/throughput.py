@@ -25,6 +25,7 @@ from benchmarks.report import PACKAGES, Report, argument_parser, format_table, i
 from benchmarks.rivals.vllm_cpu import VllmProcess
 from reasoning.checkpoint import save_model
 from reasoning.config import ModelConfig
+from reasoning.devices import DEVICES, DTYPES, choose_device
 from reasoning.engine import Engine
 from reasoning.engine_config import EngineConfig
 from reasoning.model.transformer import Transformer
@@ -54,15 +55,17 @@ def main() -> None:
     """Run the benchmark as the command line says."""
     parser = argument_parser(__doc__)
     parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="interpreter of an environment that has vllm-cpu")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where models run (default %(default)s)")
     options = parser.parse_args()
+    device = choose_device(options.device)
     count, new_tokens, rounds = (8, 16, 1) if options.quick else (32, 64, 3)
     prompts = seeded_prompts(count)
     with ExitStack() as opened:
         directory = opened.enter_context(tempfile.TemporaryDirectory())
         save_model(Transformer(CONFIG).initialise(torch.Generator().manual_seed(0)), directory)
-        rivals: dict[str, Rival] = {f"engram-ray {dtype}": ours(directory, count, dtype) for dtype in ("fp32", "bf16")}
-        rivals["transformers fp32"] = theirs(directory, torch.float32)
-        rivals["transformers bf16"] = theirs(directory, torch.bfloat16)
+        dtypes = ("fp32", "bf16")
+        rivals: dict[str, Rival] = {f"engram-ray {name}": ours(directory, count, device, name) for name in dtypes}
+        rivals |= {f"transformers {name}": theirs(directory, DTYPES[name], device) for name in dtypes}
         if options.vllm:
             name, dtype = ("vLLM bf16", "bfloat16") if "amx_bf16" in cpu_flags() else ("vLLM fp32", "float32")
             rivals[name] = opened.enter_context(VllmProcess(options.vllm, directory, dtype))
@@ -114,12 +117,14 @@ def seeded_prompts(count: int) -> list[list[int]]:
     return [[rng.randint(10, 10_000) for _ in range(rng.randint(32, 128))] for _ in range(count)]
 
 
-def ours(directory: str, batch: int, dtype: str) -> Rival:
+def ours(directory: str, batch: int, device: torch.device, dtype: str) -> Rival:
     """Prompts and a number of new tokens -> token ids, by this project's engine.
 
     Without what would flatter it here: prompts that come again, and drafts of a random model's repetitions.
     """
-    config = EngineConfig(max_batch=batch, max_context=256, dtype=dtype, prefix_cache=False, drafts="none")
+    config = EngineConfig(
+        max_batch=batch, max_context=256, prefix_cache=False, drafts="none", device=device.type, dtype=dtype
+    )
     engine = Engine.from_pretrained(Path(directory), config=config)
 
     def generate(prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -131,9 +136,9 @@ def ours(directory: str, batch: int, dtype: str) -> Rival:
     return generate
 
 
-def theirs(directory: str, dtype: torch.dtype) -> Rival:
+def theirs(directory: str, dtype: torch.dtype, device: torch.device) -> Rival:
     """The same by `transformers`, left-padded as its documentation advises."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().to(device)
 
     @torch.inference_mode()
     def generate(prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -141,8 +146,8 @@ def theirs(directory: str, dtype: torch.dtype) -> Rival:
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         out = model.generate(
-            ids,
-            attention_mask=mask,
+            ids.to(device),
+            attention_mask=mask.to(device),
             max_new_tokens=new_tokens,
             min_new_tokens=new_tokens,
             do_sample=False,

@@ -1,5 +1,7 @@
 """Decoding by graphs, recorded and replayed on the CPU: the same hidden states and tokens as without."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from memory_service import LocalMemory
 from reasoning.config import ModelConfig
 from reasoning.engine import Engine
 from reasoning.engine_config import EngineConfig
-from reasoning.graphs import DecodeGraphs
+from reasoning.graphs import CudaRecorder, DecodeGraphs
 from reasoning.hasher import build_hasher, table_specs
 from reasoning.model import attention
 from reasoning.model.batch import PAGE_TOKENS, Batch, Cache
@@ -136,15 +138,22 @@ def test_a_decode_batch_finds_places_as_a_batch_does():
 
 
 @torch.no_grad()
-def test_the_first_step_of_a_size_runs_by_kernels(config, monkeypatch):
+def test_kernels_serve_a_step_and_on_a_gpu_its_graphs(config, monkeypatch):
     pytest.importorskip("triton")
+    gpu = torch.cuda.is_available()  # without one, Triton's interpreter shows what runs before the recording
+    device = torch.device("cuda" if gpu else "cpu")
     model = random_model(config)
     steps, cache, other = Steps(model), filled(model), filled(model)
-    batch, rows = steps.next([3, 0, 1])
-    expected = model(batch, rows, other)
+    batches = [steps.next(sequences) for sequences in ([3, 0, 1], [0, 1, 2], [3, 1, 2], [1, 0])[: 4 if gpu else 1]]
+    expected = [model(batch, rows, other) for batch, rows in batches]
     monkeypatch.setenv("ENGRAM_KERNELS", "triton")
-    hidden = DecodeGraphs(model, cache, 4, MAX_PAGES, TapeRecorder())(batch, rows, cache)
-    torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=1e-4)
+    model = model.to(device)
+    cache = Cache(cache.latents.to(device), {layer: history.to(device) for layer, history in cache.conv.items()})
+    graphs = DecodeGraphs(model, cache, 4, MAX_PAGES, CudaRecorder(device) if gpu else TapeRecorder())
+    for (batch, rows), hidden in zip(batches, expected, strict=True):
+        there = dataclasses.replace(batch, token_ids=batch.token_ids.to(device))
+        got = graphs(there, lambda layer, rows=rows: rows(layer).to(device), cache)
+        torch.testing.assert_close(got.cpu(), hidden, atol=1e-4, rtol=1e-4)
 
 
 def test_an_engine_with_graphs_generates_the_same_tokens(config, model, tmp_path):

@@ -82,3 +82,10 @@ def test_on_a_gpu_the_compute_stream_waits_for_the_copies_and_keeps_their_memory
     gpu.log.clear()
     staged.take()
     assert gpu.log == [("wait", "compute"), ("kept for", "compute"), ("kept for", "compute")]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_rows_arrive_on_a_gpu():
+    unique, inverse = Staging(torch.device("cuda")).stage(ROWS).take()
+    assert unique.is_cuda
+    assert unique[inverse].tolist() == ROWS.unique[ROWS.inverse].tolist()
