@@ -32,7 +32,7 @@ from tokenizers import models
 
 from benchmarks.large_table import available_bytes
 from benchmarks.random_shard import random_shards
-from benchmarks.report import Report, argument_parser, format_table
+from benchmarks.report import Report, argument_parser, describe_device, format_table
 from benchmarks.resident_memory import ResidentMemory, device_table, locked_table
 from memory_service import Memory, MemoryClient, RowFormat, TableSpec
 from reasoning.config import ModelConfig
@@ -253,11 +253,11 @@ def main() -> None:
     if options.table_gb:
         scale = replace(scale, table_bytes=int(options.table_gb * 1e9))
     report = Report("offload", options.quick)
-    report.machine["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    report.machine |= describe_device(device)
     with tempfile.TemporaryDirectory() as directory:
         runs = run_places(Bench(scale, device, Path(directory)), options.places)
     report.results = {"scale": asdict(scale), "runs": [asdict(run) for run in runs]}
-    print(f"{scale.sequences} sequences on {report.machine['device']}")
+    print(f"{scale.sequences} sequences on {report.machine.get('gpu', 'the CPU')}")
     print_runs(runs, report)
     report.publish(options.json)
 

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from benchmarks.report import PACKAGES, Report, argument_parser, format_table, installed_versions
+from benchmarks.report import (
+    PACKAGES,
+    Report,
+    argument_parser,
+    describe_device,
+    format_table,
+    installed_versions,
+)
 from reasoning.devices import DEVICES, choose_device
 from reasoning.engine import Engine
 from reasoning.engine_config import EngineConfig
@@ -62,7 +69,7 @@ def main() -> None:
     device = choose_device(options.device)
     count, new_tokens = (2, 8) if options.quick else (8, 64)
     report = Report("parity", options.quick, versions=installed_versions((*PACKAGES, "triton", "transformers")))
-    report.machine["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    report.machine |= describe_device(device)
     checks = {**compare_with_transformers(device, count, new_tokens), **compare_with_cpu(device, new_tokens)}
     report.results = {name: {"found": found, "passed": passed} for name, (found, passed) in checks.items()}
     print(format_table(("", "", ""), [(name, f, "passed" if ok else "FAILED") for name, (f, ok) in checks.items()]))

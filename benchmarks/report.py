@@ -20,9 +20,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "numpy", "pyarrow", "grpcio", "ray", "tokenizers", "redis", "hiredis")
 
@@ -49,6 +52,13 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": round(pages * page_bytes / 2**30, 1),
         "python": platform.python_version(),
     }
+
+
+def describe_device(device: torch.device) -> dict[str, str]:
+    """What to add to the machine's description where models ran on a GPU: its name."""
+    import torch  # here, as most benchmarks do without it
+
+    return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
 
 def _cpu_model() -> str:
@@ -167,7 +177,8 @@ class Report:
         for name, ratio in self.ratios.items():
             print(f"{name}: {ratio:.2f}x")
         machine = self.machine
-        print(f"machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB")
+        gpu = f", {machine['gpu']}" if "gpu" in machine else ""
+        print(f"machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB{gpu}")
         print("versions: " + ", ".join(f"{k} {v}" for k, v in {"python": machine["python"], **self.versions}.items()))
         if json_file:
             json_file.write_text(json.dumps(asdict(self), indent=2) + "\n")

@@ -88,14 +88,9 @@ def locked_table(spec: TableSpec, device: torch.device) -> Iterator[Tensor]:
         yield torch.from_numpy(table)
         return
     runtime = torch.cuda.cudart()
-    _check(runtime.cudaHostRegister(table.ctypes.data, table.nbytes, 0), f"lock {table.nbytes / 1e9:.1f} GB")
+    torch.cuda.check_error(runtime.cudaHostRegister(table.ctypes.data, table.nbytes, 0))
     try:
         yield torch.from_numpy(table)
     finally:
         torch.cuda.synchronize()
-        _check(runtime.cudaHostUnregister(table.ctypes.data), "unlock host memory")
-
-
-def _check(status: object, attempt: str) -> None:
-    if int(status) != 0:  # type: ignore[call-overload]
-        raise RuntimeError(f"cannot {attempt}: CUDA error {status}")
+        torch.cuda.check_error(runtime.cudaHostUnregister(table.ctypes.data))

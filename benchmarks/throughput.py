@@ -21,7 +21,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.report import PACKAGES, Report, argument_parser, format_table, installed_versions
+from benchmarks.report import (
+    PACKAGES,
+    Report,
+    argument_parser,
+    describe_device,
+    format_table,
+    installed_versions,
+)
 from benchmarks.rivals.vllm_cpu import VllmProcess
 from reasoning.checkpoint import save_model
 from reasoning.config import ModelConfig
@@ -72,6 +79,7 @@ def main() -> None:
         seconds = measure(rivals, prompts, new_tokens, rounds)
 
     report = Report("throughput", options.quick, versions=installed_versions((*PACKAGES, "transformers")))
+    report.machine |= describe_device(device)
     rates = {name: count * new_tokens / statistics.median(took) for name, took in seconds.items()}
     report.results = {"prompts": count, "new_tokens": new_tokens, "rounds": rounds, "tokens_per_s": rates}
     fastest: dict[str, float] = {}

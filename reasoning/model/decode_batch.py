@@ -38,7 +38,7 @@ class DecodeBatch(Batch):
     def earlier(self, distances: Sequence[int]) -> Tensor:
         """Find the tokens that come `distances` positions before each; see `Batch.earlier`."""
         position = torch.stack([self.positions - distance for distance in distances], dim=1)
-        return torch.where(position < 0, -1, self._places_of(position.clamp_min(0)))
+        return self._places_of(position.clamp_min(0)).masked_fill(position < 0, -1)
 
     @cached_property
     def parts(self) -> tuple[Decoding | Chunks, ...]:
