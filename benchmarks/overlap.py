@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.far_memory import FarMemory
 from benchmarks.hashing import load_tokens
-from benchmarks.report import Report, format_table, parse_arguments
+from benchmarks.report import Report, argument_parser, format_table
 from benchmarks.text_streams import deepseek_tokenizer
 from benchmarks.throughput import CONFIG
 from memory_service import LocalMemory
@@ -170,8 +170,11 @@ class Bench:
 
 def main() -> None:
     """Run the benchmark as the command line says."""
-    options = parse_arguments(__doc__)
+    parser = argument_parser(__doc__)
+    parser.add_argument("--sequences", type=int, nargs="+", metavar="N", help="numbers of sequences to measure")
+    options = parser.parse_args()
     scale = QUICK if options.quick else FULL
+    scale = dataclasses.replace(scale, sequences=tuple(options.sequences or scale.sequences))
     bench = Bench()
     report = Report("overlap", options.quick)
     report.results = {"source": bench.source, "scale": dataclasses.asdict(scale), "loads": {}}
