@@ -38,12 +38,7 @@ def engram_gate(
     Returns:
         [T, G, d] in the dtype of `value`.
     """
-    _check_gate(gate)
-    if use_triton(h, keys, value, q_weight, k_weight):
-        from kernels.gpu.engram_fuse import EngramGate
-
-        return EngramGate.apply(h, keys, value, q_weight, k_weight, gate == "sqrt", eps, kept, False)
-    return _gate(h, keys, value, q_weight, k_weight, gate, eps, kept)
+    return _dispatch(h, keys, value, q_weight, k_weight, gate, eps, kept, residual=False)
 
 
 def engram_fuse(
@@ -57,12 +52,28 @@ def engram_fuse(
     kept: Tensor | None = None,
 ) -> Tensor:
     """Return h + engram_gate(h, ...), in the dtype of `h`: a memory layer that has no convolution."""
-    _check_gate(gate)
+    return _dispatch(h, keys, value, q_weight, k_weight, gate, eps, kept, residual=True)
+
+
+def _dispatch(
+    h: Tensor,
+    keys: Tensor,
+    value: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    gate: str,
+    eps: float,
+    kept: Tensor | None,
+    residual: bool,
+) -> Tensor:
+    if gate not in GATES:
+        raise ValueError(f"gate: {gate!r} is unknown; use sqrt or sigmoid")
     if use_triton(h, keys, value, q_weight, k_weight):
         from kernels.gpu.engram_fuse import EngramGate
 
-        return EngramGate.apply(h, keys, value, q_weight, k_weight, gate == "sqrt", eps, kept, True)
-    return h + _gate(h, keys, value, q_weight, k_weight, gate, eps, kept)
+        return EngramGate.apply(h, keys, value, q_weight, k_weight, gate == "sqrt", eps, kept, residual)
+    y = _gate(h, keys, value, q_weight, k_weight, gate, eps, kept)
+    return h + y if residual else y
 
 
 def _gate(
@@ -86,8 +97,3 @@ def _gate(
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(x.square().mean(-1) + eps)
-
-
-def _check_gate(gate: str) -> None:
-    if gate not in GATES:
-        raise ValueError(f"gate: {gate!r} is unknown; use sqrt or sigmoid")

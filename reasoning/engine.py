@@ -236,8 +236,8 @@ class Engine:
 
     def _advance(self, work: Work, logits: Tensor, likeliest: Likeliest, outcomes: list[Outcome]) -> list[Event]:
         """Put what a step found for one sequence where it belongs."""
-        sequence, start, end = work.sequence, work.pieces[0].start, work.pieces[-1].end
-        if start < sequence.prompt_tokens <= end and not sequence.new_tokens:
+        sequence = work.sequence
+        if work.start < sequence.prompt_tokens <= work.end and not sequence.new_tokens:
             self._prompt_tokens += sequence.prompt_tokens
             self._reused_tokens += sequence.reused_tokens
         answer = self._answers[sequence.request.id]
@@ -248,9 +248,9 @@ class Engine:
         except SamplerError as error:
             return [self._fail(sequence.request.id, RequestFailure(sequence.request.id, error.field, error.message))]
         found = len(sequence.token_ids) - known
-        sequence.num_cached = end if not work.logits else len(sequence.token_ids) - 1
+        sequence.num_cached = len(sequence.token_ids) - 1 if work.logits else work.end
         sequence.name_pages(self.scheduler.pool)
-        following = sequence.token_ids[start + 1 : sequence.num_cached + 1]
+        following = sequence.token_ids[work.start + 1 : sequence.num_cached + 1]
         outcomes.append(Outcome(work, max(0, found - 1), following))
         return self._report(sequence, answer, reason) if work.logits else []
 

@@ -27,7 +27,7 @@ class FetchError(Exception):
 
     def __init__(self, fetch: Fetch, error: MemoryServiceError):
         super().__init__(str(error))
-        self.fetch, self.error = fetch, error
+        self.fetch = fetch
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,16 @@ class Work:
     pieces: tuple[Piece, ...]
     logits: int
     """Positions at the end whose logits are needed: the last known token's and each draft's."""
+
+    @property
+    def start(self) -> int:
+        """Position of its first token."""
+        return self.pieces[0].start
+
+    @property
+    def end(self) -> int:
+        """Position after its last token."""
+        return self.pieces[-1].end
 
     @property
     def token_ids(self) -> list[int]:
@@ -53,7 +63,7 @@ class Work:
     @property
     def decodes(self) -> bool:
         """Whether it is a running sequence's next token, with or without drafts."""
-        return len(self.token_ids) == 1 + len(self.drafts)
+        return self.end - self.start == 1 + self.pieces[-1].drafts
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ class ModelRunner:
         rows = BatchRows(pieces) if self.lookup is not None else None
         begin = time.perf_counter()
         hidden = self._forward(batch, rows, self.cache)
-        logits = self.model.logits(hidden[to_device(_needed(works), self.device)])[:, : self.vocab_size].float()
+        logits = self.model.logits(hidden[to_device(_needed(works, batch), self.device)])[:, : self.vocab_size].float()
         counts = [work.logits for work in works]
         likeliest = iter(_likeliest(logits))
         return Output(
@@ -152,10 +162,8 @@ class ModelRunner:
 
 def _likeliest(logits: Tensor) -> Likeliest:
     """Of each row the index of the highest logit, and that logit; both NaN's where there is one."""
-    on_cpu = logits.device.type == "cpu"
-    ids = (
-        torch.from_numpy(logits.numpy().argmax(-1)) if on_cpu else logits.argmax(-1)
-    )  # numpy takes a tenth of the time
+    on_cpu = logits.device.type == "cpu"  # where numpy takes a tenth of torch's time
+    ids = torch.from_numpy(logits.numpy().argmax(-1)) if on_cpu else logits.argmax(-1)
     highest = logits.gather(1, ids[:, None])[:, 0]
     both = torch.stack((ids.double(), highest.double())).cpu()  # exact, and one trip from the device
     return tuple((int(token), logit) for token, logit in zip(*both.tolist(), strict=True))
@@ -179,19 +187,15 @@ def batch_of(works: Several[Work], device: torch.device) -> Batch:
     return Batch(
         to_device(torch.tensor([token for some in tokens for token in some]), device),
         lengths=tuple(len(some) for some in tokens),
-        starts=tuple(work.pieces[0].start for work in works),
+        starts=tuple(work.start for work in works),
         pages=tuple(tuple(work.sequence.pages) for work in works),
     )
 
 
-def _needed(works: Several[Work]) -> Tensor:
+def _needed(works: Several[Work], batch: Batch) -> Tensor:
     """Indices of the positions whose logits are needed among all tokens."""
-    needed: list[int] = []
-    end = 0
-    for work in works:
-        end += sum(len(piece.token_ids) for piece in work.pieces)
-        needed += range(end - work.logits, end)
-    return torch.tensor(needed, dtype=torch.int64)
+    ends = zip(works, batch.offsets[1:], strict=True)
+    return torch.tensor([index for work, end in ends for index in range(end - work.logits, end)], dtype=torch.int64)
 
 
 class BatchRows:

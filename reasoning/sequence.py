@@ -115,9 +115,8 @@ class Sequence:
             at = piece.end
         assert self.num_cached < len(self.token_ids) <= self.limit, "more is cached than known"
         assert len(self.pages) >= pages_for(self.num_cached), "tokens are cached outside of pages"
-        assert self.pieces == [] or self.pieces[-1].end - self.pieces[-1].drafts <= len(self.token_ids), (
-            "unknown tokens"
-        )
+        drafts = self.pieces[-1].drafts if self.pieces else 0
+        assert at - drafts <= len(self.token_ids), "tokens are in flight that nobody knows"
 
 
 @dataclass(eq=False)

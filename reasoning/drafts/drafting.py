@@ -87,7 +87,7 @@ class Drafting:
         batch = Batch(
             output.batch.token_ids.new_tensor([token for o in outcomes for token in o.following]),
             lengths=tuple(len(o.following) for o in outcomes),
-            starts=tuple(o.work.pieces[0].start for o in outcomes),
+            starts=tuple(o.work.start for o in outcomes),
             pages=tuple(tuple(o.work.sequence.pages) for o in outcomes),
         )
         states = [self._state(o.work.sequence) if o.work.logits else None for o in outcomes]
