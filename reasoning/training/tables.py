@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.row_unpack import row_expand
 from memory_service.optimizer import AdamConfig, RowAdam
 from memory_service.rows import pack_rows
 from memory_service.spec import TableSpec
@@ -53,7 +53,7 @@ class GatheredRows:
 
     def __call__(self, layer: int) -> Tensor:
         """Return the layer's embeddings, [T, C * D]."""
-        return F.embedding(self._inverse[layer], self._leaves[layer]).flatten(1)
+        return row_expand(self._leaves[layer], self._inverse[layer]).flatten(1)
 
     def gradients(self) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
         """Yield (layer, (unique row ids [U], summed gradients [U, D])) after a backward pass."""

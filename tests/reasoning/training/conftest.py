@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer as BpeTokenizer
 
 from reasoning.hasher import build_hasher
@@ -65,3 +66,20 @@ def bpe(corpus: Corpus) -> BpeTokenizer:
 def parts(bpe: BpeTokenizer, corpus: Corpus) -> tuple[NgramHasher, Stream]:
     """What a Trainer of MODEL takes besides its configurations."""
     return build_hasher(MODEL, Tokenizer(bpe)), Stream.encode(bpe, corpus.train)
+
+
+@pytest.fixture
+def by_torch_and_by_kernels(monkeypatch):
+    """Function that calls another with references forced, then with kernels forced and no reference for rows."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("training is on the CPU, where kernels run in the interpreter alone")
+
+    def run(function):
+        monkeypatch.setenv("ENGRAM_KERNELS", "torch")
+        expected = function()
+        monkeypatch.setenv("ENGRAM_KERNELS", "triton")
+        monkeypatch.setattr("kernels.row_unpack.F", None)
+        return expected, function()
+
+    return run

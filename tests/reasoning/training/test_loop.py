@@ -56,6 +56,21 @@ def test_the_correction_bias_moves_towards_experts_with_too_few_tokens(parts):
         assert moe.gate.e_score_correction_bias.tolist() == (0.25 * (even - moe.load).sign()).tolist()
 
 
+def test_a_step_by_kernels_is_that_by_torch(parts, by_torch_and_by_kernels):
+    config = dataclasses.replace(RUN, window=7)
+
+    def step():
+        trainer = Trainer(MODEL, *parts, config)
+        loss = trainer.step(np.array([0, 50]), 1.0)
+        return loss, trainer.tables.values, trainer.model.state_dict()
+
+    (loss, values, weights), (got_loss, got_values, got_weights) = by_torch_and_by_kernels(step)
+    assert abs(got_loss - loss) < 1e-5
+    for layer, table in values.items():  # Adam's first step is as long as the learning rate, 5e-3 and more
+        np.testing.assert_allclose(got_values[layer], table, rtol=0, atol=1e-4)
+    assert max((got_weights[name] - weight).abs().max() for name, weight in weights.items()) < 1e-4
+
+
 def test_no_window_looks_back_into_another_window_or_document(parts):
     trainer = Trainer(MODEL, *parts, RUN)
     hasher, stream = parts

@@ -80,6 +80,18 @@ def test_rows_train_as_a_dense_embedding_does():
         np.testing.assert_allclose(made.values[layer], dense[layer].detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_gradients_by_row_are_the_same_by_kernels(by_torch_and_by_kernels):
+    def gradients():
+        gathered = tables().gather(rows(0, positions=123))
+        (torch.tanh(gathered(1)) * gathered(4)).square().sum().backward()
+        return dict(gathered.gradients())
+
+    expected, got = by_torch_and_by_kernels(gradients)
+    for layer in LAYERS:
+        assert np.array_equal(got[layer][0], expected[layer][0])
+        np.testing.assert_allclose(got[layer][1], expected[layer][1], rtol=1e-5, atol=1e-6)
+
+
 def test_a_layer_without_a_backward_pass_is_our_own_bug():
     made = tables()
     with pytest.raises(AssertionError, match="layer 1: no backward pass"):
