@@ -113,7 +113,7 @@ class EngramConv(torch.autograd.Function):
         """Keep the inputs; the backward pass convolves again."""
         h, y, seen, sources, weight = (x.contiguous() for x in (h, y, seen, sources, weight))
         out = torch.empty_like(h)
-        mask = sources if kept is None else kept.view(torch.uint8)
+        mask = sources if kept is None else kept.contiguous().view(torch.uint8)
         sizes = {"CHANNELS": seen.shape[1], "TAPS": weight.shape[1]}
         grid = _grid(len(h), seen.shape[1])
         conv_kernel[grid](h, y, seen, sources, weight, mask, out, len(h), MASKED=kept is not None, **sizes)

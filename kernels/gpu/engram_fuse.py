@@ -1,4 +1,4 @@
-"""Triton kernels of `engram_gate` and `engram_fuse`: a strip of positions of one stream a program.
+"""Triton kernels of `engram_gate` and `engram_fuse`: positions of one stream a program, a strip of them backward.
 
 With r_h = 1 / sqrt(mean(h²) + eps), r_k likewise, w = q_weight * k_weight, and s = <h * k, w> * r_h * r_k / sqrt(d),
 the gradient of s in h is k * w * r_h * r_k / sqrt(d) - s * h * r_h² / d, in k the same with h and k exchanged, and in
@@ -28,6 +28,36 @@ def open_gate(s, SQRT: tl.constexpr):
     return gate, slope
 
 
+@triton.jit
+def load_weight(q_weight, k_weight, stream, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """q_weight * k_weight of a stream, [1, BLOCK] fp32."""
+    column = tl.arange(0, BLOCK)[None, :]
+    weight = tl.load(q_weight + stream * SIZE + column, column < SIZE, 0.0).to(tl.float32)
+    return weight * tl.load(k_weight + stream * SIZE + column, column < SIZE, 0.0).to(tl.float32)
+
+
+@triton.jit
+def load_inputs(
+    h, keys, value, token, positions, stream, key_token, key_stream, value_token, STREAMS: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Hidden state, key and value of positions [n, 1] of a stream, [n, BLOCK] fp32; their place in h, and its mask."""
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (token < positions) & (column < SIZE)
+    place = (token * STREAMS + stream) * SIZE + column
+    hidden = tl.load(h + place, inside, 0.0).to(tl.float32)
+    key = tl.load(keys + token * key_token + stream * key_stream + column, inside, 0.0).to(tl.float32)
+    return hidden, key, tl.load(value + token * value_token + column, inside, 0.0).to(tl.float32), place, inside
+
+
+@triton.jit
+def agreement(hidden, key, weight, eps, SIZE: tl.constexpr):
+    """s of positions, r_h, and r_k, [n, 1] each."""
+    scale_h = tl.rsqrt(tl.sum(hidden * hidden, 1) / SIZE + eps)[:, None]
+    scale_k = tl.rsqrt(tl.sum(key * key, 1) / SIZE + eps)[:, None]
+    return tl.sum(hidden * key * weight, 1)[:, None] * (scale_h * scale_k * tl.rsqrt(SIZE * 1.0)), scale_h, scale_k
+
+
 @autotune(warps(4, 8, 16), key=("SIZE", "STREAMS"))
 @triton.jit
 def gate_kernel(
@@ -36,26 +66,19 @@ def gate_kernel(
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Programs of the streams of one position follow each other: they share its value in the level-2 cache."""
-    stream, strip = (tl.program_id(0) % STREAMS).to(tl.int64), (tl.program_id(0) // STREAMS).to(tl.int64)
-    column = tl.arange(0, BLOCK)[None, :]
-    valid = column < SIZE
-    weight = tl.load(q_weight + stream * SIZE + column, valid, 0.0).to(tl.float32)
-    weight *= tl.load(k_weight + stream * SIZE + column, valid, 0.0).to(tl.float32)
-    for first in range(strip * ROWS, positions, (tl.num_programs(0) // STREAMS) * ROWS):
-        token = (first + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        inside = (token < positions) & valid
-        place = (token * STREAMS + stream) * SIZE + column
-        hidden = tl.load(h + place, inside, 0.0).to(tl.float32)
-        key = tl.load(keys + token * key_token + stream * key_stream + column, inside, 0.0).to(tl.float32)
-        v = tl.load(value + token * value_token + column, inside, 0.0).to(tl.float32)
-        scale = tl.rsqrt(tl.sum(hidden * hidden, 1) / SIZE + eps) * tl.rsqrt(tl.sum(key * key, 1) / SIZE + eps)
-        gate, _ = open_gate(tl.sum(hidden * key * weight, 1) * scale * tl.rsqrt(SIZE * 1.0), SQRT)
-        y = (gate[:, None] * v).to(value.dtype.element_ty).to(tl.float32)
-        if MASKED:
-            y = tl.where(tl.load(kept + token, token < positions, 0) != 0, y, 0.0)
-        if RESIDUAL:
-            y += hidden
-        tl.store(out + place, y.to(out.dtype.element_ty), inside)
+    stream, tile = (tl.program_id(0) % STREAMS).to(tl.int64), (tl.program_id(0) // STREAMS).to(tl.int64)
+    token = (tile * ROWS + tl.arange(0, ROWS))[:, None]
+    hidden, key, v, place, inside = load_inputs(
+        h, keys, value, token, positions, stream, key_token, key_stream, value_token, STREAMS, SIZE, BLOCK
+    )
+    s, _, _ = agreement(hidden, key, load_weight(q_weight, k_weight, stream, SIZE, BLOCK), eps, SIZE)
+    gate, _ = open_gate(s, SQRT)
+    y = (gate * v).to(value.dtype.element_ty).to(tl.float32)
+    if MASKED:
+        y = tl.where(tl.load(kept + token, token < positions, 0) != 0, y, 0.0)
+    if RESIDUAL:
+        y += hidden
+    tl.store(out + place, y.to(out.dtype.element_ty), inside)
 
 
 @autotune(warps(4, 8, 16), key=("SIZE", "STREAMS"))
@@ -67,28 +90,21 @@ def gate_backward_kernel(
 ):  # fmt: skip
     """Gradients in h and keys; `gates` [T, G] for that in value; `partial` [strips, G, SIZE], shares of that in w."""
     stream, strip = (tl.program_id(0) % STREAMS).to(tl.int64), (tl.program_id(0) // STREAMS).to(tl.int64)
-    column = tl.arange(0, BLOCK)[None, :]
-    valid = column < SIZE
-    weight = tl.load(q_weight + stream * SIZE + column, valid, 0.0).to(tl.float32)
-    weight *= tl.load(k_weight + stream * SIZE + column, valid, 0.0).to(tl.float32)
+    weight = load_weight(q_weight, k_weight, stream, SIZE, BLOCK)
     grad_weight = tl.zeros([BLOCK], tl.float32)
     for first in range(strip * ROWS, positions, (tl.num_programs(0) // STREAMS) * ROWS):
         token = (first + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        inside = (token < positions) & valid
-        place = (token * STREAMS + stream) * SIZE + column
-        hidden = tl.load(h + place, inside, 0.0).to(tl.float32)
-        key = tl.load(keys + token * key_token + stream * key_stream + column, inside, 0.0).to(tl.float32)
-        v = tl.load(value + token * value_token + column, inside, 0.0).to(tl.float32)
+        hidden, key, v, place, inside = load_inputs(
+            h, keys, value, token, positions, stream, key_token, key_stream, value_token, STREAMS, SIZE, BLOCK
+        )
         grad = tl.load(grad_out + place, inside, 0.0).to(tl.float32)
-        scale_h = tl.rsqrt(tl.sum(hidden * hidden, 1) / SIZE + eps)[:, None]
-        scale_k = tl.rsqrt(tl.sum(key * key, 1) / SIZE + eps)[:, None]
-        both = scale_h * scale_k * tl.rsqrt(SIZE * 1.0)
-        s = tl.sum(hidden * key * weight, 1)[:, None] * both
+        s, scale_h, scale_k = agreement(hidden, key, weight, eps, SIZE)
         gate, slope = open_gate(s, SQRT)
         if MASKED:
             keep = tl.load(kept + token, token < positions, 0) != 0
             gate, slope = tl.where(keep, gate, 0.0), tl.where(keep, slope, 0.0)
         grad_s = tl.sum(grad * v, 1)[:, None] * slope
+        both = scale_h * scale_k * tl.rsqrt(SIZE * 1.0)
         in_h = grad_s * (key * weight * both - hidden * (s * scale_h * scale_h / SIZE))
         in_key = grad_s * (hidden * weight * both - key * (s * scale_k * scale_k / SIZE))
         grad_weight += tl.sum(grad_s * hidden * key * both, 0)
@@ -97,8 +113,8 @@ def gate_backward_kernel(
         tl.store(grad_h + place, in_h.to(grad_h.dtype.element_ty), inside)
         tl.store(grad_keys + place, in_key.to(grad_keys.dtype.element_ty), inside)
         tl.store(gates + token * STREAMS + stream, gate, token < positions)
-    share = partial + (strip * STREAMS + stream) * SIZE + tl.arange(0, BLOCK)
-    tl.store(share, grad_weight, tl.arange(0, BLOCK) < SIZE)
+    column = tl.arange(0, BLOCK)
+    tl.store(partial + (strip * STREAMS + stream) * SIZE + column, grad_weight, column < SIZE)
 
 
 @autotune(warps(4, 8, 16), key=("SIZE", "STREAMS"))
@@ -129,9 +145,11 @@ class EngramGate(torch.autograd.Function):
         """Keep the inputs; the backward pass computes the gates again, from rows that it reads anyway."""
         inputs = (h.contiguous(), _dense(keys), _dense(value), q_weight.contiguous(), k_weight.contiguous())
         out = torch.empty(h.shape, dtype=h.dtype if residual else value.dtype, device=h.device)
-        strips, options = _launch(h, sqrt, kept is not None, residual)
-        mask = h if kept is None else kept.view(torch.uint8)
-        gate_kernel[(strips * h.shape[1],)](*inputs, mask, out, len(h), *_strides(inputs), eps, **options)
+        options = _constants(h, sqrt, kept is not None, residual)
+        mask = h if kept is None else kept.contiguous().view(torch.uint8)
+        gate_kernel[(triton.cdiv(len(h), options["ROWS"]) * h.shape[1],)](
+            *inputs, mask, out, len(h), *_strides(inputs), eps, **options
+        )
         ctx.save_for_backward(*inputs, mask)
         ctx.eps, ctx.sqrt, ctx.masked, ctx.residual = eps, sqrt, kept is not None, residual
         return out
@@ -143,7 +161,8 @@ class EngramGate(torch.autograd.Function):
         h, _, _, q_weight, k_weight = inputs
         (tokens, streams, size), grad_out = h.shape, grad_out.contiguous()
         grad_h, grad_keys, grad_value = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs[:3])
-        strips, options = _launch(h, ctx.sqrt, ctx.masked, ctx.residual)
+        options = _constants(h, ctx.sqrt, ctx.masked, ctx.residual)
+        strips = min(triton.cdiv(tokens, options["ROWS"]), STRIPS)
         gates = h.new_empty((tokens, streams), dtype=torch.float32)
         partial = h.new_empty((strips, streams, size), dtype=torch.float32)
         gate_backward_kernel[(strips * streams,)](
@@ -156,12 +175,12 @@ class EngramGate(torch.autograd.Function):
         return grad_h, grad_keys, grad_value, grad_q, grad_k, None, None, None, None
 
 
-def _launch(h: Tensor, sqrt: bool, masked: bool, residual: bool) -> tuple[int, dict[str, int | bool]]:
-    """How many strips the positions are cut into, and the constants of a launch."""
-    tokens, streams, size = h.shape
+def _constants(h: Tensor, sqrt: bool, masked: bool, residual: bool) -> dict[str, int | bool]:
+    """What the kernels of the gate are compiled for."""
+    _, streams, size = h.shape
     rows, block = row_tile(size)
     options = {"SQRT": sqrt, "MASKED": masked, "RESIDUAL": residual, "STREAMS": streams, "SIZE": size}
-    return min(triton.cdiv(tokens, rows), STRIPS), {**options, "ROWS": rows, "BLOCK": block}
+    return {**options, "ROWS": rows, "BLOCK": block}
 
 
 def _strides(inputs: list[Tensor] | tuple[Tensor, ...]) -> tuple[int, int, int]:

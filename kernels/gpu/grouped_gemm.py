@@ -205,7 +205,7 @@ def _product(
     """Fill `out` with `x` times each expert's matrix; with a routing, gather x and apply SwiGLU."""
     experts, pairs = len(weight), len(out)
     size, depth = weight.shape[1:] if not transposed else weight.shape[:0:-1]
-    rows = _row_tile(pairs / experts)
+    rows = _row_tile(pairs / experts, x.dtype)
     tiles = pairs // rows + min(experts, pairs)
     product_kernel[lambda tile: (tiles * triton.cdiv(size, tile["COLUMNS"]),)](
         x, counts if routing is None else routing.order, weight, out, out if kept is None else kept, counts, tiles,
@@ -215,9 +215,11 @@ def _product(
     )  # fmt: skip
 
 
-def _row_tile(average: float) -> int:
+def _row_tile(average: float, dtype: torch.dtype) -> int:
     """Rows of a tile for so many rows an expert: half a tile an expert is wasted."""
-    return 16 if average < 32 else 64 if average < 256 else 128
+    if average < 32:
+        return 16
+    return 64 if average < 256 or dtype == torch.float32 else 128  # single precision does without tensor cores
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, counts: Tensor, order: Tensor | None = None) -> Tensor:

@@ -12,25 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.attention import lanes, load_rows, score, store_rows
 from kernels.gpu.product import add_product
 from kernels.gpu.tuning import autotune, warps
 from kernels.spans import Spans
 
 _PROGRAMS = 512  # wanted at least: about four for each multiprocessor of an H100
-_ROWS = (16, 64)  # (token, head) pairs of a tile: what tensor cores ask for, and what registers hold of 512 values each
+_ROWS = 16  # (token, head) pairs of a tile at least, as tensor cores ask for
+_MOST_ROWS = 64  # what registers hold of 512 values each; single precision, which these cores do not take, stays at 16
 
 _TILES = [
     triton.Config({"TOKENS": tokens}, num_warps=warps, num_stages=stages)
     for tokens, warps, stages in ((64, 8, 2), (32, 4, 3), (32, 8, 2))
 ]
-
-
-@triton.jit
-def _load(start, column, inside, SIZE: tl.constexpr, LANES: tl.constexpr):
-    """Rows of SIZE values from `start` [n, 1], zero where not `inside` [n, 1] and in the lanes past SIZE."""
-    if SIZE == LANES:
-        return tl.load(start + column, mask=inside, other=0.0)
-    return tl.load(start + column, mask=inside & (column < SIZE), other=0.0)
 
 
 @autotune(_TILES, key=("RANK", "ROPE", "HEADS", "ROWS"))
@@ -48,26 +42,25 @@ def stretch_kernel(
     if block * ROWS >= count * HEADS:
         return
     row = block * ROWS + tl.arange(0, ROWS)
-    inside = row < count * HEADS
-    seen = length - count + row // HEADS + 1
+    inside, seen = row < count * HEADS, length - count + row // HEADS + 1
     row += begin * HEADS
-    at = row[:, None] * (RANK + ROPE)
-    rank_lane, rope_lane = tl.arange(0, RANK_LANES)[None, :], tl.arange(0, ROPE_LANES)[None, :]
-    plain = _load(query + at, rank_lane, inside[:, None], RANK, RANK_LANES)
-    rotary = _load(query + at + RANK, rope_lane, inside[:, None], ROPE, ROPE_LANES)
+    stored, first = row + stretch.to(tl.int64) * rows, stretch * span
+    if first >= length:  # nothing is seen here; of what is left in `partial` nothing will be read
+        tl.store(sums + stored, float("-inf"), mask=inside)
+        return
+    start = query + row[:, None] * (RANK + ROPE)
+    plain = load_rows(start, inside, RANK, RANK_LANES)
+    rotary = load_rows(start + RANK, inside, ROPE, ROPE_LANES)
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, RANK_LANES), tl.float32)
-    first = stretch * span
-    for start in range(first, min(first + span, length), TOKENS):
-        page = tl.load(pages + sequence * table + start // PAGE).to(tl.int64)
-        position = start + tl.arange(0, TOKENS)
+    for turn in range(first, min(first + span, length), TOKENS):
+        page = tl.load(pages + sequence * table + turn // PAGE).to(tl.int64)
+        position = turn + tl.arange(0, TOKENS)
         source = latents + (page * PAGE + position % PAGE)[:, None] * (RANK + ROPE)
-        written = (position < length)[:, None]
-        latent = _load(source, rank_lane, written, RANK, RANK_LANES)
-        shared = _load(source + RANK, rope_lane, written, ROPE, ROPE_LANES)
-        scores = add_product(plain, tl.trans(latent), tl.zeros((ROWS, TOKENS), tl.float32))
-        scores = add_product(rotary, tl.trans(shared), scores) * (scale * 1.4426950408889634)
+        latent = load_rows(source, position < length, RANK, RANK_LANES)
+        shared = load_rows(source + RANK, position < length, ROPE, ROPE_LANES)
+        scores = score(plain, rotary, latent, shared, scale)
         scores = tl.where(position[None, :] < seen[:, None], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         shift = tl.where(higher == float("-inf"), 0.0, higher)  # a token that sees none of these positions yet
@@ -76,11 +69,9 @@ def stretch_kernel(
         total = total * shrink + tl.sum(weights, 1)
         mixed = add_product(weights.to(latent.dtype), latent, mixed * shrink[:, None])
         highest = higher
-    stored = row + stretch.to(tl.int64) * rows
     total = tl.where(total == 0.0, 1.0, total)  # of a pair that saw nothing here; `highest` says so
     tl.store(sums + stored, highest + tl.log2(total), mask=inside)
-    target = partial + stored[:, None] * RANK + rank_lane
-    tl.store(target, (mixed / total[:, None]).to(partial.dtype.element_ty), mask=inside[:, None] & (rank_lane < RANK))
+    store_rows(partial + stored[:, None] * RANK, inside, mixed / total[:, None], RANK)
 
 
 @autotune(warps(1, 2, 4), key=("RANK",))
@@ -110,7 +101,8 @@ def decode(
     """`mla_decode` on the tensors' device."""
     query, latents, pages = query.contiguous(), latents.contiguous(), pages.contiguous()
     (tokens, heads, width), (sequences, table), page = query.shape, pages.shape, latents.shape[1]
-    rows = min(max(triton.next_power_of_2(queries.longest * heads), _ROWS[0]), _ROWS[1])
+    most = _ROWS if query.dtype == torch.float32 else _MOST_ROWS
+    rows = min(max(triton.next_power_of_2(queries.longest * heads), _ROWS), most)
     blocks = triton.cdiv(queries.longest * heads, rows)
     span = _pages_of_a_stretch(table, blocks * sequences) * page
     stretches = triton.cdiv(table * page, span)
@@ -119,7 +111,7 @@ def decode(
     sums = query.new_empty(stretches, tokens, heads, dtype=torch.float32)
     stretch_kernel[(blocks, stretches, sequences)](
         query, queries.offsets, latents, pages, lengths, partial, sums, tokens * heads, table, span, scale, HEADS=heads,
-        RANK=rank, ROPE=width - rank, RANK_LANES=_lanes(rank), ROPE_LANES=_lanes(width - rank), PAGE=page,
+        RANK=rank, ROPE=width - rank, RANK_LANES=lanes(rank), ROPE_LANES=lanes(width - rank), PAGE=page,
         ROWS=rows,
     )  # fmt: skip
     if stretches > 1:
@@ -130,7 +122,3 @@ def decode(
 def _pages_of_a_stretch(table: int, programs: int) -> int:
     """Pages, a power of two, that cut contexts of at most `table` pages into enough stretches to fill the device."""
     return triton.next_power_of_2(triton.cdiv(table, triton.cdiv(_PROGRAMS, programs)))
-
-
-def _lanes(size: int) -> int:
-    return max(triton.next_power_of_2(size), 16)  # tensor cores ask for 16

@@ -11,11 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.attention import lanes, load_rows, score, store_rows
 from kernels.gpu.product import add_product
 from kernels.gpu.tuning import autotune
 from kernels.spans import Spans
-
-_LOG2_E = tl.constexpr(1.4426950408889634)
 
 _TILES, _GRAD_TILES = (
     [
@@ -28,22 +27,38 @@ _TILES, _GRAD_TILES = (
 
 @triton.jit
 def _span(offsets, sequence):
+    """Where a sequence begins, and how long it is."""
     begin = tl.load(offsets + sequence)
     return begin, (tl.load(offsets + sequence + 1) - begin).to(tl.int32)
 
 
 @triton.jit
-def _load(start, lane, inside, SIZE: tl.constexpr, LANES: tl.constexpr):
-    """Rows of SIZE values from `start` [n, 1], zero where not `inside` [n] and in the lanes past SIZE."""
-    if SIZE == LANES:
-        return tl.load(start + lane[None, :], mask=inside[:, None], other=0.0)
-    return tl.load(start + lane[None, :], mask=inside[:, None] & (lane < SIZE)[None, :], other=0.0)
+def _load_queries(
+    query, pair, inside, NOPE: tl.constexpr, ROPE: tl.constexpr, NOPE_LANES: tl.constexpr, ROPE_LANES: tl.constexpr
+):
+    """The plain and the rotary part of the queries of (token, head) pairs [n]."""
+    start = query + pair[:, None] * (NOPE + ROPE)
+    return load_rows(start, inside, NOPE, NOPE_LANES), load_rows(start + NOPE, inside, ROPE, ROPE_LANES)
 
 
 @triton.jit
-def _store(start, lane, inside, tile, SIZE: tl.constexpr):
-    tile = tile.to(start.dtype.element_ty)
-    tl.store(start + lane[None, :], tile, mask=inside[:, None] & (lane < SIZE)[None, :])
+def _load_context(
+    key, rotary, value, place, there, head, key_row, key_head, value_row, value_head, NOPE: tl.constexpr,
+    ROPE: tl.constexpr, VALUE: tl.constexpr, NOPE_LANES: tl.constexpr, ROPE_LANES: tl.constexpr,
+    VALUE_LANES: tl.constexpr,
+):  # fmt: skip
+    """One head's keys, the part of them that all heads share, and values, at places [n] of all contexts."""
+    at = place[:, None]
+    keys = load_rows(key + at * key_row + head * key_head, there, NOPE, NOPE_LANES)
+    shared = load_rows(rotary + at * ROPE, there, ROPE, ROPE_LANES)
+    return keys, shared, load_rows(value + at * value_row + head * value_head, there, VALUE, VALUE_LANES)
+
+
+@triton.jit
+def _load_slopes(grad, sums, dots, pair, inside, VALUE: tl.constexpr, VALUE_LANES: tl.constexpr):
+    """What is known of the outputs of pairs [n]: gradient, logarithm of the weights' sum, and <gradient, output>."""
+    logarithm, dot = tl.load(sums + pair, mask=inside, other=0.0), tl.load(dots + pair, mask=inside, other=0.0)
+    return load_rows(grad + pair[:, None] * VALUE, inside, VALUE, VALUE_LANES), logarithm, dot
 
 
 @autotune(_TILES, key=("HEADS", "NOPE", "ROPE", "VALUE"))
@@ -60,26 +75,20 @@ def forward_kernel(
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
     if first >= count:
         return
-    nope, rope, lane = tl.arange(0, NOPE_LANES), tl.arange(0, ROPE_LANES), tl.arange(0, VALUE_LANES)
     row = first + tl.arange(0, ROWS)
-    inside = row < count
-    seen = length - count + row + 1
-    pair = (begin + row) * HEADS + head
-    start = query + pair[:, None] * (NOPE + ROPE)
-    plain = _load(start, nope, inside, NOPE, NOPE_LANES)
-    turned = _load(start + NOPE, rope, inside, ROPE, ROPE_LANES)
+    inside, seen, pair = row < count, length - count + row + 1, (begin + row) * HEADS + head
+    plain, turned = _load_queries(query, pair, inside, NOPE, ROPE, NOPE_LANES, ROPE_LANES)
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, VALUE_LANES), tl.float32)
     last = min(length, length - count + first + ROWS)
     for position in range(0, last, COLUMNS):
         column = position + tl.arange(0, COLUMNS)
-        there, at = column < last, (origin + column)[:, None]
-        keys = _load(key + at * key_row + head * key_head, nope, there, NOPE, NOPE_LANES)
-        shared = _load(rotary + at * ROPE, rope, there, ROPE, ROPE_LANES)
-        values = _load(value + at * value_row + head * value_head, lane, there, VALUE, VALUE_LANES)
-        scores = add_product(plain, tl.trans(keys), tl.zeros((ROWS, COLUMNS), tl.float32))
-        scores = add_product(turned, tl.trans(shared), scores) * (scale * _LOG2_E)
+        keys, shared, values = _load_context(
+            key, rotary, value, origin + column, column < last, head, key_row, key_head, value_row, value_head,
+            NOPE, ROPE, VALUE, NOPE_LANES, ROPE_LANES, VALUE_LANES,
+        )  # fmt: skip
+        scores = score(plain, turned, keys, shared, scale)
         scores = tl.where(column[None, :] < seen[:, None], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))  # position 0 is seen by all: finite from the first turn on
         weights = tl.exp2(scores - higher[:, None])
@@ -88,7 +97,7 @@ def forward_kernel(
         mixed = add_product(weights.to(values.dtype), values, mixed * shrink[:, None])
         highest = higher
     tl.store(sums + pair, highest + tl.log2(total), mask=inside)
-    _store(out + pair[:, None] * VALUE, lane, inside, mixed / total[:, None], VALUE)
+    store_rows(out + pair[:, None] * VALUE, inside, mixed / total[:, None], VALUE)
 
 
 @autotune(_GRAD_TILES, key=("HEADS", "NOPE", "ROPE", "VALUE"))
@@ -106,36 +115,29 @@ def query_grad_kernel(
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
     if first >= count:
         return
-    nope, rope, lane = tl.arange(0, NOPE_LANES), tl.arange(0, ROPE_LANES), tl.arange(0, VALUE_LANES)
     row = first + tl.arange(0, ROWS)
-    inside = row < count
-    seen = length - count + row + 1
-    pair = (begin + row) * HEADS + head
-    at = pair[:, None] * (NOPE + ROPE)
-    plain = _load(query + at, nope, inside, NOPE, NOPE_LANES)
-    turned = _load(query + at + NOPE, rope, inside, ROPE, ROPE_LANES)
-    slope = _load(grad + pair[:, None] * VALUE, lane, inside, VALUE, VALUE_LANES)
-    logarithm = tl.load(sums + pair, mask=inside, other=0.0)
-    dot = tl.load(dots + pair, mask=inside, other=0.0)
+    inside, seen, pair = row < count, length - count + row + 1, (begin + row) * HEADS + head
+    plain, turned = _load_queries(query, pair, inside, NOPE, ROPE, NOPE_LANES, ROPE_LANES)
+    slope, logarithm, dot = _load_slopes(grad, sums, dots, pair, inside, VALUE, VALUE_LANES)
     grad_plain = tl.zeros((ROWS, NOPE_LANES), tl.float32)
     grad_turned = tl.zeros((ROWS, ROPE_LANES), tl.float32)
     last = min(length, length - count + first + ROWS)
     for position in range(0, last, COLUMNS):
         column = position + tl.arange(0, COLUMNS)
-        there, place = column < last, (origin + column)[:, None]
-        keys = _load(key + place * key_row + head * key_head, nope, there, NOPE, NOPE_LANES)
-        shared = _load(rotary + place * ROPE, rope, there, ROPE, ROPE_LANES)
-        values = _load(value + place * value_row + head * value_head, lane, there, VALUE, VALUE_LANES)
-        scores = add_product(plain, tl.trans(keys), tl.zeros((ROWS, COLUMNS), tl.float32))
-        scores = add_product(turned, tl.trans(shared), scores) * (scale * _LOG2_E)
+        keys, shared, values = _load_context(
+            key, rotary, value, origin + column, column < last, head, key_row, key_head, value_row, value_head,
+            NOPE, ROPE, VALUE, NOPE_LANES, ROPE_LANES, VALUE_LANES,
+        )  # fmt: skip
+        scores = score(plain, turned, keys, shared, scale)
         scores = tl.where(column[None, :] < seen[:, None], scores, float("-inf"))
         weights = tl.exp2(scores - logarithm[:, None])
         along = add_product(slope, tl.trans(values), tl.zeros((ROWS, COLUMNS), tl.float32))
         steps = (weights * (along - dot[:, None]) * scale).to(keys.dtype)
         grad_plain = add_product(steps, keys, grad_plain)
         grad_turned = add_product(steps, shared, grad_turned)
-    _store(grad_query + at, nope, inside, grad_plain, NOPE)
-    _store(grad_query + at + NOPE, rope, inside, grad_turned, ROPE)
+    start = grad_query + pair[:, None] * (NOPE + ROPE)
+    store_rows(start, inside, grad_plain, NOPE)
+    store_rows(start + NOPE, inside, grad_turned, ROPE)
 
 
 @autotune(_GRAD_TILES, key=("HEADS", "NOPE", "ROPE", "VALUE"))
@@ -153,27 +155,21 @@ def context_grad_kernel(
     first = tl.program_id(0) * COLUMNS
     if first >= length:
         return
-    nope, rope, lane = tl.arange(0, NOPE_LANES), tl.arange(0, ROPE_LANES), tl.arange(0, VALUE_LANES)
     column = first + tl.arange(0, COLUMNS)
-    there, place = column < length, (origin + column)[:, None]
-    keys = _load(key + place * key_row + head * key_head, nope, there, NOPE, NOPE_LANES)
-    shared = _load(rotary + place * ROPE, rope, there, ROPE, ROPE_LANES)
-    values = _load(value + place * value_row + head * value_head, lane, there, VALUE, VALUE_LANES)
+    there, place = column < length, origin + column
+    keys, shared, values = _load_context(
+        key, rotary, value, place, there, head, key_row, key_head, value_row, value_head, NOPE, ROPE, VALUE,
+        NOPE_LANES, ROPE_LANES, VALUE_LANES,
+    )  # fmt: skip
     grad_keys = tl.zeros((COLUMNS, NOPE_LANES), tl.float32)
     grad_shared = tl.zeros((COLUMNS, ROPE_LANES), tl.float32)
     grad_values = tl.zeros((COLUMNS, VALUE_LANES), tl.float32)
     for token in range(max(first - (length - count), 0), count, ROWS):
         row = token + tl.arange(0, ROWS)
-        inside = row < count
-        pair = (begin + row) * HEADS + head
-        at = pair[:, None] * (NOPE + ROPE)
-        plain = _load(query + at, nope, inside, NOPE, NOPE_LANES)
-        turned = _load(query + at + NOPE, rope, inside, ROPE, ROPE_LANES)
-        slope = _load(grad + pair[:, None] * VALUE, lane, inside, VALUE, VALUE_LANES)
-        logarithm = tl.load(sums + pair, mask=inside, other=0.0)
-        dot = tl.load(dots + pair, mask=inside, other=0.0)
-        scores = add_product(keys, tl.trans(plain), tl.zeros((COLUMNS, ROWS), tl.float32))
-        scores = add_product(shared, tl.trans(turned), scores) * (scale * _LOG2_E)
+        inside, pair = row < count, (begin + row) * HEADS + head
+        plain, turned = _load_queries(query, pair, inside, NOPE, ROPE, NOPE_LANES, ROPE_LANES)
+        slope, logarithm, dot = _load_slopes(grad, sums, dots, pair, inside, VALUE, VALUE_LANES)
+        scores = score(keys, shared, plain, turned, scale)
         visible = (column[:, None] <= (length - count + row)[None, :]) & inside[None, :]
         weights = tl.exp2(tl.where(visible, scores, float("-inf")) - logarithm[None, :])
         grad_values = add_product(weights.to(slope.dtype), slope, grad_values)
@@ -181,10 +177,10 @@ def context_grad_kernel(
         steps = (weights * (along - dot[None, :]) * scale).to(plain.dtype)
         grad_keys = add_product(steps, plain, grad_keys)
         grad_shared = add_product(steps, turned, grad_shared)
-    pair = place * HEADS + head
-    _store(grad_key + pair * NOPE, nope, there, grad_keys, NOPE)
-    _store(grad_rotary + pair * ROPE, rope, there, grad_shared, ROPE)
-    _store(grad_value + pair * VALUE, lane, there, grad_values, VALUE)
+    pair = (place * HEADS + head)[:, None]
+    store_rows(grad_key + pair * NOPE, there, grad_keys, NOPE)
+    store_rows(grad_rotary + pair * ROPE, there, grad_shared, ROPE)
+    store_rows(grad_value + pair * VALUE, there, grad_values, VALUE)
 
 
 class MlaPrefill(torch.autograd.Function):
@@ -231,6 +227,6 @@ class MlaPrefill(torch.autograd.Function):
 
 
 def _sizes(key: Tensor, rotary: Tensor, value: Tensor) -> dict[str, int]:
-    """Sizes of a head, and the lanes that hold them: powers of two, of which tensor cores ask for 16."""
+    """Sizes of a head, and the lanes that hold them."""
     sizes = {"NOPE": key.shape[-1], "ROPE": rotary.shape[-1], "VALUE": value.shape[-1]}
-    return sizes | {f"{name}_LANES": max(triton.next_power_of_2(size), 16) for name, size in sizes.items()}
+    return sizes | {f"{name}_LANES": lanes(size) for name, size in sizes.items()}

@@ -63,7 +63,8 @@ def ngram_hash(ids: Tensor, sequences: Tensor, positions: Tensor, tables: HashTa
     """`kernels.ngram_hash.ngram_hash` by a kernel."""
     layers, columns = tables.primes.shape
     out = torch.empty((layers, len(positions), columns), dtype=torch.int64, device=ids.device)
-    mask = ids if blocked is None else blocked.view(torch.uint8)
+    ids, sequences, positions = ids.contiguous(), sequences.contiguous(), positions.contiguous()
+    mask = ids if blocked is None else blocked.contiguous().view(torch.uint8)
 
     def grid(meta: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(len(positions), meta["ROWS"]), layers

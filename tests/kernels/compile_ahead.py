@@ -22,6 +22,7 @@ from benchmarks.kernels.cases import CASES
 from kernels import dispatch
 
 TOKENS = 2048
+MOST_SHARED = 227 << 10  # bytes that a program may take of a Hopper multiprocessor's memory
 
 
 class AbsentDevice:
@@ -59,6 +60,7 @@ def main(names):
         before = len(self.device_caches[0][0])
         kernel = original(self, *args, grid=grid, warmup=True, **options)
         assert kernel.asm["cubin"]
+        assert kernel.metadata.shared <= MOST_SHARED, (self.__name__, kernel.metadata)
         compiled[self] += len(self.device_caches[0][0]) - before
 
     JITFunction.run = compile_only
