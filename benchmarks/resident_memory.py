@@ -21,7 +21,10 @@ from reasoning.devices import to_device
 
 
 class ResidentMemory:
-    """A memory whose lookups are gathers by the device. Rows stay there: what it hands out are tensors."""
+    """A memory whose lookups are gathers by the device. Rows stay there: what it hands out are tensors.
+
+    The host hashes for it as for every memory, so that places differ in nothing but where their rows lie.
+    """
 
     def __init__(self, tables: Mapping[TableSpec, Tensor], device: torch.device) -> None:
         """`tables` are uint8 [rows, row_bytes], on `device` or page-locked."""

@@ -1,4 +1,8 @@
-"""Token ids of a batch -> the memory rows that each position reads, for every layer and column, exact in int64."""
+"""Token ids of a batch -> the memory rows that each position reads, for every layer and column, exact in int64.
+
+For tables that the device reads itself. The engine hashes on the host (`reasoning/hashing.py`): the ids of sampled
+tokens are needed there anyway, and from there the rows' ids leave for the shards.
+"""
 
 from __future__ import annotations
 

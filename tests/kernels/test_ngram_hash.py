@@ -6,6 +6,7 @@ import torch
 
 from kernels.ngram_hash import HashTables, ngram_hash
 from reasoning.hashing import HashGeometry
+from reasoning.presets import PRESETS
 from reasoning.token_map import TokenMap
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -37,6 +38,28 @@ def test_v41_rows_are_the_released_ones(device, deepseek_map, golden, name):
     got = hash_one(tables, case["token_ids"], documents=case.get("document_ids"), blocked=blocked)
     wanted = [case["row_ids"][str(layer)] for layer in golden["config"]["engram_layer_ids"]]
     assert got.tolist() == wanted
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_v41_chunks_behind_their_histories_read_the_released_rows(device, deepseek_map, golden, chunk):
+    """All released cases in one batch, masked and packed ones too, cut into chunks that come with their histories."""
+    hasher = PRESETS["deepseek-v4.1-flash"].for_token_map(deepseek_map)
+    ids, labels, blocked, wanted, rows = [], [], [], [], []
+    for case in golden["cases"].values():
+        tokens = case["token_ids"]
+        documents, masked = case.get("document_ids", [0] * len(tokens)), case.get("blocked_positions", [])
+        for start in range(0, len(tokens), chunk):
+            seen = range(max(0, start - hasher.history_length), min(start + chunk, len(tokens)))
+            label = 10 * len(ids)  # as many as no other piece has
+            wanted += [len(ids) + i for i, position in enumerate(seen) if position >= start]
+            for position in seen[start - seen.start :]:
+                rows.append([case["row_ids"][str(layer)][position] for layer in hasher.layer_ids])
+            labels += [label + documents[position] for position in seen]
+            blocked += [position in masked for position in seen]
+            ids += [tokens[position] for position in seen]
+    columns = [torch.tensor(column).to(device) for column in (ids, labels, wanted, blocked)]
+    got = ngram_hash(*columns[:3], tables_of(hasher, device), columns[3])
+    assert got.transpose(0, 1).tolist() == rows
 
 
 @pytest.fixture(params=[(3, 8), (2, 1), (5, 3)], ids=["N=3", "N=2", "N=5"])
