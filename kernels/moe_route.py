@@ -59,7 +59,7 @@ def moe_route(logits: Tensor, bias: Tensor, rule: RouteRule) -> Routing:
     Args:
         logits: [T, E].
         bias: [E], the correction added to the scores for the choice alone.
-        rule: how experts are chosen; `groups` divides E.
+        rule: how experts are chosen; `groups` divides E, and `top_groups` of them hold `top` experts or more.
     """
     if use_triton(logits, bias):
         from kernels.gpu.moe_route import MoeRoute

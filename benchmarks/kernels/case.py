@@ -35,7 +35,8 @@ class Case:
     flops: Callable[[int], float] | None = None
     """Floating point operations for a number of tokens, where they and not bytes are what bounds the kernel."""
     moved: Callable[..., int] | None = None
-    """Bytes that must be moved, of (arguments, results); None: every tensor among them once."""
+    """Bytes that must be moved, of (arguments, results), for a backward pass with the gradients that it starts from
+    among the arguments; None: every tensor among them once."""
     tolerance: float = 2**-6
     """Largest difference from the reference, as a share of the largest value: bf16 rounds twice on the way."""
 
@@ -59,8 +60,7 @@ class Case:
         """Bytes that no implementation can avoid to move."""
         if self.moved is not None:
             return self.moved(arguments, results)
-        tensors = [x for x in (*arguments, *results) if isinstance(x, Tensor)]
-        return sum(x.numel() * x.element_size() for x in tensors)
+        return nbytes(*arguments, *results)
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ def forced(mode: str) -> Iterator[None]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
+
+
+def nbytes(*values: object) -> int:
+    """Bytes of the tensors among these."""
+    return sum(x.numel() * x.element_size() for x in values if isinstance(x, Tensor))
 
 
 def as_results(returned: Tensor | Results) -> Results:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.case import Case
+from benchmarks.kernels.case import Case, nbytes
 from kernels.engram_conv import engram_conv
 
 STREAMS = {"shipped model": (1, 256), "paper 27B": (1, 2560), "four streams": (4, 2560)}
@@ -23,7 +23,13 @@ def _case(model: str, tokens: int, gradient: tuple[int, ...] = (), masked: bool 
         return h, y, seen, _sources(count, device), weight, kept
 
     shape = f"{model} {streams} x {hidden}{', an eighth masked' if masked else ''}"
-    return Case("engram_conv", shape, engram_conv, make, tokens, gradient)
+    moved = _moved_backward if gradient else None
+    return Case("engram_conv", shape, engram_conv, make, tokens, gradient, moved=moved)
+
+
+def _moved_backward(arguments: tuple[Tensor | None, ...], results: tuple[Tensor, ...]) -> int:
+    """All but h and y, which no gradient depends on, and h's gradient, which is the one that came."""
+    return nbytes(*arguments[2:], *results[1:])
 
 
 def _sources(tokens: int, device: torch.device) -> Tensor:

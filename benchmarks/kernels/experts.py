@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -84,12 +84,17 @@ def _product_case(kernel, mixture, function, make, size, tokens, gradient) -> Ca
     return Case(kernel, shape, function, make, tokens, (0, 1) if gradient else (), flops)
 
 
+def _combine(visits: Tensor, weights: Tensor, position: Tensor, routing: Routing) -> Tensor:
+    return moe_combine(visits, replace(routing, weights=weights, position=position))
+
+
 def _combine_case(mixture: Mixture, tokens: int, gradient: bool = False) -> Case:
-    def make(device: torch.device, count: int) -> tuple[Tensor, Routing]:
-        return _bf16(device, count * mixture.rule.top, mixture.hidden), mixture.route(device, count)
+    def make(device: torch.device, count: int) -> tuple[Tensor, Tensor, Tensor, Routing]:
+        routing = mixture.route(device, count)
+        return _bf16(device, count * mixture.rule.top, mixture.hidden), routing.weights, routing.position, routing
 
     shape = f"{mixture.model} {mixture.rule.top} x {mixture.hidden}"
-    return Case("moe_combine", shape, moe_combine, make, tokens, (0,) if gradient else ())
+    return Case("moe_combine", shape, _combine, make, tokens, (0, 1) if gradient else ())
 
 
 CASES = (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.case import Case
+from benchmarks.kernels.case import Case, nbytes
 from kernels.rope import rope, rope_
 
 HEADS = {"shipped model": (4, 16), "V2-Lite": (16, 64), "V3": (128, 64), "V3 keys": (1, 64)}
@@ -21,7 +21,13 @@ def _case(model: str, tokens: int, function: Callable[..., Tensor] = rope, gradi
         angles = torch.randn(count, dim // 2, device=device)
         return query, angles.cos(), angles.sin()
 
-    return Case(function.__name__, f"{model} {heads} x {dim}", function, make, tokens, gradient)
+    moved = _moved_backward if gradient else None
+    return Case(function.__name__, f"{model} {heads} x {dim}", function, make, tokens, gradient, moved=moved)
+
+
+def _moved_backward(arguments: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> int:
+    """Angles and gradients: what was rotated is not asked for again."""
+    return nbytes(*arguments[1:], *results)
 
 
 CASES = (

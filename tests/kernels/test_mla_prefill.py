@@ -13,6 +13,7 @@ CHUNKS = {  # tokens of each sequence, and contexts
     "whole sequences": ((17, 5, 1, 33), (17, 5, 1, 33)),
     "chunks behind a context": ((5, 1, 17), (123, 40, 18)),
     "several tiles": ((150, 3), (201, 3)),
+    "a long context": ((5,), (1025,)),
 }
 
 pytestmark = pytest.mark.usefixtures("implementation")
