@@ -21,7 +21,7 @@ _TILES, _GRAD_TILES = (
         triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps, num_stages=stages)
         for rows, columns, warps, stages in tiles
     ]
-    for tiles in (((128, 64, 8, 3), (128, 128, 8, 2), (64, 32, 4, 2)), ((64, 64, 8, 2), (64, 32, 4, 2)))
+    for tiles in (((128, 64, 8, 3), (128, 128, 8, 2), (64, 32, 8, 2)), ((64, 64, 8, 2), (64, 32, 4, 2)))
 )
 
 
