@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # What there is to check and to measure on a machine with an NVIDIA GPU; docs/gpu-results.md says what comes of it.
 #
-#   benchmarks/gpu.sh [--quick] [PART...]      parts: parity tests kernels throughput offload (default: all)
+#   benchmarks/gpu.sh [--quick] [PART...]      parts: tests kernels parity throughput offload (default: all)
 #
 # Needs no Ray, no network and no installation: Python with torch, triton, numpy, ml_dtypes, grpcio, protobuf, pyarrow,
 # safetensors, tokenizers, transformers, xxhash, sympy, tqdm, and pytest with pytest-timeout and hypothesis for the tests.
+# Kernels come before models: a model's sizes are tuned once, here on full batches, and kept on disk for what follows.
 # Each part goes on where another failed. Its results are written to $RESULTS (default: build/gpu) as JSON, its output as
 # text. --quick runs the short forms, which a CPU does too. PYTHON names the interpreter (default: python3).
 set -uo pipefail
@@ -18,7 +19,7 @@ if [[ ${1:-} == --quick ]]; then
   shift
 fi
 parts=("$@")
-[[ ${#parts[@]} -gt 0 ]] || parts=(parity tests kernels throughput offload)
+[[ ${#parts[@]} -gt 0 ]] || parts=(tests kernels parity throughput offload)
 mkdir -p "$results"
 export PYTHONUNBUFFERED=1
 
@@ -29,7 +30,7 @@ run() {
     parity | throughput | offload) benchmark "$1" --device "${DEVICE:-auto}" ;;
     kernels) benchmark kernels ;;
     tests) "$python" -m pytest tests/kernels tests/reasoning/test_graphs.py tests/reasoning/test_staging.py ;;
-    *) echo "unknown part $1: use parity, tests, kernels, throughput or offload" && return 2 ;;
+    *) echo "unknown part $1: use tests, kernels, parity, throughput or offload" && return 2 ;;
   esac
 }
 

@@ -29,4 +29,4 @@ def test_a_part_that_fails_is_named_and_the_next_goes_on(tmp_path):
     done = gpu(tmp_path, "--quick", "nonsense", "more")
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "failed: nonsense more"
-    assert "use parity, tests, kernels, throughput or offload" in done.stdout
+    assert "use tests, kernels, parity, throughput or offload" in done.stdout

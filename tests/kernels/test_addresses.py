@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from kernels.engram_conv import engram_conv
 from kernels.engram_fuse import engram_gate
+from kernels.mla_decode import mla_decode
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope
 from kernels.row_unpack import row_unpack
+from kernels.spans import Spans
 
 FAR = 2**30  # values from row to row: the stride itself fits 32 bits, three of them do not
 
@@ -59,3 +62,25 @@ def test_rows_far_down_a_table(device, row_format, row_bytes):
     inverse = torch.tensor([1, 0, 1], device=device)
     got = row_unpack(table, inverse + count - 2, row_format, 32)
     assert torch.equal(got, row_unpack(table[-2:], inverse, row_format, 32))
+
+
+def test_pages_far_down_a_cache(randn, device):
+    page, width = 64, 32
+    count = 2**31 // (page * width) + 2
+    latents = torch.empty(count, page, width, dtype=torch.bfloat16, device=device)
+    latents[-2:] = randn(2, page, width, dtype=torch.bfloat16)
+    query, spans = randn(1, 2, width, dtype=torch.bfloat16), Spans.of([1], device)
+    pages, length = torch.tensor([[1, 0]], device=device).int(), torch.tensor([100], device=device)
+    got = mla_decode(query, spans, latents, pages + count - 2, length, 16, 0.2)
+    assert torch.equal(got, mla_decode(query, spans, latents[-2:], pages, length, 16, 0.2))
+
+
+def test_a_convolution_of_rows_far_down_a_cache(randn, device):
+    width = 1024
+    count = 2**31 // width + 3
+    seen = torch.empty(count, width, dtype=torch.bfloat16, device=device)
+    seen[-3:] = randn(3, width, dtype=torch.bfloat16)
+    h, y, weight = randn(2, 1, width), randn(2, 1, width), randn(width, 2)
+    sources = torch.tensor([[0, 1], [1, 2]], device=device)
+    got = engram_conv(h, y, seen, sources + count - 3, weight)
+    assert torch.equal(got, engram_conv(h, y, seen[-3:], sources, weight))
