@@ -53,9 +53,8 @@ def ngram_hash_kernel(
 @triton.jit
 def remainder(x, prime, reciprocal):
     """x mod prime."""
-    unsigned = x.to(tl.uint64, bitcast=True)
-    quotient = tl.umulhi(*tl.broadcast(unsigned, reciprocal.to(tl.uint64, bitcast=True)))
-    rest = x - quotient.to(tl.int64, bitcast=True) * prime
+    left, right = tl.broadcast(x.to(tl.uint64, bitcast=True), reciprocal.to(tl.uint64, bitcast=True))
+    rest = x - tl.umulhi(left, right).to(tl.int64, bitcast=True) * prime
     return tl.where(rest >= prime, rest - prime, rest)
 
 
