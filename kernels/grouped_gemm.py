@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import use_triton
 from kernels.moe_route import Routing
+
+_FEW = 64
+"""Rows of an expert up to which reading its matrix takes longer than multiplying with it."""
 
 
 def grouped_swiglu(x: Tensor, gate_up: Tensor, routing: Routing) -> Tensor:
@@ -46,7 +51,29 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
         from kernels.gpu.grouped_gemm import GroupedLinear
 
         return GroupedLinear.apply(x, weight, counts)
+    experts, most = len(weight), int(counts.max()) if x.device.type == "cpu" else -1
+    if len(x) == experts * most:  # all equally many
+        return torch.bmm(x.view(experts, most, -1), weight.transpose(1, 2)).flatten(0, 1)
     if any(size * weight.element_size() % 16 for size in weight.shape[1:]):  # which torch's product refuses
         parts = x.split(counts.tolist())
         return torch.cat([F.linear(part, weight[e]) for e, part in enumerate(parts) if len(part)])
     return F.grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
+
+
+def round_up(routing: Routing) -> Routing:
+    """Return the same visits with idle rows among them, so that experts' rows come in few numbers.
+
+    For a CPU in less than fp32, where torch prepares a product anew for every number of rows, which takes longer than
+    the product. While the experts have few rows all get equally many, and one batched product serves them all. An idle
+    row repeats the first pair, and no `position` points to it.
+    """
+    most = int(routing.counts.max())
+    few = most <= _FEW and 2 * int(routing.counts.count_nonzero()) >= len(routing.counts)
+    wanted = torch.full_like(routing.counts, most) if few else routing.counts
+    step = _FEW if most > _FEW else _FEW // 4
+    counts = (wanted + step - 1) // step * step
+    shift = (counts - routing.counts).cumsum(0) - (counts - routing.counts)
+    position = routing.position + shift[routing.experts]
+    order = routing.order.new_zeros(int(counts.sum()))
+    order[position.flatten()] = torch.arange(position.numel())
+    return replace(routing, counts=counts, order=order, position=position)

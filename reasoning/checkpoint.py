@@ -81,11 +81,33 @@ def fill(model: Transformer, tensors: Iterator[tuple[str, Tensor]] | Mapping[str
         raise ValueError(f"checkpoint: {len(places)} tensors are missing, such as {some}; is a shard file absent?")
 
 
-def _places(model: Transformer) -> dict[str, Tensor]:
-    """Map every Hugging Face tensor name to the storage it fills, experts being slices of stacked tensors."""
-    places: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        name, tensor = _in_layers(name, model.config), tensor.detach()
+@dataclasses.dataclass(frozen=True)
+class _Interleaved:
+    """A checkpoint's tensor whose rows go by turns to several tensors of the model, [turns, rows, columns] each."""
+
+    parts: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.joined().shape
+
+    def copy_(self, tensor: Tensor) -> None:
+        turns = tensor.unflatten(0, (len(self.parts[0]), -1))
+        for part, rows in zip(self.parts, turns.split([part.shape[1] for part in self.parts], dim=1), strict=True):
+            part.copy_(rows)
+
+    def joined(self) -> Tensor:
+        return torch.cat(self.parts, dim=1).flatten(0, 1)
+
+
+def _places(model: Transformer) -> dict[str, Tensor | _Interleaved]:
+    """Map every Hugging Face tensor name to the storage it fills.
+
+    Experts are slices of stacked tensors, and what expands latents to keys and values is a tensor of each.
+    """
+    places: dict[str, Tensor | _Interleaved] = {}
+    state = {_in_layers(name, model.config): tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in state.items():
         if name.startswith("lm_head"):
             if not model.config.tie_word_embeddings:
                 places[name] = tensor
@@ -96,7 +118,10 @@ def _places(model: Transformer) -> dict[str, Tensor]:
         elif name.endswith("mlp.down"):
             for expert, part in enumerate(tensor):
                 places[f"model.{name[: -len('down')]}experts.{expert}.down_proj.weight"] = part
-        else:
+        elif name.endswith("self_attn.key_expansion"):
+            values = state[name.replace("key", "value")]
+            places[f"model.{name[: -len('key_expansion')]}kv_b_proj.weight"] = _Interleaved((tensor, values))
+        elif not name.endswith("self_attn.value_expansion"):
             places[f"model.{name}"] = tensor
     return places
 
@@ -226,7 +251,8 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.to(torch.float32 if name.endswith("correction_bias") else dtype).contiguous().cpu()
-        for name, tensor in _places(model).items()
+        for name, place in _places(model).items()
+        for tensor in [place.joined() if isinstance(place, _Interleaved) else place]
     }
     if model.mtp is not None:  # other engines read the copies
         tensors |= {copy: tensors[name].clone() for copy, name in _copies(model.config).items()}

@@ -43,7 +43,8 @@ class LatentAttention(nn.Module):
             self.q_b_proj = nn.Linear(config.q_lora_rank, heads * (self.nope + self.rope), bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=False)
         self.kv_a_layernorm = RMSNorm(self.rank, eps=_LORA_EPS)
-        self.kv_b_proj = nn.Linear(self.rank, heads * (self.nope + self.value), bias=False)
+        self.key_expansion = nn.Parameter(torch.empty(heads, self.nope, self.rank))
+        self.value_expansion = nn.Parameter(torch.empty(heads, self.value, self.rank))
         self.o_proj = nn.Linear(heads * self.value, hidden, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, cached: Tensor | None) -> Tensor:
@@ -112,64 +113,73 @@ class LatentAttention(nn.Module):
     def _by_torch(self, query: Tensor, latent: Tensor, batch: Batch, cached: Tensor | None) -> Tensor:
         """Do what `_by_kernels` does, by torch's operators."""
         if cached is None:
-            return self._from_start(query, latent, len(batch.lengths))
+            return self._expanded(query, self._expand(latent), len(batch.lengths))
         out = query.new_empty(len(query), self.heads * self.value)
-        for group in batch.groups:
-            tokens = group.tokens.flatten()
-            out[tokens] = self._attend(query[tokens], latent[tokens], group, cached)
+        if fresh := [group for group in batch.groups if group.masked is None]:
+            key, value = self._expand(latent)
+            for tokens, count in ((group.tokens.flatten(), len(group.tokens)) for group in fresh):
+                out[tokens] = self._expanded(query[tokens], (key[tokens], value[tokens]), count)
+        continued = [group for group in batch.groups if group.masked is not None]
+        for group in continued:
+            if not self._absorbs(group):
+                context, tokens = group.contexts(cached), group.tokens.flatten()
+                expansion = self._expand(context.flatten(0, 1))
+                out[tokens] = self._expanded(query[tokens], expansion, len(context), group.masked)
+        if short := [group for group in continued if self._absorbs(group)]:
+            tokens = torch.cat([group.tokens.flatten() for group in short])
+            out[tokens] = self._absorbed(query[tokens], short, cached)
         return out
 
-    def _attend(self, query: Tensor, latent: Tensor, group: Group, cached: Tensor) -> Tensor:
-        """Attend with a group's tokens: [b * n, heads, ...] and [b * n, latent_size] -> [b * n, heads * value]."""
-        count, length = group.tokens.shape
-        if group.context is None or group.masked is None:
-            return self._from_start(query, latent, count)
-        width = cached.shape[-1]
-        context = cached.view(-1, width).index_select(0, group.context.flatten()).view(count, -1, width)
-        attend = self._absorbed if length < self.worth_expanding else self._expanded
-        return attend(query, context, group.masked)
-
-    def _from_start(self, query: Tensor, latent: Tensor, count: int) -> Tensor:
-        """Attend within `count` sequences that begin here."""
-        return self._expanded(query, latent.unflatten(0, (count, -1)), None)
-
-    def _expanded(self, query: Tensor, context: Tensor, masked: Tensor | None) -> Tensor:
-        """Attend contexts [b, S, latent_size] by their keys and values; causally, S = n, where `masked` is None."""
-        key, value = self._expand(context)
-        query = query.unflatten(0, (len(context), -1)).transpose(1, 2)
-        # The CPU's fused kernel asks for values as wide as keys.
-        padded = F.pad(value, (0, max(0, key.shape[-1] - self.value)))
-        seen = None if masked is None else ~masked[:, None]
-        out = F.scaled_dot_product_attention(query, key, padded, seen, is_causal=seen is None, scale=self.scale)
-        return out[..., : self.value].transpose(1, 2).flatten(0, 1).flatten(1)
+    def _absorbs(self, group: Group) -> bool:
+        return group.tokens.shape[1] < self.worth_expanding
 
     def _expand(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Expand latents [b, S, rank + rope] to keys [b, heads, S, nope + rope] and values."""
+        """Expand latents [S, rank + rope] to keys [S, heads, nope + rope] and values [S, heads, value]."""
         latent, rotary = context.split((self.rank, self.rope), dim=-1)
-        plain, value = (part.transpose(1, 2) for part in self._keys_values(latent))
-        return torch.cat((plain, rotary[:, None].expand(-1, self.heads, -1, -1)), dim=-1), value
+        plain, value = self._keys_values(latent)
+        return torch.cat((plain, rotary[:, None].expand(-1, self.heads, -1)), dim=-1), value
 
     def _keys_values(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Expand latents [..., rank] to the heads' own part of the keys, [..., heads, nope], and their values."""
-        return self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
+        """Expand latents [S, rank] to the heads' own part of the keys, [S, heads, nope], and their values."""
+        key, value = (F.linear(latent, each.flatten(0, 1)) for each in (self.key_expansion, self.value_expansion))
+        return key.unflatten(-1, (self.heads, -1)), value.unflatten(-1, (self.heads, -1))
 
-    def _absorbed(self, query: Tensor, context: Tensor, masked: Tensor) -> Tensor:
-        """Do the same over latents alone."""
-        folded = self._fold(query) * self.scale
-        scores = folded.view(len(context), -1, context.shape[-1]) @ context.transpose(1, 2)  # [b, n * heads, S]
-        hidden = masked.repeat_interleave(self.heads, dim=1)
-        mixed = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1) @ context[..., : self.rank]
-        return self._unfold(mixed.view(-1, self.heads, self.rank))
+    def _expanded(
+        self, query: Tensor, expansion: tuple[Tensor, Tensor], count: int, masked: Tensor | None = None
+    ) -> Tensor:
+        """Attend the keys and values of `count` equally long contexts; causally, S = n, where `masked` is None.
+
+        Queries [count * n, heads, ...] and `expansion` of [count * S, heads, ...] -> [count * n, heads * value].
+        """
+        key, value = expansion
+        # The CPU's fused kernel asks for values as wide as keys.
+        padded = F.pad(value, (0, max(0, key.shape[-1] - self.value)))
+        heads_first = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (query, key, padded))
+        seen = None if masked is None else ~masked[:, None]
+        out = F.scaled_dot_product_attention(*heads_first, seen, is_causal=seen is None, scale=self.scale)
+        return out[..., : self.value].transpose(1, 2).flatten(0, 1).flatten(1)
+
+    def _absorbed(self, query: Tensor, groups: list[Group], cached: Tensor) -> Tensor:
+        """Attend latents alone with the tokens of some groups laid end to end: [t, heads, ...] -> [t, heads * value]."""
+        folded = self._fold(query).split([group.tokens.numel() for group in groups])
+        parts = zip(folded, groups, strict=True)
+        return self._unfold(torch.cat([self._mix(part, group, cached) for part, group in parts]))
+
+    def _mix(self, folded: Tensor, group: Group, cached: Tensor) -> Tensor:
+        """Average the latents that a group's folded queries [b * n, heads, latent_size] see: [b * n, heads, rank]."""
+        assert group.masked is not None, "a group from the start is attended by its keys and values"
+        context = group.contexts(cached)[:, None]
+        query = folded.reshape(len(context), 1, -1, folded.shape[-1])  # [b, 1, n * heads, latent_size]
+        seen = ~group.masked.repeat_interleave(self.heads, dim=1)[:, None]
+        # The rotary part is averaged along: to leave it out here would copy the contexts.
+        mixed = F.scaled_dot_product_attention(query, context, context, seen, scale=self.scale)
+        return mixed.reshape(folded.shape)[..., : self.rank]
 
     def _fold(self, query: Tensor) -> Tensor:
         """Apply the expansion of keys to queries [T, heads, nope + rope] instead: [T, heads, rank + rope]."""
         plain, rotary = query.split((self.nope, self.rope), dim=-1)
-        return torch.cat(((plain.transpose(0, 1) @ self._expansions()[0]).transpose(0, 1), rotary), dim=-1)
+        return torch.cat(((plain.transpose(0, 1) @ self.key_expansion).transpose(0, 1), rotary), dim=-1)
 
     def _unfold(self, mixed: Tensor) -> Tensor:
         """Apply the expansion of values to mixed latents [T, heads, rank] instead: [T, heads * value]."""
-        return (mixed.transpose(0, 1) @ self._expansions()[1].transpose(1, 2)).transpose(0, 1).flatten(1)
-
-    def _expansions(self) -> tuple[Tensor, Tensor]:
-        """Matrices of each head from latents to keys, [heads, nope, rank], and values, [heads, value, rank]."""
-        return self.kv_b_proj.weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)
+        return (mixed.transpose(0, 1) @ self.value_expansion.transpose(1, 2)).transpose(0, 1).flatten(1)

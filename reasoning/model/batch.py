@@ -100,7 +100,8 @@ class Batch:
         own = torch.tensor([self.offsets[i] for i in sequences])[:, None] + torch.arange(length)
         if not starts.any():
             return Group(self._to_device(own))
-        position = torch.arange(int(starts.max()) + length)
+        # Whole pages: on a CPU the product of a new shape in bf16 costs more to prepare than to compute.
+        position = torch.arange(PAGE_TOKENS * pages_for(int(starts.max()) + length))
         seen = starts[:, None] + torch.arange(1, length + 1)  # [b, n]
         written = position < seen[:, -1:]  # past its end a sequence repeats its first position, as good as any
         position = position * written
@@ -169,12 +170,18 @@ class Group:
     """b sequences of a batch that bring n tokens each and are attended together.
 
     Either they all begin with this batch, and `context` and `masked` are None; or their contexts are padded to S
-    positions, the longest, with places that have been written: what others hold may be NaN, which no mask would stop.
+    positions, whole pages of the longest, with places that have been written: what others hold may be NaN, which no
+    mask would stop.
     """
 
     tokens: Tensor  # [b, n] index among the batch's T tokens
     context: Tensor | None = None  # [b, S] places in the cache
     masked: Tensor | None = None  # [b, n, S] bool: what a token must not see
+
+    def contexts(self, cached: Tensor) -> Tensor:
+        """Copy the contexts out of one layer's pages: [pages, PAGE_TOKENS, size] -> [b, S, size]."""
+        assert self.context is not None, "a group from the start has no context"
+        return cached.flatten(0, 1).index_select(0, self.context.flatten()).view(*self.context.shape, -1)
 
 
 @dataclass(frozen=True)

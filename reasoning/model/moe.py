@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.grouped_gemm import grouped_linear, grouped_swiglu
+from kernels.grouped_gemm import grouped_linear, grouped_swiglu, round_up
 from kernels.moe_combine import moe_combine
 from kernels.moe_route import RouteRule, Routing, moe_route
 from reasoning.config import ModelConfig
@@ -64,6 +64,8 @@ class MixtureOfExperts(nn.Module):
         """[T, hidden] -> [T, hidden]."""
         routing = self.gate(x)
         self.load = routing.counts
+        if x.device.type == "cpu" and x.dtype != torch.float32:
+            routing = round_up(routing)
         inner = grouped_swiglu(x, self.gate_up, routing)
         routed = moe_combine(grouped_linear(inner, self.down, routing.counts), routing)
         return routed if self.shared_experts is None else routed + self.shared_experts(x)
