@@ -32,17 +32,18 @@ def grouped_swiglu(x: Tensor, gate_up: Tensor, routing: Routing) -> Tensor:
         keep = torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad)
         return GroupedSwiglu.apply(x, gate_up, routing, keep)
     rows = x.index_select(0, routing.order // routing.experts.shape[1])
-    gate, up = grouped_linear(rows, gate_up, routing.counts).chunk(2, dim=-1)
+    gate, up = grouped_linear(rows, gate_up, routing.counts, routing.each).chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
-def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor, each: int = 0) -> Tensor:
     """Return weight_e x for the rows of every expert e. Differentiable.
 
     Args:
         x: [rows, in]: first the rows of expert 0, then those of expert 1, and so on.
         weight: [E, out, in].
         counts: [E] int64, the rows of each expert; they add up to all rows.
+        each: the number of every expert's rows, if the host knows that it is the same.
 
     Returns:
         [rows, out] in the dtype of `x`; products accumulate in fp32.
@@ -51,9 +52,8 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
         from kernels.gpu.grouped_gemm import GroupedLinear
 
         return GroupedLinear.apply(x, weight, counts)
-    experts, most = len(weight), int(counts.max()) if x.device.type == "cpu" else -1
-    if len(x) == experts * most:  # all equally many
-        return torch.bmm(x.view(experts, most, -1), weight.transpose(1, 2)).flatten(0, 1)
+    if each:
+        return torch.bmm(x.unflatten(0, (-1, each)), weight.transpose(1, 2)).flatten(0, 1)
     if any(size * weight.element_size() % 16 for size in weight.shape[1:]):  # which torch's product refuses
         parts = x.split(counts.tolist())
         return torch.cat([F.linear(part, weight[e]) for e, part in enumerate(parts) if len(part)])
@@ -69,11 +69,11 @@ def round_up(routing: Routing) -> Routing:
     """
     most = int(routing.counts.max())
     few = most <= _FEW and 2 * int(routing.counts.count_nonzero()) >= len(routing.counts)
-    wanted = torch.full_like(routing.counts, most) if few else routing.counts
     step = _FEW if most > _FEW else _FEW // 4
-    counts = (wanted + step - 1) // step * step
-    shift = (counts - routing.counts).cumsum(0) - (counts - routing.counts)
-    position = routing.position + shift[routing.experts]
+    counts = (torch.full_like(routing.counts, most) if few else routing.counts) + step - 1
+    counts -= counts % step
+    idle = counts - routing.counts
+    position = routing.position + (idle.cumsum(0) - idle)[routing.experts]
     order = routing.order.new_zeros(int(counts.sum()))
     order[position.flatten()] = torch.arange(position.numel())
-    return replace(routing, counts=counts, order=order, position=position)
+    return replace(routing, counts=counts, order=order, position=position, each=int(counts[0]) if few else 0)

@@ -49,6 +49,9 @@ class Routing:
     position: Tensor
     """[T, top] int64, the inverse of `order`: where each pair stands in it."""
 
+    each: int = 0
+    """The number of every expert's pairs, where it is known to be the same."""
+
 
 def moe_route(logits: Tensor, bias: Tensor, rule: RouteRule) -> Routing:
     """Route tokens as DeepSeek-V3 does (arXiv 2412.19437, section 2.1.2). Differentiable in `logits`.

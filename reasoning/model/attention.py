@@ -154,13 +154,13 @@ class LatentAttention(nn.Module):
         key, value = expansion
         # The CPU's fused kernel asks for values as wide as keys.
         padded = F.pad(value, (0, max(0, key.shape[-1] - self.value)))
-        heads_first = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (query, key, padded))
+        q, k, v = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (query, key, padded))
         seen = None if masked is None else ~masked[:, None]
-        out = F.scaled_dot_product_attention(*heads_first, seen, is_causal=seen is None, scale=self.scale)
+        out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=self.scale)
         return out[..., : self.value].transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _absorbed(self, query: Tensor, groups: list[Group], cached: Tensor) -> Tensor:
-        """Attend latents alone with the tokens of some groups laid end to end: [t, heads, ...] -> [t, heads * value]."""
+        """Attend latents alone with the tokens of some groups: [t, heads, ...] -> [t, heads * value], end to end."""
         folded = self._fold(query).split([group.tokens.numel() for group in groups])
         parts = zip(folded, groups, strict=True)
         return self._unfold(torch.cat([self._mix(part, group, cached) for part, group in parts]))

@@ -90,7 +90,8 @@ class Batch:
         """The sequences by what attention can do in one go."""
         members: dict[tuple[int, int], list[int]] = {}
         for i, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            size = pages_for(start).bit_length()  # the pages of a group's contexts differ by less than a factor of two
+            # Of a group's contexts the longest is at most 1.42 times the shortest, or both are no longer than a page.
+            size = (max(start, PAGE_TOKENS) ** 2).bit_length() if start else 0
             members.setdefault((length, size), []).append(i)
         return tuple(self._group(sequences) for sequences in members.values())
 
@@ -100,8 +101,7 @@ class Batch:
         own = torch.tensor([self.offsets[i] for i in sequences])[:, None] + torch.arange(length)
         if not starts.any():
             return Group(self._to_device(own))
-        # Whole pages: on a CPU the product of a new shape in bf16 costs more to prepare than to compute.
-        position = torch.arange(PAGE_TOKENS * pages_for(int(starts.max()) + length))
+        position = torch.arange(int(starts.max()) + length)
         seen = starts[:, None] + torch.arange(1, length + 1)  # [b, n]
         written = position < seen[:, -1:]  # past its end a sequence repeats its first position, as good as any
         position = position * written
@@ -170,8 +170,7 @@ class Group:
     """b sequences of a batch that bring n tokens each and are attended together.
 
     Either they all begin with this batch, and `context` and `masked` are None; or their contexts are padded to S
-    positions, whole pages of the longest, with places that have been written: what others hold may be NaN, which no
-    mask would stop.
+    positions, the longest, with places that have been written: what others hold may be NaN, which no mask would stop.
     """
 
     tokens: Tensor  # [b, n] index among the batch's T tokens

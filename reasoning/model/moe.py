@@ -67,5 +67,5 @@ class MixtureOfExperts(nn.Module):
         if x.device.type == "cpu" and x.dtype != torch.float32:
             routing = round_up(routing)
         inner = grouped_swiglu(x, self.gate_up, routing)
-        routed = moe_combine(grouped_linear(inner, self.down, routing.counts), routing)
+        routed = moe_combine(grouped_linear(inner, self.down, routing.counts, routing.each), routing)
         return routed if self.shared_experts is None else routed + self.shared_experts(x)

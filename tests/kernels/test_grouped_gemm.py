@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.grouped_gemm import grouped_linear, grouped_swiglu
+from kernels.grouped_gemm import grouped_linear, grouped_swiglu, round_up
+from kernels.moe_combine import moe_combine
 from kernels.moe_route import RouteRule, moe_route
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -93,3 +94,21 @@ def test_nothing_is_kept_for_gradients_that_nobody_wants(randn, shape):
         quiet = grouped_swiglu(x, gate_up, routing)
     assert quiet.grad_fn is None
     torch.testing.assert_close(quiet, grouped_swiglu(x, gate_up, routing))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 5, 17, 123, 400])
+def test_idle_rows_change_nothing_but_the_number_of_rows(randn, tokens, dtype):
+    routing = crowded(randn, tokens, 8, 3)
+    rounded = round_up(routing)
+    assert set((rounded.counts % 16).tolist()) == {0}
+    x, weight = randn(tokens, 24, dtype=dtype), randn(8, 16, 24, dtype=dtype) / 5
+    outs = [moe_combine(grouped_linear(x[r.order // 3], weight, r.counts, r.each), r) for r in (routing, rounded)]
+    assert torch.equal(*outs) if dtype == torch.bfloat16 else torch.allclose(*outs, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "alike"), [(1, False), (17, True), (400, False)])
+def test_few_rows_are_rounded_to_one_number_for_all_experts(randn, tokens, alike):
+    rounded = round_up(crowded(randn, tokens, 8, 3))
+    assert (len(set(rounded.counts.tolist())) == 1) == alike
+    assert rounded.each == (int(rounded.counts[0]) if alike else 0)

@@ -57,6 +57,8 @@ def both_ways(monkeypatch):
 def test_attention_is_that_by_torch(both_ways, lengths, starts):
     config = ModelConfig.from_dict(TINY)
     attention = LatentAttention(config).to(DEVICE)
+    for expansion in (attention.key_expansion, attention.value_expansion):
+        expansion.normal_(0, 0.2)
     pages = tuple((5 * i + 2, 5 * i, 5 * i + 4) for i in range(len(lengths)))
     batch = Batch(torch.zeros(sum(lengths), dtype=torch.int64, device=DEVICE), lengths, starts, pages)
     x = torch.randn(sum(lengths), config.hidden_size, device=DEVICE)

@@ -88,7 +88,7 @@ def imbalance(parts, rate):
     mixtures = [layer.mlp for layer in trainer.model.layers[1:]]
     with torch.no_grad():
         for moe in mixtures:
-            moe.gate.e_score_correction_bias += torch.tensor([0.1, 0.1, 0.0, 0.0])  # all tokens go to two experts
+            moe.gate.e_score_correction_bias += torch.tensor([0.2, 0.2, 0.0, 0.0])  # all tokens go to two experts
     trainer.run(lambda _: loads.append(torch.stack([moe.load for moe in mixtures])))
     late = torch.stack(loads[-8:]).double().mean(0)
     return (late.max(-1).values / late.mean(-1)).tolist()
@@ -96,7 +96,7 @@ def imbalance(parts, rate):
 
 def test_balancing_evens_out_the_load(parts):
     assert min(imbalance(parts, 0.0)) > 1.8
-    assert max(imbalance(parts, 0.01)) < 1.3
+    assert max(imbalance(parts, 0.02)) < 1.3
 
 
 def test_the_rate_rises_and_falls_over_the_run(parts):
