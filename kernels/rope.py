@@ -24,7 +24,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         from kernels.gpu.rope import Rope
 
         return Rope.apply(x, cos, sin)
-    return _rotate(x, cos, sin)
+    return _rotate(x, cos, sin).flatten(-2).to(x.dtype)
 
 
 def rope_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -33,11 +33,12 @@ def rope_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         from kernels.gpu.rope import rotate_into
 
         return rotate_into(x, x, cos, sin)
-    return x.copy_(_rotate(x, cos, sin))
+    x.unflatten(-1, (2, -1)).copy_(_rotate(x, cos, sin))
+    return x
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    if x.ndim == 3:
-        cos, sin = cos[:, None], sin[:, None]
-    first, second = x[..., 0::2], x[..., 1::2]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    """Multiply the pairs as complex numbers, in the dtype of the angles: [..., dim] -> [..., 2, dim / 2]."""
+    pairs = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2)).contiguous())
+    turn = torch.complex(cos, sin)
+    return torch.view_as_real(pairs * (turn[:, None] if x.ndim == 3 else turn)).transpose(-1, -2)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -163,16 +164,16 @@ class ModelRunner:
 def _likeliest(logits: Tensor) -> Likeliest:
     """Of each row the index of the highest logit, and that logit; both NaN's where there is one."""
     if logits.device.type == "cpu":
-        return tuple(_highest(row) for row in logits)
+        scratch = torch.empty(logits.shape[1:])
+        return tuple(_highest(scratch.copy_(row).numpy()) for row in logits)
     ids = logits.argmax(-1)
     highest = logits.gather(1, ids[:, None])[:, 0]
     both = torch.stack((ids.double(), highest.double())).cpu()  # exact, and one trip from the device
     return tuple((int(token), logit) for token, logit in zip(*both.tolist(), strict=True))
 
 
-def _highest(row: Tensor) -> tuple[int, float]:
+def _highest(logits: np.ndarray) -> tuple[int, float]:
     """The same of one row on the CPU, where numpy takes a tenth of torch's time."""
-    logits = row.float().numpy()
     token = int(logits.argmax())
     return token, float(logits[token])
 

@@ -115,16 +115,16 @@ class LatentAttention(nn.Module):
         if cached is None:
             return self._expanded(query, self._expand(latent), len(batch.lengths))
         out = query.new_empty(len(query), self.heads * self.value)
-        if fresh := [group for group in batch.groups if group.masked is None]:
+        if fresh := [group for group in batch.groups if group.seen is None]:
             key, value = self._expand(latent)
             for tokens, count in ((group.tokens.flatten(), len(group.tokens)) for group in fresh):
                 out[tokens] = self._expanded(query[tokens], (key[tokens], value[tokens]), count)
-        continued = [group for group in batch.groups if group.masked is not None]
+        continued = [group for group in batch.groups if group.seen is not None]
         for group in continued:
             if not self._absorbs(group):
                 context, tokens = group.contexts(cached), group.tokens.flatten()
                 expansion = self._expand(context.flatten(0, 1))
-                out[tokens] = self._expanded(query[tokens], expansion, len(context), group.masked)
+                out[tokens] = self._expanded(query[tokens], expansion, len(context), group.seen)
         if short := [group for group in continued if self._absorbs(group)]:
             tokens = torch.cat([group.tokens.flatten() for group in short])
             out[tokens] = self._absorbed(query[tokens], short, cached)
@@ -145,9 +145,9 @@ class LatentAttention(nn.Module):
         return key.unflatten(-1, (self.heads, -1)), value.unflatten(-1, (self.heads, -1))
 
     def _expanded(
-        self, query: Tensor, expansion: tuple[Tensor, Tensor], count: int, masked: Tensor | None = None
+        self, query: Tensor, expansion: tuple[Tensor, Tensor], count: int, seen: Tensor | None = None
     ) -> Tensor:
-        """Attend the keys and values of `count` equally long contexts; causally, S = n, where `masked` is None.
+        """Attend the keys and values of `count` equally long contexts; causally, S = n, where `seen` is None.
 
         Queries [count * n, heads, ...] and `expansion` of [count * S, heads, ...] -> [count * n, heads * value].
         """
@@ -155,8 +155,8 @@ class LatentAttention(nn.Module):
         # The CPU's fused kernel asks for values as wide as keys.
         padded = F.pad(value, (0, max(0, key.shape[-1] - self.value)))
         q, k, v = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (query, key, padded))
-        seen = None if masked is None else ~masked[:, None]
-        out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=self.scale)
+        mask = None if seen is None else seen[:, None]
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=self.scale)
         return out[..., : self.value].transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _absorbed(self, query: Tensor, groups: list[Group], cached: Tensor) -> Tensor:
@@ -167,13 +167,14 @@ class LatentAttention(nn.Module):
 
     def _mix(self, folded: Tensor, group: Group, cached: Tensor) -> Tensor:
         """Average the latents that a group's folded queries [b * n, heads, latent_size] see: [b * n, heads, rank]."""
-        assert group.masked is not None, "a group from the start is attended by its keys and values"
-        context = group.contexts(cached)[:, None]
-        query = folded.reshape(len(context), 1, -1, folded.shape[-1])  # [b, 1, n * heads, latent_size]
-        seen = ~group.masked.repeat_interleave(self.heads, dim=1)[:, None]
+        assert group.seen is not None, "a group from the start is attended by its keys and values"
+        # Torch's heads are our tokens, which all read one context; what differs by head are its rows.
+        count, tokens, _ = group.seen.shape
+        context = group.contexts(cached)[:, None].expand(-1, tokens, -1, -1)
+        query = folded.view(count, tokens, self.heads, -1)
         # The rotary part is averaged along: to leave it out here would copy the contexts.
-        mixed = F.scaled_dot_product_attention(query, context, context, seen, scale=self.scale)
-        return mixed.reshape(folded.shape)[..., : self.rank]
+        mixed = F.scaled_dot_product_attention(query, context, context, group.seen[:, :, None], scale=self.scale)
+        return mixed.flatten(0, 1)[..., : self.rank]
 
     def _fold(self, query: Tensor) -> Tensor:
         """Apply the expansion of keys to queries [T, heads, nope + rope] instead: [T, heads, rank + rope]."""

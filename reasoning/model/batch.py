@@ -108,7 +108,7 @@ class Batch:
         return Group(
             tokens=self._to_device(own),
             context=self._to_device(self._place(torch.tensor(sequences)[:, None], position)),
-            masked=self._to_device(torch.arange(position.shape[1]) >= seen[..., None]),
+            seen=self._to_device(torch.arange(position.shape[1]) < seen[..., None]),
         )
 
     @cached_property
@@ -169,13 +169,13 @@ class Batch:
 class Group:
     """b sequences of a batch that bring n tokens each and are attended together.
 
-    Either they all begin with this batch, and `context` and `masked` are None; or their contexts are padded to S
+    Either they all begin with this batch, and `context` and `seen` are None; or their contexts are padded to S
     positions, the longest, with places that have been written: what others hold may be NaN, which no mask would stop.
     """
 
     tokens: Tensor  # [b, n] index among the batch's T tokens
     context: Tensor | None = None  # [b, S] places in the cache
-    masked: Tensor | None = None  # [b, n, S] bool: what a token must not see
+    seen: Tensor | None = None  # [b, n, S] bool: what a token may see
 
     def contexts(self, cached: Tensor) -> Tensor:
         """Copy the contexts out of one layer's pages: [pages, PAGE_TOKENS, size] -> [b, S, size]."""
