@@ -72,7 +72,7 @@ class Scale:
     rounds: int
 
 
-FULL = Scale((0, 1, 2, 5, 10), (16, 32), warmup=56, slice=8, rounds=7)
+FULL = Scale((0, 1, 2, 5, 10), (16, 32), warmup=56, slice=5, rounds=16)
 QUICK = Scale((0, 5), (16,), warmup=1, slice=3, rounds=2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import uuid
 from collections import Counter
@@ -90,10 +91,10 @@ def open_executor(model_dir: Path, options: ClusterOptions, trace: Trace | None 
 class ReasoningActor(ReasoningWorker):
     """A reasoning worker as a Ray actor, whose memory's metrics are among Ray's."""
 
-    def __init__(self, model_dir: Path, locate: Locate | None, config: EngineConfig, threads: int) -> None:
+    def __init__(self, model_dir: Path, locate: Locate | None, config: EngineConfig, workers: int) -> None:
         import ray
 
-        super().__init__(model_dir, locate, config, threads)
+        super().__init__(model_dir, locate, config, _threads(workers))
         self._metrics = RayMetrics(self.collect, {"worker": str(ray.get_runtime_context().get_actor_id())})
 
 
@@ -137,8 +138,20 @@ class RayExecutor:
         return list(itertools.chain.from_iterable(fetch([actor.stats.remote() for actor in self.actors])))
 
 
+def _threads(workers: int) -> int:
+    """This node's processors for each of the workers on it, if Ray spreads them evenly.
+
+    Shards on the node are left none: they need so little that a worker with a thread less would lose more.
+    """
+    import ray
+
+    nodes = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+    here = min(nodes[ray.get_runtime_context().get_node_id()], os.cpu_count() or 1)
+    return max(1, here // math.ceil(workers / sum(cpus > 0 for cpus in nodes.values())))
+
+
 def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | None) -> list[ActorHandle]:
-    """Start reasoning actors on the connected Ray, its processors shared out evenly, and wait."""
+    """Start reasoning actors on the connected Ray, one processor reserved for each, and wait."""
     import ray
 
     workers, resources = options.workers, ray.cluster_resources()
@@ -154,9 +167,8 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
         "max_task_retries": _CHUNK_RETRIES,
         "scheduling_strategy": "SPREAD",
     }
-    threads = max(1, min(os.cpu_count() or 1, int(resources["CPU"])) // workers)
     actor: Any = ray.remote(ReasoningActor).options(**placing)
-    actors = [actor.remote(model_dir.resolve(), locate, options.engine_config(), threads) for _ in range(workers)]
+    actors = [actor.remote(model_dir.resolve(), locate, options.engine_config(), workers) for _ in range(workers)]
     fetch([actor.ready.remote() for actor in actors])
     return actors
 

@@ -30,6 +30,7 @@ from reasoning.scheduler import Limits, Scheduler
 from reasoning.sequence import Piece, Sequence
 from reasoning.tokenizer import Tokenizer
 from reasoning.trace import Trace
+from reasoning.warm_up import warm_up
 
 Event = Delta | Result
 """What a step hands back: parts of samples for requests that stream, and the ends of requests."""
@@ -75,6 +76,9 @@ class Engine:
         weights = model.embed_tokens.weight
         cache = Cache.empty(model.config, pages + 1, weights.device, weights.dtype)  # a page of nobody's, for padding
         graphs = DecodeGraphs.where_possible(model, cache, config.max_batch, pages_for(self.prompts.context))
+        if graphs is not None:
+            width = model.config.engram_width
+            warm_up(graphs, cache, width, config.prefill_tokens, config.max_batch, self.prompts.context)
         self.runner = ModelRunner(model, cache, self.lookup, vocab_size, graphs)
         limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
         self.drafting = Drafting(config.drafts, config.draft_policy, model, self.runner.cache, vocab_size)
