@@ -168,13 +168,12 @@ class LatentAttention(nn.Module):
     def _mix(self, folded: Tensor, group: Group, cached: Tensor) -> Tensor:
         """Average the latents that a group's folded queries [b * n, heads, latent_size] see: [b * n, heads, rank]."""
         assert group.seen is not None, "a group from the start is attended by its keys and values"
-        # Torch's heads are our tokens, which all read one context; what differs by head are its rows.
-        count, tokens, _ = group.seen.shape
-        context = group.contexts(cached)[:, None].expand(-1, tokens, -1, -1)
-        query = folded.view(count, tokens, self.heads, -1)
+        context = group.contexts(cached)[:, None]
+        query = folded.reshape(len(context), 1, -1, folded.shape[-1])  # [b, 1, n * heads, latent_size]
+        seen = group.seen[:, :, None].expand(-1, -1, self.heads, -1).flatten(1, 2)[:, None]
         # The rotary part is averaged along: to leave it out here would copy the contexts.
-        mixed = F.scaled_dot_product_attention(query, context, context, group.seen[:, :, None], scale=self.scale)
-        return mixed.flatten(0, 1)[..., : self.rank]
+        mixed = F.scaled_dot_product_attention(query, context, context, seen, scale=self.scale)
+        return mixed.reshape(folded.shape)[..., : self.rank]
 
     def _fold(self, query: Tensor) -> Tensor:
         """Apply the expansion of keys to queries [T, heads, nope + rope] instead: [T, heads, rank + rope]."""
