@@ -38,7 +38,8 @@ def rope_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Multiply the pairs as complex numbers, in the dtype of the angles: [..., dim] -> [..., 2, dim / 2]."""
-    pairs = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2)).contiguous())
-    turn = torch.complex(cos, sin)
+    """Multiply the pairs as complex numbers, in fp32 at least: [..., dim] -> [..., 2, dim / 2]."""
+    dtype = torch.promote_types(cos.dtype, torch.float32)
+    pairs = torch.view_as_complex(x.to(dtype).unflatten(-1, (-1, 2)).contiguous())
+    turn = torch.complex(cos.to(dtype), sin.to(dtype))
     return torch.view_as_real(pairs * (turn[:, None] if x.ndim == 3 else turn)).transpose(-1, -2)

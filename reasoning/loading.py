@@ -13,6 +13,7 @@ from reasoning.devices import choose_device, choose_dtype
 from reasoning.engine_config import EngineConfig
 from reasoning.hasher import build_hasher, table_specs
 from reasoning.lookup import RowLookup
+from reasoning.model.packing import pack_linears
 from reasoning.model.transformer import Transformer
 from reasoning.tokenizer import TOKENIZER_FILE, Tokenizer
 
@@ -40,6 +41,7 @@ def load_parts(
     device = choose_device(config.device)
     needs_memory = bool(ModelConfig.from_dir(directory).engram_layer_ids)
     model = load_model(directory, device, choose_dtype(config.dtype, device))
+    pack_linears(model)
     tokenizer = Tokenizer.from_file(directory) if (directory / TOKENIZER_FILE).is_file() else None
     with ExitStack() as opened:
         if not needs_memory:
