@@ -30,6 +30,7 @@ import tokenizers
 import torch
 from tokenizers import models
 
+from benchmarks.generated import generated_tokens
 from benchmarks.large_table import available_bytes
 from benchmarks.random_shard import random_shards
 from benchmarks.report import Report, argument_parser, describe_device, format_table
@@ -43,7 +44,7 @@ from reasoning.hasher import build_hasher, table_specs
 from reasoning.model.batch import PAGE_TOKENS, pages_for
 from reasoning.model.transformer import Transformer
 from reasoning.presets import PRESETS
-from reasoning.request import Completion, Request, SamplingParams
+from reasoning.request import Request, SamplingParams
 from reasoning.tokenizer import Tokenizer
 
 BACKBONE = ModelConfig(
@@ -174,9 +175,9 @@ class Bench:
         begin = time.perf_counter()
         with self.memory(place, specs) as memory, contextlib.closing(self.engine(config, memory)) as engine:
             print(f"{place}: model and tables made in {time.perf_counter() - begin:.0f} s", flush=True)
-            generate(engine, self.requests)
+            generated_tokens(engine, self.requests)
             before, begin = engine.stats(), time.perf_counter()
-            tokens = generate(engine, self.requests)
+            tokens = generated_tokens(engine, self.requests)
             seconds, after = time.perf_counter() - begin, engine.stats()
         made = sum(map(len, tokens))
         return Run(
@@ -223,15 +224,6 @@ def plain_tokenizer(vocab_size: int, directory: Path) -> Tokenizer:
     words = {f"w{i}": i for i in range(vocab_size)}
     tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(directory / "tokenizer.json"))
     return Tokenizer.from_file(directory)
-
-
-def generate(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
-    """The new tokens of every request."""
-    done = {result.id: result for result in engine.generate(requests)}
-    failed = next((result for result in done.values() if not isinstance(result, Completion)), None)
-    if failed is not None:
-        raise RuntimeError(f"request {failed.id} failed: {failed.message}")
-    return [list(one.token_ids) for request in requests if isinstance(one := done[request.id], Completion)]
 
 
 def free_device_bytes(device: torch.device) -> int:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
+from benchmarks.generated import generated_tokens
 from benchmarks.report import (
     PACKAGES,
     Report,
@@ -31,7 +32,7 @@ from reasoning.devices import DEVICES, choose_device
 from reasoning.engine import Engine
 from reasoning.engine_config import EngineConfig
 from reasoning.model.batch import Batch
-from reasoning.request import Completion, Request, SamplingParams
+from reasoning.request import Request, SamplingParams
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 4096,
@@ -127,8 +128,7 @@ def our_tokens(engine: Engine, requests: list[Request], new_tokens: int) -> list
     """Greedy tokens, all requests together."""
     sampling = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
     asked = [Request(r.id, r.prompt, r.prompt_token_ids, sampling) for r in requests]
-    done = {result.id: result for result in engine.generate(asked)}
-    return [list(one.token_ids) for request in asked if isinstance(one := done[request.id], Completion)]
+    return generated_tokens(engine, asked)
 
 
 def our_logits(engine: Engine, prompt: list[int]) -> Tensor:

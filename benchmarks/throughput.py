@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.generated import generated_tokens
 from benchmarks.report import (
     PACKAGES,
     Report,
@@ -36,7 +37,7 @@ from reasoning.devices import DEVICES, DTYPES, choose_device
 from reasoning.engine import Engine
 from reasoning.engine_config import EngineConfig
 from reasoning.model.transformer import Transformer
-from reasoning.request import Completion, Request, SamplingParams
+from reasoning.request import Request, SamplingParams
 
 CONFIG = ModelConfig(
     vocab_size=129280,
@@ -138,8 +139,7 @@ def ours(directory: str, batch: int, device: torch.device, dtype: str) -> Rival:
     def generate(prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
         sampling = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
         requests = [Request(str(i), prompt_token_ids=tuple(p), sampling=sampling) for i, p in enumerate(prompts)]
-        done = {result.id: result for result in engine.generate(requests)}
-        return [list(c.token_ids) for i in range(len(prompts)) if isinstance(c := done[str(i)], Completion)]
+        return generated_tokens(engine, requests)
 
     return generate
 
