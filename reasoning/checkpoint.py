@@ -89,7 +89,8 @@ class _Interleaved:
 
     @property
     def shape(self) -> torch.Size:
-        return self.joined().shape
+        turns, _, columns = self.parts[0].shape
+        return torch.Size((turns * sum(part.shape[1] for part in self.parts), columns))
 
     def copy_(self, tensor: Tensor) -> None:
         turns = tensor.unflatten(0, (len(self.parts[0]), -1))
