@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.cache import RowCache
+from memory_service.client.cache import RowCache
 
 _TOGETHER = 64  # tokens at least that one replayed call covers
 

@@ -35,9 +35,9 @@ from cluster.pools import start_pool, stop_pool, wait_for_pool
 from cluster.ray_fleet import MEMORY_ROLE
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service import MemoryServiceError, TableSpec, write_snapshot
-from memory_service.control import ControlClient
-from memory_service.placement import NOBODY, Placement
-from memory_service.random_tables import random_blocks
+from memory_service.control.client import ControlClient
+from memory_service.placement.placement import NOBODY, Placement
+from memory_service.tables.random_tables import random_blocks
 
 POOL = "chaos"
 REPLICAS = 2

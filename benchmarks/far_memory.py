@@ -12,7 +12,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from memory_service import Memory, MemoryStats, Rows, TableSpec
-from memory_service.metrics import Sample
+from memory_service.metrics.metrics import Sample
 
 
 class FarMemory:

@@ -25,8 +25,8 @@ import psutil
 
 from benchmarks.hostile import Hostility, Request, describe
 from memory_service import MemoryClient, RowFormat, TableSpec, write_snapshot
-from memory_service.control import ControlClient
-from memory_service.random_tables import random_blocks
+from memory_service.control.client import ControlClient
+from memory_service.tables.random_tables import random_blocks
 
 _BATCH = 250  # hostile requests between two checks
 _TIMEOUT_S = 5.0
@@ -80,7 +80,7 @@ def fuzz(requests: int, seed: int) -> Outcome:
 @contextlib.contextmanager
 def shard_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A shard that serves the snapshot `memory` of a directory, and works in that directory."""
-    command = [sys.executable, "-m", "memory_service.serve", "--snapshot", "memory"]
+    command = [sys.executable, "-m", "memory_service.server.process", "--snapshot", "memory"]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env=environment)

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from benchmarks.mutations import encode_field, mutate, reorder
 from memory_service import InvalidRequest, Placement, TableSpec
-from memory_service.wire import placement_from_proto, placement_to_proto
+from memory_service.protocol.messages import placement_from_proto, placement_to_proto
 from protos import memory_pb2 as pb
 
 FLIGHT = "/arrow.flight.protocol.FlightService/"

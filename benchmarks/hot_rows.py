@@ -24,8 +24,8 @@ from benchmarks.cache_models import Accesses, interleave, lru_distances, optimum
 from benchmarks.line_chart import Panel, draw
 from benchmarks.report import Report, argument_parser, format_table
 from benchmarks.text_streams import CODE, PROSE, TextStream, deepseek_tokenizer, read_stream
-from memory_service.cache import RowCache, set_bytes
-from memory_service.spec import TableSpec
+from memory_service.client.cache import RowCache, set_bytes
+from memory_service.tables.spec import TableSpec
 from reasoning.hashing import NgramHasher
 from reasoning.presets import PRESETS
 from reasoning.token_map import TokenMap

@@ -20,7 +20,7 @@ from benchmarks.lookup import table_spec
 from benchmarks.report import Report, argument_parser, format_table, time_interleaved
 from benchmarks.servers import memory_shards
 from memory_service import MemoryClient, TableSpec, write_snapshot
-from memory_service.random_tables import random_block, random_blocks
+from memory_service.tables.random_tables import random_block, random_blocks
 
 MILLION = 1_000_000
 SMALL_ROWS = 1 * MILLION

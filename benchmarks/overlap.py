@@ -28,7 +28,7 @@ from benchmarks.report import Report, argument_parser, format_table
 from benchmarks.text_streams import deepseek_tokenizer
 from benchmarks.throughput import CONFIG
 from memory_service import LocalMemory
-from memory_service.random_tables import random_blocks
+from memory_service.tables.random_tables import random_blocks
 from reasoning.engine import Engine
 from reasoning.engine_config import EngineConfig
 from reasoning.hasher import build_hasher, table_specs

@@ -1,4 +1,4 @@
-"""Random rows for tables as large as a machine's memory: all cores make blocks of `memory_service.random_tables`."""
+"""Random rows for tables as large as a machine's memory: all cores make blocks of random rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service import TableSpec
-from memory_service.random_tables import random_block
+from memory_service.tables.random_tables import random_block
 
 _WINDOW = 256
 """Blocks that are made before the first of them is handed on: about 256 MB."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from benchmarks.random_rows import random_blocks
 from benchmarks.servers import free_ports, module_server
 from memory_service import Placement, ShardAddress, TableSpec
-from memory_service.arrow_pool import restart_bounded
-from memory_service.server import ShardServer
-from memory_service.shard import Shard
-from memory_service.sources import Sources
-from memory_service.table import ShardTable
+from memory_service.server.arrow_memory import restart_bounded
+from memory_service.server.server import ShardServer
+from memory_service.shard.block_sources import Sources
+from memory_service.shard.shard import Shard
+from memory_service.shard.table import ShardTable
 
 
 class RandomShard(Shard):

@@ -14,9 +14,9 @@ from torch import Tensor
 from benchmarks.random_rows import fill_table, random_blocks
 from kernels.dispatch import use_triton
 from memory_service import MemoryStats, Rows, TableSpec
+from memory_service.client.counters import LookupCounters
 from memory_service.memory import require_table
-from memory_service.metrics import Sample
-from memory_service.stats import LookupCounters
+from memory_service.metrics.metrics import Sample
 from reasoning.devices import to_device
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import Report, Timing, format_table, parse_arguments, time_interleaved
-from memory_service.cache import RowCache
+from memory_service.client.cache import RowCache
 
 TABLE_ROWS, ROW_BYTES = 384_000_000, 264
 SIZES = (384, 12_288)

@@ -52,7 +52,7 @@ def _shard(
     snapshot: Path, port: int, index: int, peers: str, *options: str
 ) -> contextlib.AbstractContextManager[Server]:
     place = ["--port", str(port), "--shard-index", str(index), "--peers", peers]
-    return module_server("memory_service.serve", "--snapshot", str(snapshot), *place, *options)
+    return module_server("memory_service.server.process", "--snapshot", str(snapshot), *place, *options)
 
 
 def free_ports(count: int) -> Sequence[int]:

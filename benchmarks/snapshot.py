@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from benchmarks.lookup import table_spec
 from benchmarks.report import Report, Timing, format_table, parse_arguments, time_interleaved
 from memory_service import Placement, ShardAddress, Snapshot, TableSpec, extend_snapshot
-from memory_service.random_tables import random_blocks
-from memory_service.shard import Shard
+from memory_service.shard.shard import Shard
+from memory_service.tables.random_tables import random_blocks
 
 CHANGED_EVERY = 10
 """One block of so many differs in an incremental snapshot."""

@@ -77,7 +77,7 @@ def _run(argv: Sequence[str] | None) -> int:
         args.parser.print_help()
         return 0
     if argv is None and getattr(args, "bounded", False):  # this process is the command, nobody else's
-        from memory_service.arrow_pool import restart_bounded
+        from memory_service.server.arrow_memory import restart_bounded
 
         restart_bounded()
     return args.run(args)

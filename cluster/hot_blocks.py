@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.pool_plan import BlockReplicas
-from memory_service.placement import Placement
+from memory_service.placement.placement import Placement
 
 BlockLoad = Mapping[str, NDArray[np.int64]]
 """By table: rows asked for of each block, [blocks]."""

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memory_service.control import ControlClient
-from memory_service.directory import each_shard
+from memory_service.control.client import ControlClient
+from memory_service.control.each_shard import each_shard
 from memory_service.errors import MemoryServiceError, ShardUnavailable
-from memory_service.metrics import Distribution
-from memory_service.placement import NOBODY, Placement, ShardAddress
-from memory_service.shard_reports import ShardStats
-from memory_service.wire import HeldTable, ShardInfo
+from memory_service.metrics.metrics import Distribution
+from memory_service.placement.placement import NOBODY, Placement, ShardAddress
+from memory_service.protocol.messages import HeldTable, ShardInfo
+from memory_service.protocol.reports import ShardStats
 
 _SAMPLE_SECONDS = 0.5  # between the two readings that a rate is made of
 _TABLE_HEADER = ("table", "rows", "row", "format", "blocks", "of rows", "replicas", "version", "fingerprint")

@@ -1,7 +1,7 @@
 """Which shard of a pool should move to another node, so that no node's loss is felt. Knows neither Ray nor the clock.
 
 Ray starts the shards of a lost node again on the nodes that are left, and moves none to a node that joins. A node that
-has more than its share of the shards cannot be done without: past a certain part of them (`memory_service.domains`)
+has more than its share of the shards cannot be done without: past a certain part of them (see `failure_domains`)
 some blocks have all of their replicas there. Moving a shard from the node with the most to one with at least two fewer
 makes the numbers more even each time, so the moves come to an end, and in the end no two numbers differ by more than
 one as far as the nodes have room: more even, and with that farther apart, replicas cannot be.

@@ -15,12 +15,12 @@ from cluster.pool_plan import PoolPlan, Shape, Whereabouts
 from cluster.pool_report import PoolDescription, ScaleReport
 from cluster.pool_tuner import PoolTuner
 from cluster.shard_watch import Fleet, ShardWatch
-from memory_service.control import ControlClient
+from memory_service.control.client import ControlClient
+from memory_service.control.reshape import reshape, retire
 from memory_service.errors import MemoryServiceError, ShardUnavailable, WrongEpoch
-from memory_service.origin import Origin
-from memory_service.placement import Placement
-from memory_service.reshape import reshape, retire
-from memory_service.shard_reports import ShardStats
+from memory_service.placement.placement import Placement
+from memory_service.protocol.reports import ShardStats
+from memory_service.snapshots.origin import Origin
 
 _PASSING = (ShardUnavailable, WrongEpoch)  # errors of shards that come and go; the next attempt may do better
 _MOST_PATIENT_S = 15.0

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from cluster.autoscale import PoolLoad
 from cluster.pool_plan import Whereabouts
-from memory_service.shard_reports import ShardStats
-from memory_service.spec import TableSpec
+from memory_service.protocol.reports import ShardStats
+from memory_service.tables.spec import TableSpec
 
 Readings = Mapping[Whereabouts, ShardStats]
 

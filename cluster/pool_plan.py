@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.placement import Placement, ShardAddress
-from memory_service.spec import TableSpec
+from memory_service.placement.placement import Placement, ShardAddress
+from memory_service.tables.spec import TableSpec
 
 BlockReplicas = Mapping[str, Mapping[int, int]]
 """By table and block: further replicas of the blocks that are asked for most."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.pool_plan import Shape
-from memory_service.placement import Placement
-from memory_service.shard_reports import ShardStats
+from memory_service.placement.placement import Placement
+from memory_service.protocol.reports import ShardStats
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from cluster.autoscale import AutoscaleConfig, Autoscaler
 from cluster.hot_blocks import SpreadConfig, spread_hot_blocks
 from cluster.pool_load import LoadMeter, Readings
 from cluster.pool_plan import Shape
-from memory_service.placement import Placement
-from memory_service.spec import TableSpec
+from memory_service.placement.placement import Placement
+from memory_service.tables.spec import TableSpec
 
 
 class PoolTuner:

@@ -12,8 +12,8 @@ from cluster.pool_plan import Shape
 from cluster.ray_fleet import FOREVER, RayFleet
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service.errors import ShardUnavailable
-from memory_service.origin import Origin
-from memory_service.snapshot import Snapshot, load_newest
+from memory_service.snapshots.origin import Origin
+from memory_service.snapshots.snapshot import Snapshot, load_newest
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

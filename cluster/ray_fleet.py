@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.pool_plan import Shape, Whereabouts
 from cluster.ray_runtime import NAMESPACE, fetch
 from cluster.shard_actor import ShardActor
-from memory_service.arrow_pool import bounded_environment
+from memory_service.server.arrow_memory import bounded_environment
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
-from memory_service.metrics import Distribution, Kind, Metric, Sample
+from memory_service.metrics.metrics import Distribution, Kind, Metric, Sample
 
 _PERIOD_SECONDS = 5.0
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from cluster.pool_plan import Shape, Whereabouts
 from cluster.ray_metrics import RayMetrics
-from memory_service.security import ServerSecurity
-from memory_service.server import ShardServer
-from memory_service.shard import Shard, ShardConfig
-from memory_service.shard_counters import collect_shard
+from memory_service.protocol.security import ServerSecurity
+from memory_service.server.server import ShardServer
+from memory_service.shard.shard import Shard, ShardConfig
 
 
 class ShardActor:
@@ -28,7 +25,7 @@ class ShardActor:
             security = ServerSecurity.from_environment()
             server = ShardServer(Shard(shard, config), host=ray.util.get_node_ip_address(), security=security)
             self._server = server.start()
-            self._metrics = RayMetrics(partial(collect_shard, server.shard), {"shard": shard})
+            self._metrics = RayMetrics(server.shard.collect, {"shard": shard})
         except (OSError, ValueError) as error:
             # Raised here it would reach the pool as the death of an actor, its reason buried in a log.
             self._failure = error

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from cluster.pool_plan import Shape, Whereabouts
-from memory_service.control import ControlClient, ShardUnresponsive
+from memory_service.control.client import ControlClient, ShardUnresponsive
 from memory_service.errors import MemoryServiceError
-from memory_service.shard_reports import ShardStats
+from memory_service.protocol.reports import ShardStats
 
 _THREADS = 16
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from memory_service.client import MemoryClient
+from memory_service.client.client import MemoryClient
 from memory_service.errors import MemoryServiceError, ShardUnavailable
-from memory_service.metrics import Sample
+from memory_service.metrics.metrics import Sample
 from reasoning.engine import Engine
 from reasoning.engine_config import EngineConfig, EngineStats
 from reasoning.request import Request, RequestFailure, Result

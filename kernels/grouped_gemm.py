@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import use_triton
-from kernels.moe_route import Routing
+from kernels.routing import Routing
 
 _FEW = 64
 """Rows of an expert up to which reading its matrix takes longer than multiplying with it."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import use_triton
-from kernels.moe_route import Routing
+from kernels.routing import Routing
 
 
 def moe_combine(visits: Tensor, routing: Routing) -> Tensor:

@@ -2,55 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from kernels.dispatch import use_triton
-
-
-@dataclass(frozen=True)
-class RouteRule:
-    """How experts are chosen; the defaults choose among all of them at once."""
-
-    top: int
-    """Experts a token visits."""
-
-    groups: int = 1
-    """Groups of neighbouring experts, equally large."""
-
-    top_groups: int = 1
-    """Groups a token may choose from: those whose two best experts are best together."""
-
-    normalise: bool = True
-    """Whether a token's weights are made to add up to `scaling`."""
-
-    scaling: float = 1.0
-    """What every weight is multiplied with."""
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Where T tokens go. A *pair* is one visit: pair `t * top + k` is token t at its k-th expert."""
-
-    weights: Tensor
-    """[T, top] fp32, by descending biased score; differentiable."""
-
-    experts: Tensor
-    """[T, top] int64, the expert of each pair."""
-
-    counts: Tensor
-    """[E] int64, the pairs of each expert."""
-
-    order: Tensor
-    """[T * top] int64: the pairs sorted by expert, within one by token."""
-
-    position: Tensor
-    """[T, top] int64, the inverse of `order`: where each pair stands in it."""
-
-    each: int = 0
-    """The number of every expert's pairs, where it is known to be the same."""
+from kernels.routing import RouteRule, Routing
 
 
 def moe_route(logits: Tensor, bias: Tensor, rule: RouteRule) -> Routing:

@@ -4,8 +4,10 @@ What a client needs is importable from here; the serving side is in `memory_serv
 so that a client runs without the packages of a server.
 """
 
-from memory_service.assignment import assign_blocks
-from memory_service.client import ClientConfig, MemoryClient
+from __future__ import annotations
+
+from memory_service.client.client import ClientConfig, MemoryClient
+from memory_service.client.local import LocalMemory
 from memory_service.errors import (
     DeadlineExceeded,
     FingerprintMismatch,
@@ -20,17 +22,18 @@ from memory_service.errors import (
     UnknownTable,
     WrongEpoch,
 )
-from memory_service.local import LocalMemory
 from memory_service.memory import Memory, MemoryStats, Rows, check_fingerprints
-from memory_service.placement import Placement, ShardAddress
-from memory_service.rows import RowFormat, pack_rows, unpack_rows
-from memory_service.security import ClientSecurity, ServerSecurity
-from memory_service.snapshot import Snapshot
-from memory_service.snapshot_writer import extend_snapshot, write_snapshot
-from memory_service.spec import TableSpec
-from memory_service.token import Token
+from memory_service.placement.assignment import assign_blocks
+from memory_service.placement.placement import Placement, ShardAddress
+from memory_service.protocol.bearer_token import BearerToken
+from memory_service.protocol.security import ClientSecurity, ServerSecurity
+from memory_service.snapshots.snapshot import Snapshot
+from memory_service.snapshots.writer import extend_snapshot, write_snapshot
+from memory_service.tables.rows import RowFormat, pack_rows, unpack_rows
+from memory_service.tables.spec import TableSpec
 
 __all__ = [
+    "BearerToken",
     "ClientConfig",
     "ClientSecurity",
     "DeadlineExceeded",
@@ -53,7 +56,6 @@ __all__ = [
     "Snapshot",
     "SnapshotError",
     "TableSpec",
-    "Token",
     "Unauthenticated",
     "UnknownTable",
     "WrongEpoch",

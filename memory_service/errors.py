@@ -2,6 +2,8 @@
 
 # ruff: noqa: N818 - the names say what happened, and all of them are MemoryServiceErrors
 
+from __future__ import annotations
+
 
 class MemoryServiceError(Exception):
     """Base of every error this package raises on purpose."""

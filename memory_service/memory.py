@@ -1,5 +1,7 @@
 """What the reasoning side sees of a memory, wherever the rows live."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -9,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.errors import FingerprintMismatch, UnknownTable
-from memory_service.metrics import NO_SECONDS, Distribution, Sample
-from memory_service.spec import TableSpec
+from memory_service.metrics.metrics import NO_SECONDS, Distribution, Sample
+from memory_service.tables.spec import TableSpec
 
 _Table = TypeVar("_Table")
 

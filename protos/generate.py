@@ -4,6 +4,8 @@ Stubs refuse a runtime older than their generator, so they are made with the gen
 grpcio and protobuf that pyproject.toml admits, in a throw-away environment of its own.
 """
 
+from __future__ import annotations
+
 import subprocess
 import sys
 import tempfile

@@ -1,5 +1,7 @@
 """One reasoning worker: config, tokenizer, hashing, model, engine and training. Knows nothing of Ray."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import kernels

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memory_service.rows import FP8_GROUP, RowFormat
+from memory_service.tables.rows import FP8_GROUP, RowFormat
 from reasoning.config_checks import check_types, is_number, is_whole, require
 
 GATES = ("sqrt", "sigmoid")

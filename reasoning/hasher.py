@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from memory_service.rows import RowFormat
-from memory_service.spec import TableSpec
+from memory_service.tables.rows import RowFormat
+from memory_service.tables.spec import TableSpec
 from reasoning.config import ModelConfig
 from reasoning.hashing import HashGeometry, NgramHasher
 from reasoning.token_map import TokenMap

@@ -13,8 +13,8 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from memory_service.rows import RowFormat
-from memory_service.spec import DEFAULT_BLOCK_ROWS, TableSpec
+from memory_service.tables.rows import RowFormat
+from memory_service.tables.spec import DEFAULT_BLOCK_ROWS, TableSpec
 from reasoning.token_map import TokenMap
 
 _SEED_STEP = 10007  # the generator of a layer's multipliers is seeded with this times the layer id

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.row_unpack import row_unpack
 from memory_service import DeadlineExceeded, Memory, MemoryServiceError, check_fingerprints
-from memory_service.spec import TableSpec
+from memory_service.tables.spec import TableSpec
 from reasoning.hashing import NgramHasher
 from reasoning.staging import StagedRows, Staging
 

@@ -3,6 +3,8 @@
 Without a GPU, kernels run in Triton's interpreter, which must be asked for before anything imports Triton.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from importlib.util import find_spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.kernels import engram_conv, engram_fuse, experts, mla, ngram_hash, rms_norm, rope, row_unpack
+from benchmarks.kernels import engram_conv, engram_fuse, experts, mla, rms_norm, rope, row_unpack
 from benchmarks.kernels.case import Case
 
 CASES: tuple[Case, ...] = (
@@ -10,7 +10,6 @@ CASES: tuple[Case, ...] = (
     *engram_fuse.CASES,
     *experts.CASES,
     *mla.CASES,
-    *ngram_hash.CASES,
     *rms_norm.CASES,
     *rope.CASES,
     *row_unpack.CASES,

@@ -10,7 +10,8 @@ from torch import Tensor
 from benchmarks.kernels.case import Case, Results
 from kernels.grouped_gemm import grouped_linear, grouped_swiglu
 from kernels.moe_combine import moe_combine
-from kernels.moe_route import RouteRule, Routing, moe_route
+from kernels.moe_route import moe_route
+from kernels.routing import RouteRule, Routing
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import flight
 
-from memory_service.arrow_rows import ID_SCHEMA, view_rows
-from memory_service.control import ControlClient
-from memory_service.rows_door import LOOKUP
+from memory_service.control.client import ControlClient
+from memory_service.server.rows_door import LOOKUP
+from memory_service.tables.arrow_rows import ID_SCHEMA, view_rows
 from protos import memory_pb2 as pb
 
 _TIMEOUT_MS = 60_000

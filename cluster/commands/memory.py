@@ -17,7 +17,7 @@ Serve a snapshot's tables until SIGTERM or Ctrl-C. Prints "engram memory shard-0
 Alone, the process serves every block. As one of several, it is told the control addresses of all of them, itself
 included, in the same order everywhere, and serves its share; --port must then be its own port in that list.
 
-With --join it waits without blocks until memory_service.reshape makes it part of a memory.
+With --join it waits without blocks until memory_service.control.reshape makes it part of a memory.
 """
 _SERVE_EPILOG = """\
 examples:
@@ -58,7 +58,7 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
 
 
 def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
-    from memory_service.serve import add_arguments
+    from memory_service.server.process import add_arguments
 
     parser = actions.add_parser(
         "serve",
@@ -87,7 +87,7 @@ def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None
 
 def serve(args: argparse.Namespace) -> int:
     """Serve one shard until told to stop."""
-    from memory_service.serve import serve, serve_config
+    from memory_service.server.process import serve, serve_config
 
     serve(serve_config(args))
 

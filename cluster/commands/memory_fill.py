@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.rows import RowFormat
-from memory_service.spec import TableSpec
+from memory_service.tables.rows import RowFormat
+from memory_service.tables.spec import TableSpec
 from reasoning.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _add_common(parser: argparse.ArgumentParser, beside: str) -> None:
 
 def import_tables(args: argparse.Namespace) -> int:
     """Write the snapshot of a checkpoint; everything but the rows themselves is checked first."""
-    from memory_service.safetensors_tables import CheckpointTables
+    from memory_service.tables.checkpoint_tables import CheckpointTables
 
     checkpoint = CheckpointTables.open(args.checkpoint)
     like = checkpoint.table(checkpoint.layers[0])
@@ -100,7 +100,7 @@ def import_tables(args: argparse.Namespace) -> int:
 
 def random_tables(args: argparse.Namespace) -> int:
     """Write a snapshot of random rows."""
-    from memory_service.random_tables import random_blocks
+    from memory_service.tables.random_tables import random_blocks
 
     specs = _specs(args.preset, args.model, args.tokenizer, args.row_format)
     _write(args.output, {spec: random_blocks(spec, args.seed) for spec in specs})

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memory_service.snapshot_upkeep import GenerationReport
+    from memory_service.snapshots.upkeep import GenerationReport
 
 _SNAPSHOT_DESCRIPTION = """\
 Write the tables of a running memory. Every shard writes its own blocks, so all must see the directory. Into one that
@@ -83,7 +83,7 @@ def _add_uri(parser: argparse.ArgumentParser) -> None:
 def snapshot(args: argparse.Namespace) -> int:
     """Have the shards of a running memory write a generation."""
     from memory_service import MemoryClient
-    from memory_service.snapshot_upkeep import summary
+    from memory_service.snapshots.upkeep import summary
 
     client = MemoryClient.connect(args.address)
     try:
@@ -95,7 +95,7 @@ def snapshot(args: argparse.Namespace) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     """Print every generation and what is wrong with it; 1 if anything is."""
-    from memory_service.snapshot_upkeep import verify
+    from memory_service.snapshots.upkeep import verify
 
     reports = verify(args.snapshot)
     for report in reports:
@@ -107,7 +107,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def prune(args: argparse.Namespace) -> int:
     """Delete, and print what was deleted."""
-    from memory_service.snapshot_upkeep import prune
+    from memory_service.snapshots.upkeep import prune
 
     deleted = prune(args.snapshot, args.keep)
     for path in deleted:

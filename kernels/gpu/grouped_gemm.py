@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.gpu.moe_combine import add_up
 from kernels.gpu.product import add_product
 from kernels.gpu.tuning import autotune
-from kernels.moe_route import Routing
+from kernels.routing import Routing
 
 _GROUP = 8  # tiles of rows that are done column by column together, so that the columns' weights stay in L2
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.moe_route import RouteRule
+from kernels.routing import RouteRule
 
 _TOKENS = 16  # tokens a program handles
 _BLOCKS = 32  # rows of the histogram that are added up at a time

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from kernels.grouped_gemm import grouped_linear, grouped_swiglu, round_up
 from kernels.moe_combine import moe_combine
-from kernels.moe_route import RouteRule, Routing, moe_route
+from kernels.moe_route import moe_route
+from kernels.routing import RouteRule, Routing
 from reasoning.config import ModelConfig
 
 

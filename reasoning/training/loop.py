@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memory_service.optimizer import AdamConfig
+from memory_service.learning.row_adam import AdamConfig
 from reasoning.config import ModelConfig
 from reasoning.hasher import table_specs
 from reasoning.hashing import NgramHasher

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kernels.row_unpack import row_expand
-from memory_service.optimizer import AdamConfig, RowAdam
-from memory_service.rows import pack_rows
-from memory_service.spec import TableSpec
+from memory_service.learning.row_adam import AdamConfig, RowAdam
+from memory_service.tables.rows import pack_rows
+from memory_service.tables.spec import TableSpec
 
 
 class TrainableTables:

@@ -1,5 +1,7 @@
 """The short form of the fuzzing of both doors; `python -m benchmarks.fuzz` is the long one."""
 
+from __future__ import annotations
+
 import os
 import random
 import signal

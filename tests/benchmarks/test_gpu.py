@@ -1,5 +1,7 @@
 """The script for GPU machines: its short forms run on a CPU, and what fails is said at the end."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """The rivals of the lookup benchmark return the rows that were asked for, and goals are told from mere ratios."""
 
+from __future__ import annotations
+
 import contextlib
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Wherever tables lie, a lookup finds the same rows and a model the same tokens."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 
@@ -11,7 +13,7 @@ from benchmarks.offload import QUICK, Bench, print_runs, run_places
 from benchmarks.report import Report
 from benchmarks.resident_memory import ResidentMemory, device_table, locked_table
 from memory_service import RowFormat, TableSpec
-from memory_service.random_tables import random_blocks
+from memory_service.tables.random_tables import random_blocks
 
 CPU = torch.device("cpu")
 

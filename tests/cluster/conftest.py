@@ -1,5 +1,7 @@
 """A tiny random model that answers in milliseconds, with Engram layers, a tokenizer and a snapshot."""
 
+from __future__ import annotations
+
 import json
 import os
 

@@ -1,11 +1,13 @@
 """A fleet of shards in the test's own process: real servers, no Ray."""
 
+from __future__ import annotations
+
 import threading
 from contextlib import suppress
 
 from cluster.pool_plan import Whereabouts
-from memory_service.server import ShardServer
-from memory_service.shard import Shard
+from memory_service.server.server import ShardServer
+from memory_service.shard.shard import Shard
 
 
 class InProcessFleet:

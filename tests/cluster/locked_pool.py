@@ -3,6 +3,8 @@
 A process of its own, because shards take their locks from the environment of their node.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import sys

@@ -1,5 +1,7 @@
 """Clients that look rows up while a test does something to the shards."""
 
+from __future__ import annotations
+
 import threading
 import time
 from contextlib import contextmanager

@@ -1,5 +1,7 @@
 """What tests of a real Ray share."""
 
+from __future__ import annotations
+
 import os
 import time
 

@@ -1,5 +1,7 @@
 """The autoscaler on loads that are made up: it follows, it does not flap, and it keeps its limits."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Batch jobs in this process, with the memory embedded or on the network."""
 
+from __future__ import annotations
+
 import json
 import shutil
 
@@ -7,7 +9,7 @@ import pytest
 
 from cluster.batch.output import JobOutput
 from cluster.cli import main
-from memory_service.serve import ServeConfig, start
+from memory_service.server.process import ServeConfig, start
 
 
 @pytest.fixture

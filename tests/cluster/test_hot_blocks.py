@@ -1,11 +1,13 @@
 """Replicas for hot blocks: what they do to the busiest shard, and what they cost."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
 from cluster.hot_blocks import SpreadConfig, imbalance, shard_load, spread_hot_blocks
 from memory_service import Placement, ShardAddress
-from memory_service.assignment import NOBODY
+from memory_service.placement.assignment import NOBODY
 
 BLOCKS = 800
 SHARDS = [ShardAddress(f"shard-{i}", f"host:{i}") for i in range(6)]

@@ -1,5 +1,7 @@
 """What `engram memory describe` shows of shards in this process."""
 
+from __future__ import annotations
+
 import json
 import re
 import time
@@ -12,8 +14,8 @@ import pytest
 from cluster.cli import main
 from cluster.memory_report import MemoryReport
 from memory_service import ClientConfig, MemoryClient, Placement, RowFormat, ShardAddress, TableSpec, write_snapshot
-from memory_service.server import ShardServer
-from memory_service.shard import Shard, ShardConfig
+from memory_service.server.server import ShardServer
+from memory_service.shard.shard import Shard, ShardConfig
 
 SPEC = TableSpec("engram.1", 1, (40, 60), 3, 1, (3, 5, 7), 0, "0" * 64, 4, RowFormat.FP32, block_rows=16)
 

@@ -1,5 +1,7 @@
 """Which shards move when nodes come, go and fill up, with nodes that are only names."""
 
+from __future__ import annotations
+
 from collections import Counter
 
 import pytest

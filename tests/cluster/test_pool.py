@@ -1,5 +1,7 @@
 """A whole pool with real shards in this process: growing, shrinking, dying and coming back under lookups."""
 
+from __future__ import annotations
+
 import shutil
 import threading
 import time
@@ -12,8 +14,8 @@ from cluster.pool import MemoryPool, PoolConfig
 from cluster.pool_plan import Shape
 from memory_service import LocalMemory, Snapshot, extend_snapshot
 from memory_service.errors import ShardUnavailable, SnapshotError
-from memory_service.origin import Origin
-from memory_service.snapshot_upkeep import prune
+from memory_service.snapshots.origin import Origin
+from memory_service.snapshots.upkeep import prune
 from tests.cluster.in_process import InProcessFleet
 from tests.cluster.lookups import lookups, progress
 

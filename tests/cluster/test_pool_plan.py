@@ -1,5 +1,7 @@
 """Which placement a pool goes to next, with shards that are only names."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from cluster.pool_plan import PoolPlan, Shape, Whereabouts
 from cluster.pool_report import ScaleReport
 from memory_service import Snapshot
-from memory_service.assignment import NOBODY
+from memory_service.placement.assignment import NOBODY
 
 
 @pytest.fixture(scope="module")

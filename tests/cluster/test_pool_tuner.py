@@ -1,12 +1,14 @@
 """From counters of shards to the shape of a pool."""
 
+from __future__ import annotations
+
 from cluster.autoscale import AutoscaleConfig
 from cluster.pool_load import LoadMeter
 from cluster.pool_plan import Shape, Whereabouts
 from cluster.pool_tuner import PoolTuner
 from memory_service import Placement, RowFormat, ShardAddress, TableSpec
-from memory_service.metrics import Distribution
-from memory_service.shard_reports import ShardStats
+from memory_service.metrics.metrics import Distribution
+from memory_service.protocol.reports import ShardStats
 
 SPEC = TableSpec(
     name="engram.1",

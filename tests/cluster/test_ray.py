@@ -1,5 +1,7 @@
 """The whole path on a real Ray: two memory shards, two reasoning workers, and what happens when one of them dies."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -24,9 +26,8 @@ from cluster.ray_executor import ClusterOptions, RayExecutor, open_executor
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch
 from memory_service import LocalMemory, MemoryClient, SnapshotError
-from memory_service.shard import Shard
-from memory_service.shard_counters import collect_shard
-from memory_service.snapshot_writer import extend_snapshot
+from memory_service.shard.shard import Shard
+from memory_service.snapshots.writer import extend_snapshot
 from reasoning.request import Request, SamplingParams
 from tests.cluster.on_ray import process_of, shard_processes, wait_until
 
@@ -186,7 +187,7 @@ def test_ray_takes_every_kind_of_metric(ray, caplog):
     shard = Shard("shard-0")
     shard.counters.answered("engram.0", 5, 1320)
     shard.counters.spent("gather", 0.001)
-    RayMetrics(lambda: collect_shard(shard), {"shard": "shard-0"}).close()
+    RayMetrics(shard.collect, {"shard": "shard-0"}).close()
     assert caplog.text == ""
 
 

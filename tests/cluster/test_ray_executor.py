@@ -1,5 +1,7 @@
 """What of a node each reasoning worker gets."""
 
+from __future__ import annotations
+
 import os
 from types import SimpleNamespace
 

@@ -1,5 +1,7 @@
 """A pool on Ray with TLS, client certificates and a token, which everybody takes from their environment."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

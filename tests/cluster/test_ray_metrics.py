@@ -1,9 +1,11 @@
 """Samples on their way into Ray's metrics, with a stand-in for Ray's. Real actors export theirs in test_ray.py."""
 
+from __future__ import annotations
+
 import pytest
 
 from cluster.ray_metrics import RayMetrics
-from memory_service.metrics import Kind, Metric, Metrics, Sample
+from memory_service.metrics.metrics import Kind, Metric, Metrics, Sample
 
 HITS = Metric("hits_total", Kind.COUNTER, "Hits.", ("table",))
 SPENT = Metric("spent_seconds", Kind.HISTOGRAM, "Time.", ("stage",))

@@ -1,5 +1,7 @@
 """A detached pool on a Ray cluster with memory nodes: what its users see while it changes and while things break."""
 
+from __future__ import annotations
+
 import os
 import signal
 from collections import Counter
@@ -13,8 +15,8 @@ from cluster.pool_plan import Shape
 from cluster.pools import find_pool, pool_address, start_pool, stop_pool, wait_for_pool
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service import LocalMemory, MemoryClient
-from memory_service.arrow_pool import LIMIT_BYTES
 from memory_service.errors import ShardError
+from memory_service.server.arrow_memory import LIMIT_BYTES
 from tests.cluster.lookups import lookups, progress
 from tests.cluster.on_ray import process_of, shard_processes, wait_until
 

@@ -1,5 +1,7 @@
 """What a watch makes of shards that answer, that are gone, and that hang."""
 
+from __future__ import annotations
+
 import socket
 
 import pytest

@@ -4,6 +4,8 @@ Run as a script, in a process of its own: Triton must not be in interpreting mod
 Arguments may name the kernels (all if none are named). Prints `compiled NAME N` for each, N specialisations.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 import pkgutil

@@ -1,5 +1,7 @@
 """Every test of a kernel runs on its reference too; both compare with a formula in float64."""
 
+from __future__ import annotations
+
 import os
 
 import pytest

@@ -1,5 +1,7 @@
 """Rows that lie more than 2**31 values apart are found: memory is reserved, and only the rows' own pages are used."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """No kernel fails to build for the GPUs that it is written for, although no test machine has one."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """Which of kernel and reference is chosen, and what is said where neither can be."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The short convolution against a loop over positions in float64, whole sequences and pages of a cache."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

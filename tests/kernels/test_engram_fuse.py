@@ -1,5 +1,7 @@
 """The gate against its formula in float64, alone and added to the hidden state."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

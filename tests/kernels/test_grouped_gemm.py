@@ -1,12 +1,15 @@
 """Experts' products against loops in float64: awkward sizes, crowded and empty experts, gradients."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from kernels.grouped_gemm import grouped_linear, grouped_swiglu, round_up
 from kernels.moe_combine import moe_combine
-from kernels.moe_route import RouteRule, moe_route
+from kernels.moe_route import moe_route
+from kernels.routing import RouteRule
 
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(1, 3, 1, 17, 5), (5, 2, 2, 16, 32), (17, 5, 3, 123, 17), (123, 4, 2, 40, 24)]  # tokens, E, top, d, width

@@ -1,5 +1,7 @@
 """Attention over paged latents against the formula in float64: any lengths, pages in any order, several tokens each."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """Varlen causal attention against the formula in float64: chunks of any length behind any context, and gradients."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

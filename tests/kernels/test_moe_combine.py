@@ -1,10 +1,13 @@
 """Adding up what a token's experts return, against the formula in float64."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
 from kernels.moe_combine import moe_combine
-from kernels.moe_route import RouteRule, moe_route
+from kernels.moe_route import moe_route
+from kernels.routing import RouteRule
 
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(1, 1, 1), (5, 2, 17), (17, 3, 123), (123, 2, 5), (3, 2, 1025)]  # tokens, top, size

@@ -1,9 +1,12 @@
 """Routing against a plain loop in float64: who is chosen, with what weight, and in what order."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
-from kernels.moe_route import RouteRule, moe_route
+from kernels.moe_route import moe_route
+from kernels.routing import RouteRule
 
 RULES = {
     "V3": (256, RouteRule(top=8, groups=8, top_groups=4, scaling=2.5)),

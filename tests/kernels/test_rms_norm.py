@@ -1,5 +1,7 @@
 """Normalisation, with and without a residual, against its formula in float64."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """Rotation of pairs against complex multiplication in float64."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,11 +1,13 @@
 """Every format and awkward size against the numpy decoder that defines the row formats."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
 
 from kernels.row_unpack import row_expand, row_unpack
-from memory_service.rows import RowFormat, pack_rows, unpack_rows
+from memory_service.tables.rows import RowFormat, pack_rows, unpack_rows
 
 FORMATS = [fmt.value for fmt in RowFormat]
 

@@ -1,5 +1,7 @@
 """Small tables with seeded contents, and shards that serve them on free ports of this machine."""
 
+from __future__ import annotations
+
 import socket
 import subprocess
 import sys
@@ -20,8 +22,8 @@ from memory_service import (
     pack_rows,
     write_snapshot,
 )
-from memory_service.server import ShardServer
-from memory_service.shard import Shard, ShardConfig
+from memory_service.server.server import ShardServer
+from memory_service.shard.shard import Shard, ShardConfig
 
 DIM = 64
 ROOT = Path(__file__).parents[2]
@@ -58,7 +60,7 @@ class Cluster:
         self.servers: list[ShardServer] = []
         self._stack = stack
 
-    def start(self, shards: int, replicas: int = 1, config: ShardConfig | None = None) -> "Cluster":
+    def start(self, shards: int, replicas: int = 1, config: ShardConfig | None = None) -> Cluster:
         for index in range(shards):
             self.add(ShardServer(Shard(f"shard-{index}", config)).start())
         self.activate(1, replicas)
@@ -141,7 +143,7 @@ class Processes:
     def pids(self) -> list[int]:
         return [process.pid for process in self.running]
 
-    def __call__(self, shards: int, replicas: int = 1, share_memory: bool = False) -> "Processes":
+    def __call__(self, shards: int, replicas: int = 1, share_memory: bool = False) -> Processes:
         peers = [f"127.0.0.1:{port}" for port in _free_ports(shards)]
         for index, peer in enumerate(peers):
             port = peer.rpartition(":")[2]
@@ -150,16 +152,16 @@ class Processes:
         self.addresses = [self.ready(process) for process in self.running]
         return self
 
-    def start(self, *options: str) -> "subprocess.Popen[str]":
+    def start(self, *options: str) -> subprocess.Popen[str]:
         source = () if "--join" in options else ("--snapshot", str(self._snapshot))
-        command = [sys.executable, "-m", "memory_service.serve", *source, *options]
+        command = [sys.executable, "-m", "memory_service.server.process", *source, *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         self.running.append(process)
         self._stack.callback(_end, process)
         return process
 
     @staticmethod
-    def ready(process: "subprocess.Popen[str]") -> str:
+    def ready(process: subprocess.Popen[str]) -> str:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert " serving on " in line or " waiting on " in line, process.communicate()
@@ -176,7 +178,7 @@ def processes(snapshot: Path, stack: ExitStack) -> Processes:
     return Processes(snapshot, stack)
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
+def _end(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
 

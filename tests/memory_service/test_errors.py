@@ -1,10 +1,12 @@
+from __future__ import annotations
+
 import pickle
 
 import pytest
 
 from memory_service import errors
 from memory_service.errors import DeadlineExceeded, MemoryServiceError, ShardUnavailable, UnknownTable
-from memory_service.status import error_of, status_of
+from memory_service.protocol.status import error_of, status_of
 
 
 def all_errors() -> list[type[MemoryServiceError]]:

@@ -1,5 +1,7 @@
 """README and docs say what is there: tree, commands, example and file list."""
 
+from __future__ import annotations
+
 import argparse
 import ast
 import re

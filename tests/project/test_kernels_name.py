@@ -1,5 +1,7 @@
 """Hugging Face publishes a package named `kernels` too; neither may break the other."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path

@@ -4,6 +4,8 @@ Ray pickles what its own actors are given and return, inside a cluster that its 
 never go that way.
 """
 
+from __future__ import annotations
+
 import ast
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The checked-in stubs say what memory.proto says."""
 
+from __future__ import annotations
+
 import importlib.util
 import re
 import sys
@@ -36,7 +38,7 @@ def test_stubs_come_from_the_pinned_generator() -> None:
 
 
 def test_every_method_of_the_service_is_implemented() -> None:
-    from memory_service.control_door import _Servicer
+    from memory_service.server.control_door import _Servicer
 
     methods = {method.name for method in memory_pb2.DESCRIPTOR.services_by_name["MemoryShard"].methods}
     assert methods <= vars(_Servicer).keys()

@@ -1,5 +1,7 @@
 """Tiny random models as directories."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """A recorder that plays CUDA graphs on a CPU: it writes down what torch computes, and computes it again in place."""
 
+from __future__ import annotations
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten

@@ -1,5 +1,7 @@
 """Checkpoints in Hugging Face layout: what is saved loads back, published forms load, damage is named."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

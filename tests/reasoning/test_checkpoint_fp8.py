@@ -1,5 +1,7 @@
 """fp8 weights with block scales, as published checkpoints store them, load as what they stand for."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

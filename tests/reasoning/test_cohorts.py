@@ -1,5 +1,7 @@
 """One cohort or two: what is chosen, on simulated devices whose steps take a + b * sequences."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import pytest

@@ -1,5 +1,7 @@
 """config.json to ModelConfig and back; what is refused names its field, its value and what is accepted."""
 
+from __future__ import annotations
+
 import json
 import re
 

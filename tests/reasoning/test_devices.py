@@ -1,5 +1,7 @@
 """Which device and precision names stand for, and an engine that runs in bf16."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """Requests in, completions out: the same tokens whatever the batch, and errors that concern only their request."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import numpy as np

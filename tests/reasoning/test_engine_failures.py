@@ -1,5 +1,7 @@
 """What can be wrong with a request, a model directory or a memory, and that the rest goes on."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import json

@@ -1,5 +1,7 @@
 """The same request gives the same tokens, whatever the engine's settings, its neighbours, and what is cancelled."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import random

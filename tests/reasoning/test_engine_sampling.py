@@ -1,5 +1,7 @@
 """What a request asks about sampling, through the engine: where it stops, what it reports, whom it concerns."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import pytest

@@ -1,5 +1,7 @@
 """Decoding by graphs, recorded and replayed on the CPU: the same hidden states and tokens as without."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import pytest

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 
@@ -6,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_service.rows import RowFormat
+from memory_service.tables.rows import RowFormat
 from reasoning.hashing import HashGeometry, NgramHasher
 from reasoning.presets import PRESETS
 from reasoning.token_map import TokenMap

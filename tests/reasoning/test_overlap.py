@@ -1,5 +1,7 @@
 """What runs while rows travel: a memory that answers when the test says so, and no clock."""
 
+from __future__ import annotations
+
 from concurrent.futures import Future
 
 import pytest

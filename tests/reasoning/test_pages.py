@@ -1,5 +1,7 @@
 """The page pool: nothing is lost, held twice by mistake, or forgotten while there is room."""
 
+from __future__ import annotations
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st

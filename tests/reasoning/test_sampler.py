@@ -1,5 +1,7 @@
 """Which tokens a sampler can draw and how likely, against transformers' own processors of logits."""
 
+from __future__ import annotations
+
 import bisect
 import math
 import random

@@ -1,5 +1,7 @@
 """Who gets to run: by arrival, by landed rows, by pages and places."""
 
+from __future__ import annotations
+
 import time
 
 import pytest

@@ -1,13 +1,15 @@
 """The model in models/tiny-code: it loads, knows Python, needs its memory, and says the same however it is run."""
 
+from __future__ import annotations
+
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from memory_service import MemoryClient, Placement, ShardAddress, Snapshot
-from memory_service.server import ShardServer
-from memory_service.shard import Shard
+from memory_service.server.server import ShardServer
+from memory_service.shard.shard import Shard
 from reasoning.engine import Engine
 from reasoning.engine_config import EngineConfig
 from reasoning.request import Request, SamplingParams

@@ -1,5 +1,7 @@
 """Rows reach the device: on a CPU as they are; on a GPU, played by a recorder, in an order that loses none."""
 
+from __future__ import annotations
+
 from concurrent.futures import Future
 from contextlib import contextmanager
 

@@ -1,5 +1,7 @@
 """Text as tokens arrive: whatever the tokens, the pieces make up the whole text, and end before a stop text."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """The timeline: what Perfetto needs, spans inside of each other, and times that add up to the engine's own."""
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from concurrent.futures import Future

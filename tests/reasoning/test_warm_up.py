@@ -1,5 +1,7 @@
 """The steps that kernels are tuned on: as large as the engine's limits allow, within the cache."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

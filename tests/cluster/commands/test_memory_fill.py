@@ -1,5 +1,7 @@
 """Snapshots made by the real command, looked up like any other."""
 
+from __future__ import annotations
+
 import json
 import re
 import shutil
@@ -15,7 +17,7 @@ from sympy import nextprime
 
 from cluster.cli import main
 from memory_service import LocalMemory, RowFormat, check_fingerprints
-from memory_service.random_tables import random_block
+from memory_service.tables.random_tables import random_block
 from reasoning.config import ModelConfig
 from reasoning.hasher import build_hasher, table_specs
 from reasoning.tokenizer import Tokenizer

@@ -1,5 +1,7 @@
 """Snapshots written, checked and tidied by the real commands."""
 
+from __future__ import annotations
+
 import os
 
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 
 from cluster.cli import main
 from memory_service import RowFormat, Snapshot, TableSpec, extend_snapshot
-from memory_service.random_tables import random_block
-from memory_service.serve import ServeConfig, start
+from memory_service.server.process import ServeConfig, start
+from memory_service.tables.random_tables import random_block
 
 SPEC = TableSpec("engram.1", 1, (500, 501), 2, 2, (7, 11), 2, "ab" * 32, 32, RowFormat.BF16, 64)
 

@@ -1,5 +1,7 @@
 """Drafts change how many tokens a step brings, never which ones."""
 
+from __future__ import annotations
+
 from collections import Counter
 
 import pytest

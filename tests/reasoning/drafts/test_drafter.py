@@ -1,5 +1,7 @@
 """Both kinds of drafts serve an engine that knows only `Drafter`."""
 
+from __future__ import annotations
+
 import pytest
 
 from reasoning.drafts.drafter import ComputedDrafts, Drafter

@@ -1,5 +1,7 @@
 """How many drafts are proposed follows from how many of the last ones were right."""
 
+from __future__ import annotations
+
 import pytest
 
 from reasoning.drafts.length import DraftLength, DraftPolicy

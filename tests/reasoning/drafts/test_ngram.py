@@ -1,5 +1,7 @@
 """Prompt lookup against a naive search through the whole sequence."""
 
+from __future__ import annotations
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,5 +1,7 @@
 """The Engram layer against contract arithmetic written out position by position in float64 numpy."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch

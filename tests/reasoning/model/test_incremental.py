@@ -1,5 +1,7 @@
 """Whatever the chunks, the pages, and who else is in the batch: a sequence comes out as when it is computed at once."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import pytest

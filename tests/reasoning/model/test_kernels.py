@@ -1,5 +1,7 @@
 """The model by kernels, forced, is the model by torch's references: attention of any batch, and gradients."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 import torch.nn.functional as F

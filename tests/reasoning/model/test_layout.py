@@ -1,5 +1,7 @@
 """Weights laid out for the CPU: other memory order, same shapes, values and files."""
 
+from __future__ import annotations
+
 import torch
 
 from reasoning.checkpoint import load_model, save_model

@@ -1,5 +1,7 @@
 """Multi-token prediction against the paper's formulas around a decoder layer of transformers, and piece by piece."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

@@ -1,5 +1,7 @@
 """Packed matrices: the same products, and none where they do not pay."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from torch import nn

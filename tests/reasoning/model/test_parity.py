@@ -1,5 +1,7 @@
 """The backbone against transformers' DeepseekV3, weights through the checkpoint files: logits and greedy tokens."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM

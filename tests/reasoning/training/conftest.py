@@ -1,5 +1,7 @@
 """A folder of small Python files, and what is made of it."""
 
+from __future__ import annotations
+
 import dataclasses
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Which files are trained on, that their text survives tokenisation, and that windows cover it."""
 
+from __future__ import annotations
+
 from collections import Counter
 from itertools import islice
 

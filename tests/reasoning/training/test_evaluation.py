@@ -1,5 +1,7 @@
 """Held-out loss: every token of every document counts once, whatever the window."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import math

@@ -1,5 +1,7 @@
 """From a folder of files to a model directory that the engine loads."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math

@@ -1,5 +1,7 @@
 """A tiny model learns a tiny corpus, repeatably, with balanced experts; and what a run must not be asked to do."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import re

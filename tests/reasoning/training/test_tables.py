@@ -1,13 +1,15 @@
 """Training rows equals training dense embedding tables, although only the rows of a batch are touched."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from memory_service.optimizer import AdamConfig
-from memory_service.rows import RowFormat, pack_rows, unpack_rows
-from memory_service.spec import TableSpec
+from memory_service.learning.row_adam import AdamConfig
+from memory_service.tables.rows import RowFormat, pack_rows, unpack_rows
+from memory_service.tables.spec import TableSpec
 from reasoning.training.tables import TrainableTables
 
 DIM, LAYERS = 32, (1, 4)

@@ -1,0 +1,170 @@
+"""Hot rows kept at the client, in front of the network: bounded in bytes, of one table version at a time.
+
+Set-associative: a row may lie in any of the `ways` slots of one set, which its id selects. A set that is full gives up
+the row least likely to be asked for soon, by re-reference prediction (RRIP, Jaleel et al., ISCA 2010) with an age per
+row: a newcomer is nearly as old as can be, each hit halves the age, and when none is old enough to go the set ages
+together. So rows asked for once leave first, and those asked for often stay. docs/hot-rows.md compares this with LRU
+and with Belady's optimum on real text.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+_OLDEST = 15  # age of the row that goes next
+_UNUSED = 255  # age of a slot without a row: older than any row
+_HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: neighbouring ids fall into distant sets
+_HALF = np.uint64(32)
+_SLOTS_PER_ROW = 4  # of the table, at most: with so many, hardly any set of a table held whole overflows
+
+
+def set_bytes(table_rows: int, row_bytes: int, ways: int) -> int:
+    """Bytes that one set takes: its rows, their ids and ages, and the scratch entry of a put."""
+    return ways * (row_bytes + _tag_type(table_rows).itemsize + 1) + np.dtype(np.int32).itemsize
+
+
+class RowCache:
+    """Packed rows of one table by id. Safe to use from several threads; what it keeps depends on the calls alone."""
+
+    def __init__(self, rows: int, row_bytes: int, capacity_bytes: int, ways: int = 8) -> None:
+        """Room for rows of a table of `rows` rows, in at most `capacity_bytes`. ValueError for what cannot be."""
+        for name, value in (("rows", rows), ("row_bytes", row_bytes), ("ways", ways)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        one_set = set_bytes(rows, row_bytes, ways)
+        if capacity_bytes < one_set:
+            raise ValueError(
+                f"capacity_bytes={capacity_bytes} is too small for one set of {ways} rows of {row_bytes} bytes: "
+                f"give at least {one_set}, or do without a cache"
+            )
+        self.hits = 0
+        """Ids that `get` found, since the start."""
+        self.misses = 0
+        """Ids that it did not find."""
+        self.evictions = 0
+        """Rows that made room for others; not those of an outdated version."""
+        self._version = -1
+        self._table_rows = rows
+        self._ways = ways
+        self._sets = max(1, min(capacity_bytes // one_set, _SLOTS_PER_ROW * rows // ways))
+        tag_type = _tag_type(rows)
+        self._no_tag = np.iinfo(tag_type).max
+        self._tags = np.full((self._sets, ways), self._no_tag, tag_type)
+        self._ages = np.full((self._sets, ways), _UNUSED, np.uint8)
+        self._rows = np.empty((self._sets * ways, row_bytes), np.uint8)
+        self._claims = np.empty(self._sets, np.int32)
+        self._lock = Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, never above the capacity; the system commits those of the rows as they come."""
+        return self._tags.nbytes + self._ages.nbytes + self._rows.nbytes + self._claims.nbytes
+
+    @property
+    def slots(self) -> int:
+        """Rows it has room for."""
+        return len(self._rows)
+
+    @property
+    def version(self) -> int:
+        """Table version of the rows held; -1 before the first."""
+        return self._version
+
+    def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
+        """Copy the rows it has of distinct `ids` [n] to their places in `out` [n, row_bytes], leaving the others alone.
+
+        Returns which they are, bool [n], and the version that they, all of them, belong to.
+        """
+        sets = self._sets_of(ids, out)
+        found = np.zeros(len(ids), np.bool_)
+        with self._lock:
+            places, slots = self._find(ids, sets)
+            self._ages.reshape(-1)[slots] >>= 1
+            self.hits += len(places)
+            self.misses += len(ids) - len(places)
+            found[places] = True
+            if len(places) == len(ids):
+                np.take(self._rows, slots, axis=0, out=out, mode="clip")
+            else:
+                out[places] = self._rows.take(slots, axis=0, mode="clip")
+            return found, self._version
+
+    def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8], version: int) -> None:
+        """Keep `packed` [m, row_bytes], the rows of distinct `ids` [m] at a table version.
+
+        A newer version than the one held empties the cache first; rows of an older one are ignored. Of more than
+        `ways` rows for one set the first are kept.
+        """
+        sets = self._sets_of(ids, packed)
+        with self._lock:
+            if version < self._version:
+                return
+            if version > self._version:
+                self._empty(version)
+            new = np.ones(len(ids), np.bool_)
+            new[self._find(ids, sets)[0]] = False
+            waiting = np.flatnonzero(new)
+            for _ in range(self._ways):
+                if not len(waiting):
+                    return
+                first = self._first_of_each_set(sets[waiting])
+                chosen = waiting[first]
+                slots = self._make_room(ids[chosen], sets[chosen])
+                self._rows[slots] = packed.take(chosen, axis=0, mode="clip")
+                waiting = waiting[~first]
+
+    def _sets_of(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The set of each id: the upper half of its hash, scaled to the number of sets."""
+        if ids.dtype != np.int64 or ids.ndim != 1:
+            raise ValueError(f"ids: {ids.dtype} {ids.shape} must be int64 of one dimension")
+        expected = (len(ids), self._rows.shape[1])
+        if rows.dtype != np.uint8 or rows.shape != expected:
+            raise ValueError(f"rows: {rows.dtype} {rows.shape} must be uint8 {expected}, one packed row for each id")
+        unsigned = ids.view(np.uint64)
+        if len(ids) and unsigned.max() >= self._table_rows:  # as unsigned numbers, negative ids are huge
+            outside = ids[unsigned >= self._table_rows][0]
+            raise ValueError(f"ids: {outside} is no row of a table of {self._table_rows}: give 0 to one less than that")
+        hashed = unsigned * _HASH
+        hashed >>= _HALF
+        hashed *= np.uint64(self._sets)
+        hashed >>= _HALF
+        return hashed.view(np.int64)
+
+    def _find(self, ids: NDArray[np.int64], sets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions in `ids` of those held, and their slots."""
+        tags = self._tags.take(sets, axis=0, mode="clip")
+        matches = np.flatnonzero(tags == ids.astype(tags.dtype)[:, None])
+        places, ways = np.divmod(matches, self._ways)
+        return places, sets[places] * self._ways + ways
+
+    def _first_of_each_set(self, sets: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """One true entry for each distinct set: the first that names it."""
+        order = np.arange(len(sets), dtype=np.int32)
+        self._claims[sets[::-1]] = order[::-1]  # of assignments to one place numpy lets the last win
+        return self._claims[sets] == order
+
+    def _make_room(self, ids: NDArray[np.int64], sets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give each id a slot of its set, no set twice; returns the slots."""
+        ages = self._ages.take(sets, axis=0, mode="clip")
+        leaving = np.arange(len(ids)), ages.argmax(axis=1)
+        oldest = ages[leaving]
+        ages += (_OLDEST - np.minimum(oldest, _OLDEST))[:, None]
+        ages[leaving] = _OLDEST - 1
+        self._ages[sets] = ages
+        slots = sets * self._ways + leaving[1]
+        self._tags.reshape(-1)[slots] = ids
+        self.evictions += int(np.count_nonzero(oldest != _UNUSED))
+        return slots
+
+    def _empty(self, version: int) -> None:
+        self._tags.fill(self._no_tag)
+        self._ages.fill(_UNUSED)
+        self._version = version
+
+
+def _tag_type(table_rows: int) -> np.dtype[np.unsignedinteger]:
+    """The narrowest type for the ids of a table and one value that is none of them."""
+    return np.dtype(np.uint32 if table_rows < 1 << 32 else np.uint64)

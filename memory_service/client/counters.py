@@ -1,0 +1,100 @@
+"""What a memory counts about its lookups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from memory_service.memory import MemoryStats
+from memory_service.metrics.catalogue import (
+    CLIENT_BYTES,
+    CLIENT_EVENTS,
+    CLIENT_FAILED,
+    CLIENT_LOOKUP_SECONDS,
+    CLIENT_LOOKUPS,
+    CLIENT_ROWS,
+    CLIENT_SHARD_ROWS,
+    CLIENT_STAGE_SECONDS,
+    CLIENT_UNIQUE_ROWS,
+)
+from memory_service.metrics.metrics import Histogram, Metrics, Sample, Value
+from memory_service.tables.spec import TableSpec
+
+_BY_TABLE = (CLIENT_LOOKUPS, CLIENT_ROWS, CLIENT_UNIQUE_ROWS, CLIENT_BYTES)
+
+
+class LookupCounters:
+    """The metrics of a client or a local memory. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._metrics = Metrics()
+        self._seconds = self._metrics.histogram(CLIENT_LOOKUP_SECONDS)
+        self._tables: dict[str, tuple[Value, ...]] = {}
+
+    def answered(self, spec: TableSpec, rows: int, unique_rows: int, seconds: float) -> None:
+        """One lookup ended in rows."""
+        counters = self._tables.get(spec.name)
+        if counters is None:
+            counters = self._tables[spec.name] = tuple(self._metrics.counter(m, spec.name) for m in _BY_TABLE)
+        for counter, number in zip(counters, (1, rows, unique_rows, unique_rows * spec.row_bytes), strict=True):
+            counter.add(number)
+        self._seconds.observe(seconds)
+
+    def failed(self) -> None:
+        """One lookup ended in an error."""
+        self._metrics.counter(CLIENT_FAILED).add()
+
+    def shard_rows(self, shard: str, rows: int) -> None:
+        """A shard delivered some rows."""
+        self._metrics.counter(CLIENT_SHARD_ROWS, shard).add(rows)
+
+    def count(self, name: str, number: int = 1) -> None:
+        """One of CLIENT_EVENTS happened so many times."""
+        self._metrics.counter(CLIENT_EVENTS[name]).add(number)
+
+    def stage(self, name: str) -> _Stage:
+        """A context that counts the time spent in it for a stage."""
+        return _Stage(self._metrics.histogram(CLIENT_STAGE_SECONDS, name))
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """A stage of one lookup took so long."""
+        self._metrics.histogram(CLIENT_STAGE_SECONDS, stage).observe(seconds)
+
+    def collect(self) -> Iterator[Sample]:
+        """Every metric as it stands."""
+        return self._metrics.collect()
+
+    def snapshot(self) -> MemoryStats:
+        """The counters as they stand."""
+        total, latency = self._metrics.total, self._seconds.value
+        stages = self._metrics.distributions(CLIENT_STAGE_SECONDS)
+        return MemoryStats(
+            lookups=total(CLIENT_LOOKUPS),
+            failed=total(CLIENT_FAILED),
+            rows=total(CLIENT_ROWS),
+            unique_rows=total(CLIENT_UNIQUE_ROWS),
+            bytes=total(CLIENT_BYTES),
+            lookup_seconds=latency.seconds,
+            shard_rows={shard: rows for (shard,), rows in self._metrics.values(CLIENT_SHARD_ROWS).items()},
+            stage_seconds={stage: spent.seconds for (stage,), spent in stages.items()},
+            latency=latency,
+            **{name: total(metric) for name, metric in CLIENT_EVENTS.items()},
+        )
+
+
+class _Stage:
+    """Times a block in less than half the time that a generator would take for it."""
+
+    __slots__ = ("_histogram", "_start")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._histogram.observe(time.perf_counter() - self._start)

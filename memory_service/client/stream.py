@@ -1,0 +1,245 @@
+"""The client's end of one rows stream: one shard, one table, many lookups on their way at once."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import flight
+
+from memory_service.control.client import ControlClient
+from memory_service.errors import MemoryServiceError, ShardError, ShardUnavailable
+from memory_service.placement.placement import ShardAddress
+from memory_service.protocol.flight_paths import LOOKUP
+from memory_service.protocol.security import ClientSecurity
+from memory_service.protocol.status import error_of
+from memory_service.tables.arrow_rows import ID_SCHEMA, view_rows
+from memory_service.tables.spec import TableSpec
+from protos import memory_pb2 as pb
+
+_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
+    ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt to connect may take
+    ("grpc.http2.lookahead_bytes", 8 << 20),  # a large reply need not wait for the window to grow
+    ("grpc.experimental.tcp_read_chunk_size", 1 << 20),  # fewer and larger reads of it
+    ("grpc.experimental.tcp_max_read_chunk_size", 4 << 20),
+]
+_LEAVE_S = 5.0  # for the shard to answer what is pending
+_LEAVE_TICK_S = 0.01
+
+
+class Part(Protocol):
+    """The rows that one lookup wants from one shard."""
+
+    ids: NDArray[np.int64]
+    epoch: int
+    request_id: int
+    """Set by the stream that it is sent on."""
+
+    @property
+    def deadline(self) -> float:
+        """Moment of the monotonic clock after which nobody waits for the rows."""
+
+    def land(self, rows: NDArray[np.uint8], version: int) -> None:
+        """Take the rows, an array that nobody else will change, and the table's version that they are of."""
+
+    def fail(self, error: MemoryServiceError) -> None:
+        """Learn that they will not come."""
+
+
+class RowStream:
+    """Sends parts and lands their replies. Opens in the background; once retired it stays so, and a new one is made.
+
+    A thread of its own sends, because writing to a shard that has stopped reading blocks: whoever looks rows up must
+    not. That holds for the smallest request too, since nobody says how much HTTP/2 still lets travel unread.
+    """
+
+    def __init__(
+        self,
+        shard: ShardAddress,
+        spec: TableSpec,
+        connect_timeout_s: float,
+        security: ClientSecurity,
+        newer_epoch: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
+        self._shard = shard
+        self._spec = spec
+        self._fingerprint = bytes.fromhex(spec.fingerprint)
+        self._connect_timeout_s = connect_timeout_s
+        self._security = security
+        self._newer_epoch = newer_epoch
+        self._lock = threading.Lock()
+        self._pending: dict[int, Part] = {}
+        self._outbox: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._next_id = 1
+        self._retired: str | None = None
+        self._reader: flight.FlightStreamReader | None = None
+        self._asked: float | None = None  # since when an answer, any answer, has been due
+        self._sender = threading.Thread(target=self._run, name=f"rows-send-{shard.shard}", daemon=True)
+        self._sender.start()
+
+    @property
+    def retired(self) -> bool:
+        """Whether this stream takes no more parts."""
+        return self._retired is not None
+
+    def stalled(self, limit_s: float) -> bool:
+        """Whether the shard has been silent for so long although it was asked."""
+        asked = self._asked
+        return asked is not None and time.monotonic() - asked > limit_s
+
+    def send(self, part: Part) -> None:
+        """Ask for a part's rows; `part.land` or `part.fail` follows from another thread, unless it is forgotten."""
+        with self._lock:
+            retired = self._retired
+            if retired is None:
+                part.request_id = self._next_id
+                self._pending[self._next_id] = part
+                self._next_id += 1
+                self._asked = self._asked or time.monotonic()
+                self._outbox.put(part.request_id)
+        if retired is not None:
+            part.fail(self._unavailable(retired, part))
+
+    def forget(self, part: Part) -> None:
+        """Drop a part that nobody waits for; a late reply to it is ignored."""
+        with self._lock:
+            if self._pending.get(part.request_id) is part:
+                del self._pending[part.request_id]
+
+    def retire(self, why: str) -> None:
+        """Take no more parts, and take leave of the shard once it has answered what is pending."""
+        with self._lock:
+            if self._retired is None:
+                self._retired = why
+                self._outbox.put(None)
+
+    def break_off(self, why: str) -> None:
+        """Fail what is pending and take leave of the shard in the background."""
+        self.retire(why)
+        with self._lock:
+            pending, self._pending = list(self._pending.values()), {}
+        for part in pending:
+            part.fail(self._unavailable(self._retired or why, part))
+
+    def abort(self, why: str) -> None:
+        """Break off from a shard that does not react, even in the middle of a write."""
+        self.break_off(why)
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for a stream that was broken off to have taken leave; False if `timeout_s` passed first."""
+        self._sender.join(timeout_s)
+        return not self._sender.is_alive()
+
+    def _run(self) -> None:
+        try:
+            client, writer, reader = self._open()
+        except (MemoryServiceError, pa.ArrowException, OSError) as error:
+            return self.break_off(f"cannot open a stream: {error}")
+        self._reader = reader
+        receiver = threading.Thread(
+            target=self._receive_all, args=(reader,), name=f"rows-receive-{self._shard.shard}", daemon=True
+        )
+        receiver.start()
+        while self._send_next(writer):
+            pass
+        self._leave(writer, reader, receiver)
+        client.close()
+        return None
+
+    def _leave(
+        self, writer: flight.FlightStreamWriter, reader: flight.FlightStreamReader, receiver: threading.Thread
+    ) -> None:
+        """Wait for what is pending, then cancel; closing the writer as well keeps Arrow from complaining later.
+
+        Not by done_writing(): a reader whose stream breaks at that moment says the same by itself, and gRPC ends the
+        process of whoever says it twice.
+        """
+        deadline = time.monotonic() + _LEAVE_S
+        while self._pending and receiver.is_alive() and time.monotonic() < deadline:
+            time.sleep(_LEAVE_TICK_S)
+        reader.cancel()
+        receiver.join()
+        with contextlib.suppress(pa.ArrowException, OSError):
+            writer.close()
+
+    def _open(self) -> tuple[flight.FlightClient, flight.FlightStreamWriter, flight.FlightStreamReader]:
+        with ControlClient(self._shard.address, self._shard.shard, self._security) as control:
+            rows_port = control.describe(self._connect_timeout_s).rows_port  # a restarted shard has another one
+        host = self._shard.address.rpartition(":")[0]
+        client = self._security.flight_client(host, rows_port, _OPTIONS)
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_path(LOOKUP, self._spec.name))
+        writer.begin(ID_SCHEMA)
+        return client, writer, reader
+
+    def _send_next(self, writer: flight.FlightStreamWriter) -> bool:
+        request_id = self._outbox.get()
+        if request_id is None:
+            return False
+        with self._lock:
+            part = self._pending.get(request_id)
+        if part is not None:  # else nobody waits for it any more
+            self._write(writer, request_id, part)
+        return True
+
+    def _write(self, writer: flight.FlightStreamWriter, request_id: int, part: Part) -> None:
+        now = time.monotonic()
+        header = pb.LookupRequest(
+            request_id=request_id,
+            epoch=part.epoch,
+            fingerprint=self._fingerprint,
+            sent_us=int(now * 1e6),
+            timeout_ms=max(0, int((part.deadline - now) * 1e3)),
+        )
+        batch = pa.RecordBatch.from_arrays([pa.array(part.ids)], schema=ID_SCHEMA)
+        try:
+            writer.write_with_metadata(batch, header.SerializeToString())
+        except (pa.ArrowException, OSError) as error:
+            self.break_off(f"the stream broke: {error}")
+
+    def _receive_all(self, reader: flight.FlightStreamReader) -> None:
+        try:
+            while True:
+                self._receive_one(reader.read_chunk())
+        except StopIteration:
+            self.break_off("the shard ended the stream")
+        except Exception as error:  # whatever it is, nobody else will answer what is pending
+            self.break_off(f"the stream broke: {error}")
+
+    def _receive_one(self, chunk: flight.FlightStreamChunk) -> None:
+        reply = pb.LookupReply.FromString(chunk.app_metadata.to_pybytes())
+        if reply.request_id == 0:
+            return self.retire(reply.message)
+        with self._lock:
+            part = self._pending.pop(reply.request_id, None)
+            self._asked = time.monotonic() if self._pending else None
+        if part is None:
+            return None  # forgotten: its time was up
+        if reply.status != pb.STATUS_OK:
+            return part.fail(self._error_of(reply, part))
+        if reply.epoch > part.epoch:
+            self._newer_epoch(part.epoch)
+        try:
+            rows = view_rows(chunk.data, self._spec.row_bytes)
+        except MemoryServiceError as error:
+            return part.fail(error)
+        return part.land(rows, reply.version)
+
+    def _error_of(self, reply: pb.LookupReply, part: Part) -> MemoryServiceError:
+        error = error_of(reply.status, reply.message)
+        if isinstance(error, ShardError):
+            error.table, error.shard, error.epoch = self._spec.name, self._shard.shard, part.epoch
+        return error
+
+    def _unavailable(self, why: str, part: Part) -> ShardUnavailable:
+        where = f"{self._shard.shard} at {self._shard.address}, table {self._spec.name!r}, epoch {part.epoch}"
+        return ShardUnavailable(f"{where}: {why}", self._spec.name, self._shard.shard, part.epoch)

@@ -1,0 +1,130 @@
+"""The client's side of a shard's control door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.placement.placement import Placement
+from memory_service.protocol.messages import (
+    MAX_MESSAGE_BYTES,
+    ShardInfo,
+    blocks_from_proto,
+    blocks_to_proto,
+    info_from_proto,
+    placement_to_proto,
+    stats_from_proto,
+)
+from memory_service.protocol.reports import Prepared, ShardStats
+from memory_service.protocol.security import ClientSecurity
+from memory_service.protocol.status import STATUS_KEY, error_of
+from memory_service.snapshots.manifest import BlockEntry
+from protos import memory_pb2 as pb
+from protos import memory_pb2_grpc
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
+]
+
+
+class ShardUnresponsive(ShardUnavailable):
+    """A shard that takes a call and does not answer it, as opposed to one that nobody can connect to."""
+
+
+class ControlClient:
+    """Calls one shard. Errors are the shard's own, or ShardUnavailable naming it for one that cannot be reached.
+
+    Without `security` the environment says what the connection needs.
+    """
+
+    def __init__(self, address: str, shard: str = "shard", security: ClientSecurity | None = None) -> None:
+        self.address = address
+        self._shard = shard
+        self._security = security or ClientSecurity.from_environment()
+        self._channel = self._security.channel(address, _OPTIONS)
+        self._stub = memory_pb2_grpc.MemoryShardStub(self._channel)
+
+    def describe(self, timeout_s: float = 5.0) -> ShardInfo:
+        """What the shard is and holds."""
+        return info_from_proto(self._call(self._stub.Describe, pb.DescribeRequest(), timeout_s))
+
+    def prepare(
+        self,
+        placement: Placement,
+        current: Placement | None = None,
+        snapshot_uri: str | Path | None = None,
+        timeout_s: float = 3600.0,
+    ) -> Prepared:
+        """Have the shard come to hold its blocks of a placement; see Shard.prepare. It must see the snapshot itself."""
+        request = pb.PrepareRequest(
+            placement=placement_to_proto(placement),
+            current=placement_to_proto(current) if current else None,
+            snapshot_uri=str(snapshot_uri or ""),
+        )
+        reply = self._call(self._stub.Prepare, request, timeout_s)
+        return Prepared(reply.kept, reply.copied, reply.loaded, reply.bytes)
+
+    def activate(self, placement: Placement, timeout_s: float = 5.0) -> None:
+        """Have the shard serve under a placement; see Shard.activate."""
+        self._call(self._stub.Activate, pb.ActivateRequest(placement=placement_to_proto(placement)), timeout_s)
+
+    def retire(self, epoch: int, timeout_s: float = 5.0) -> None:
+        """Have the shard forget what is older than an epoch; see Shard.retire."""
+        self._call(self._stub.Retire, pb.RetireRequest(epoch=epoch), timeout_s)
+
+    def snapshot(
+        self,
+        uri: str | Path,
+        table: str,
+        prefix: str,
+        blocks: Sequence[int],
+        base: Mapping[int, BlockEntry],
+        timeout_s: float = 3600.0,
+    ) -> tuple[int, dict[int, BlockEntry]]:
+        """Have the shard write blocks of a table, see Shard.write_snapshot; the table's version and the entries."""
+        request = pb.SnapshotRequest(
+            uri=str(uri), table=table, prefix=prefix, blocks=blocks, base=blocks_to_proto(base)
+        )
+        reply = self._call(self._stub.Snapshot, request, timeout_s)
+        return reply.version, blocks_from_proto(reply.blocks)
+
+    def stats(self, timeout_s: float = 5.0, blocks: bool = False) -> ShardStats:
+        """The shard's counters; with `blocks`, also how often each block was asked for."""
+        return stats_from_proto(self._call(self._stub.Stats, pb.StatsRequest(blocks=blocks), timeout_s))
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self._meaning(error, timeout_s) from error
+
+    def _meaning(self, error: Any, timeout_s: float) -> MemoryServiceError:
+        status = dict(error.trailing_metadata() or ()).get(STATUS_KEY)
+        if status is not None:
+            return error_of(int(status), error.details())
+        where = f"{self._shard} at {self.address}"
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            remedy = self._security.remedy(error.details())
+            return ShardUnavailable(f"{where} cannot be reached: {remedy} ({error.details()})", None, self._shard)
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return ShardUnresponsive(f"{where} did not answer within {timeout_s:g} s", None, self._shard)
+        return MemoryServiceError(f"{where}: {error.code().name}: {error.details()}")

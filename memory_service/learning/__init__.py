@@ -1,0 +1,1 @@
+"""Learning: optimizer state and update rules of table rows."""

@@ -1,0 +1,1 @@
+"""Metrics: what the service counts, the catalogue of all names, and the exporter for Prometheus."""

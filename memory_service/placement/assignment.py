@@ -1,0 +1,230 @@
+"""Which shards get which block of a table: a first assignment, and the next one with as few moves as can be.
+
+Blocks are assigned by rendezvous hashing (Thaler and Ravishankar, "Using name-based mappings to increase hit rates",
+1998): every shard scores every block, the highest score wins, so adding a shard moves only the blocks that it wins.
+A cap on each shard's load, with overflow to the next-best shard, follows Mirrokni, Thorup and Zadimoghaddam,
+"Consistent hashing with bounded loads", 2016. Neighbouring blocks score independently, so every shard gets a mix of
+columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from memory_service.placement.failure_domains import present, repeated, separate, shares
+
+MAX_SHARDS = 1 << 16
+NOBODY = MAX_SHARDS - 1
+"""Stands in an assignment where a block has fewer replicas than the widest."""
+
+
+def assign_blocks(
+    table: str, blocks: int, shards: Sequence[str], replicas: int = 1, slack: float = 1.05
+) -> NDArray[np.uint16]:
+    """Shards of each block, uint16 [replicas, blocks], indices into `shards`.
+
+    Depends on the names only. No shard gets more than ceil(slack * blocks * replicas / shards) blocks, and the
+    replicas of a block are on distinct shards. ValueError for arguments that cannot be met.
+    """
+    check_names(shards)
+    if not 1 <= replicas <= len(shards):
+        raise ValueError(f"replicas={replicas} needs as many shards, there are {len(shards)}")
+    if slack < 1:
+        raise ValueError(f"slack={slack} leaves blocks without a shard: use 1 or more")
+    scores = _scores(table, blocks, shards)
+    assigned = np.empty((replicas, blocks), np.uint16)
+    taken = np.zeros((blocks, len(shards)), bool)
+    for replica in range(replicas):
+        cap = math.ceil(slack * blocks * (replica + 1) / len(shards))
+        assigned[replica] = _assign_once(scores, taken, cap)
+        if (stuck := np.flatnonzero(assigned[replica] == NOBODY)).size:
+            _swap_in(assigned[: replica + 1], taken, cap, stuck)
+    return assigned
+
+
+def reassign_blocks(
+    table: str,
+    held: NDArray[np.bool_],
+    wanted: NDArray[np.integer],
+    shards: Sequence[str],
+    domains: NDArray[np.int64] | None = None,
+    slack: float = 1.05,
+) -> NDArray[np.uint16]:
+    """Shards of each block, uint16 [most replicas, blocks], with as few new replicas as can be.
+
+    `held` [blocks, shards] says what each of the new set of shards has already, `wanted` [blocks] how many replicas a
+    block shall have. Replicas of a block are in different `domains` [shards] as far as these allow; without, every
+    shard is its own. A shard that has nothing yet gets at least 1/slack of its share, and none more than slack of it;
+    shares are equal unless domains are too unequal for that. Where a block has fewer replicas than the widest, the
+    rest is NOBODY. ValueError if there are too few shards.
+    """
+    check_names(shards)
+    if not 1 <= wanted.min() <= wanted.max() <= len(shards):
+        raise ValueError(f"replicas from {wanted.min()} to {wanted.max()} need 1 to as many shards: {len(shards)}")
+    domains = np.arange(len(shards)) if domains is None else domains
+    scores = _scores(table, len(wanted), shards)
+    taken = held.copy()
+    _drop_surplus(taken, _worth(scores, repeated(taken, scores, domains)), wanted)
+    total = int(wanted.sum())
+    share = shares(domains, len(wanted), total)
+    most = np.ceil(slack * total * share / len(shards)).astype(np.int64)
+    least = np.where(held.any(axis=0), 0, (total * share / len(shards) / slack).astype(np.int64))
+    goal = _goal(taken.sum(axis=0), total, least, most)
+    _shed(taken, _worth(scores, repeated(taken, scores, domains)), goal)
+    while (missing := wanted - taken.sum(axis=1)).any():
+        offers = _worth(scores, present(taken, domains)[:, domains] > 0)
+        choice = _assign_once(np.where(missing[:, None] > 0, offers, 0), taken, goal)
+        if (stuck := np.flatnonzero((missing > 0) & (choice == NOBODY))).size:
+            _squeeze_in(taken, most, stuck)
+    separate(taken, domains, most)
+    return _in_order(taken, scores)
+
+
+def _worth(scores: NDArray[np.uint64], doubtful: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Scores of which the doubtful ones are below all others."""
+    return (scores >> np.uint64(1)) | np.uint64(1) | ((~doubtful).astype(np.uint64) << np.uint64(63))
+
+
+def _drop_surplus(taken: NDArray[np.bool_], scores: NDArray[np.uint64], wanted: NDArray[np.integer]) -> None:
+    """Keep of each block only as many replicas as are wanted: those with the best scores."""
+    best_first = np.argsort(np.where(taken, ~scores, np.iinfo(np.uint64).max), axis=1)
+    rank = np.argsort(best_first, axis=1)
+    taken &= rank < wanted[:, None]
+
+
+def _goal(load: NDArray[np.int64], total: int, least: NDArray[np.int64], most: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Blocks that each shard shall have, `total` together: as near to its load as `least` and `most` allow."""
+    goal = np.clip(load, least, most)
+    while (gap := total - int(goal.sum())) != 0:
+        sign = 1 if gap > 0 else -1
+        free = np.flatnonzero(goal < most if gap > 0 else goal > least)
+        level = sign * goal[free]
+        lowest = free[level == level.min()]
+        higher = level[level > level.min()]
+        bound = most[lowest] - goal[lowest] if gap > 0 else goal[lowest] - least[lowest]
+        step = min(
+            int(bound.min()), int(higher.min() - level.min()) if higher.size else abs(gap), abs(gap) // len(lowest)
+        )
+        if step:
+            goal[lowest] += sign * step
+        else:
+            goal[lowest[: abs(gap)]] += sign
+    return goal
+
+
+def _shed(taken: NDArray[np.bool_], scores: NDArray[np.uint64], goal: NDArray[np.int64]) -> None:
+    """Take from every shard beyond its goal the blocks that score it lowest, replicas of one block last."""
+    lost = np.zeros(len(taken), np.int64)  # a block that lost two replicas cannot give both to one shard
+    for shard in np.flatnonzero(taken.sum(axis=0) > goal):
+        mine = np.flatnonzero(taken[:, shard])
+        order = np.lexsort((scores[mine, shard], lost[mine]))
+        leaving = mine[order[: len(mine) - goal[shard]]]
+        taken[leaving, shard] = False
+        lost[leaving] += 1
+
+
+def _squeeze_in(taken: NDArray[np.bool_], most: NDArray[np.int64], stuck: NDArray[np.int64]) -> None:
+    """Give one more shard to the few blocks for which only shards that have them already are below their goal.
+
+    Such a block goes to the shard with the most room that lacks it. Where that one is full, a block of it moves on to
+    a shard that is not: of shards with equal shares the full one has more blocks, hence one that the other lacks.
+    Where shares differ it may have none; rather than fail it then has one block too many.
+    """
+    for block in stuck:
+        room = most - taken.sum(axis=0)
+        to = int(np.argmax(np.where(taken[block], np.iinfo(np.int64).min, room)))
+        if room[to] <= 0:
+            free = int(np.argmax(room))
+            moving = np.flatnonzero(taken[:, to] & ~taken[:, free])[:1]
+            taken[moving, to], taken[moving, free] = False, True
+        taken[block, to] = True
+
+
+def _in_order(taken: NDArray[np.bool_], scores: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """The shards of each block, uint16 [replicas, blocks], each shard first for at most its share where that can be."""
+    blocks, shards = taken.shape
+    others = ~taken
+    first = _assign_once(scores, others, math.ceil(blocks / shards) + others.sum(axis=0))
+    rank = np.where(taken, scores, 0)
+    chosen = np.flatnonzero(first != NOBODY)
+    rank[chosen, first[chosen]] = np.iinfo(np.uint64).max
+    counts = taken.sum(axis=1)
+    ordered = np.argsort(~rank, axis=1)[:, : counts.max()].T.astype(np.uint16)
+    ordered[np.arange(len(ordered))[:, None] >= counts] = NOBODY
+    return ordered
+
+
+def _assign_once(
+    scores: NDArray[np.uint64], taken: NDArray[np.bool_], cap: int | NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Give every block one more shard: its best with room, a full shard keeping the blocks that score it highest."""
+    choice = np.full(len(scores), NOBODY)
+    room = cap - taken.sum(axis=0)
+    waiting = np.arange(len(scores))
+    while waiting.size:
+        offers = np.where(taken[waiting] | (room <= 0), 0, scores[waiting])  # a score is never 0
+        best = offers.argmax(axis=1)
+        score = offers[np.arange(len(waiting)), best]
+        accepted = (score > 0) & (_rank_in_group(best, score) < room[best])
+        blocks, shards = waiting[accepted], best[accepted]
+        choice[blocks] = shards
+        taken[blocks, shards] = True
+        room -= np.bincount(shards, minlength=len(room))
+        waiting = waiting[~accepted & (score > 0)]
+    return choice
+
+
+def _swap_in(assigned: NDArray[np.uint16], taken: NDArray[np.bool_], cap: int, stuck: NDArray[np.int64]) -> None:
+    """Place the few blocks for which only shards that hold them already had room.
+
+    Such a block goes to a full shard, and a block of that one moves to the shard with room. There is always one that
+    can: the full shard has more blocks than the other, hence one that the other lacks.
+    """
+    for block in stuck:
+        free = int(np.argmax(taken.sum(axis=0) < cap))
+        full = int(np.argmin(taken[block]))
+        moving = int(np.argmax(taken[:, full] & ~taken[:, free]))
+        replica = int(np.argmax(assigned[:, moving] == full))
+        assigned[replica, moving] = free
+        assigned[-1, block] = full
+        taken[moving, full], taken[moving, free], taken[block, full] = False, True, True
+
+
+def _rank_in_group(group: NDArray[np.int64], score: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Position of each element among those of its group, highest score first."""
+    order = np.lexsort((~score, group))
+    starts = np.searchsorted(group[order], np.arange(group.max() + 1))
+    rank = np.empty(len(group), np.int64)
+    rank[order] = np.arange(len(group)) - starts[group[order]]
+    return rank
+
+
+def _scores(table: str, blocks: int, shards: Sequence[str]) -> NDArray[np.uint64]:
+    """Score of every shard for every block, uint64 [blocks, shards], at least 1."""
+    seed = np.uint64(xxhash.xxh64_intdigest(table.encode()))
+    block_hash = _mix(np.arange(blocks, dtype=np.uint64) + seed)
+    shard_hash = np.array([xxhash.xxh64_intdigest(name.encode()) for name in shards], np.uint64)
+    return np.maximum(_mix(block_hash[:, None] ^ shard_hash), 1)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit flips half of the output bits."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def check_names(shards: Sequence[str]) -> None:
+    """ValueError unless there are shards, not too many, and all names differ."""
+    if not shards:
+        raise ValueError("a placement needs at least one shard")
+    if len(set(shards)) != len(shards):
+        raise ValueError(f"shard names must differ, got {list(shards)}")
+    if len(shards) >= MAX_SHARDS:
+        raise ValueError(f"{len(shards)} shards are too many: at most {MAX_SHARDS - 1}")

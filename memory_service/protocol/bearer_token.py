@@ -1,0 +1,148 @@
+"""The bearer token of a memory: how it is sent and checked on both doors."""
+
+from __future__ import annotations
+
+import hmac
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from pyarrow import flight
+
+from memory_service.errors import Unauthenticated
+from memory_service.protocol.status import STATUS_KEY, status_of
+
+MIN_LENGTH = 16
+_HEADER = "authorization"
+_REFUSAL = (
+    "this memory asks for a token and got {what}: "
+    "set ENGRAM_MEMORY_TOKEN_FILE or ENGRAM_MEMORY_TOKEN to the token that the shards were started with"
+)
+
+
+@dataclass(frozen=True)
+class BearerToken:
+    """A shared secret. Never shown: not in a repr, a log or an error."""
+
+    secret: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.secret) < MIN_LENGTH:
+            raise ValueError(f"the token has {len(self.secret)} characters: use at least {MIN_LENGTH}, drawn at random")
+        if not all("!" <= character <= "~" for character in self.secret):
+            raise ValueError("the token holds spaces or characters beyond ASCII: HTTP headers cannot carry them")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> BearerToken:
+        """The content of a file, without the white space around it; ValueError if it cannot be read."""
+        try:
+            return cls(Path(path).read_text().strip())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"token file {path}: {error}") from error
+
+    @property
+    def header(self) -> str:
+        """The value of the authorization header."""
+        return f"Bearer {self.secret}"
+
+    def refusal(self, headers: Sequence[str | bytes]) -> str | None:
+        """Why a call with these authorization headers is refused; None if it carries the token."""
+        if len(headers) != 1:
+            return _REFUSAL.format(what=f"{len(headers)} of them" if headers else "none")
+        given = headers[0].encode() if isinstance(headers[0], str) else headers[0]
+        # In constant time: how long a refusal takes says nothing about how much of a guess was right.
+        return None if hmac.compare_digest(given, self.header.encode()) else _REFUSAL.format(what="another one")
+
+
+class ControlGuard(grpc.ServerInterceptor):
+    """Lets calls with the token through the control door, and those of the open services without."""
+
+    def __init__(self, token: BearerToken, open_services: Sequence[str]) -> None:
+        self._token = token
+        self._open = tuple(f"/{service}/" for service in open_services)
+
+    def intercept_service(
+        self, continuation: Callable[[Any], grpc.RpcMethodHandler], handler_call_details: Any
+    ) -> grpc.RpcMethodHandler:
+        """See grpc.ServerInterceptor."""
+        given = [value for key, value in handler_call_details.invocation_metadata if key == _HEADER]
+        if handler_call_details.method.startswith(self._open) or (why := self._token.refusal(given)) is None:
+            return continuation(handler_call_details)
+
+        def refuse(_: Any, context: grpc.ServicerContext) -> None:
+            status, code = status_of(Unauthenticated())
+            context.set_trailing_metadata(((STATUS_KEY, str(int(status))),))
+            context.abort(code, why)
+
+        # As a stream, whatever the method is: the message of a stranger is not even read.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class RowsGuard(flight.ServerMiddlewareFactory):
+    """Refuses calls without the token at the rows door."""
+
+    def __init__(self, token: BearerToken) -> None:
+        self._token = token
+
+    def start_call(self, info: flight.CallInfo, headers: Mapping[str, list[str | bytes]]) -> None:
+        """See flight.ServerMiddlewareFactory."""
+        given = [value for key, values in headers.items() if key.lower() == _HEADER for value in values]
+        if (why := self._token.refusal(given)) is not None:
+            raise flight.FlightUnauthenticatedError(why)
+
+
+class _CallDetails(
+    namedtuple("_CallDetails", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")),
+    grpc.ClientCallDetails,
+):
+    """The details of a call, which grpc has as an interface only."""
+
+
+class ControlSender(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds the token to every call of a control channel."""
+
+    def __init__(self, token: BearerToken) -> None:
+        self._token = token
+
+    def _send(self, continuation: Callable[[Any, Any], Any], details: Any, request: Any) -> Any:
+        metadata = [*(details.metadata or ()), (_HEADER, self._token.header)]
+        return continuation(
+            _CallDetails(
+                details.method,
+                details.timeout,
+                metadata,
+                details.credentials,
+                details.wait_for_ready,
+                details.compression,
+            ),
+            request,
+        )
+
+    intercept_unary_unary = intercept_unary_stream = intercept_stream_unary = intercept_stream_stream = _send
+
+
+class RowsSender(flight.ClientMiddlewareFactory):
+    """Adds the token to every call of a Flight client."""
+
+    def __init__(self, token: BearerToken) -> None:
+        self._middleware = _SendHeader(token)
+
+    def start_call(self, info: flight.CallInfo) -> flight.ClientMiddleware:
+        """See flight.ClientMiddlewareFactory."""
+        return self._middleware
+
+
+class _SendHeader(flight.ClientMiddleware):
+    def __init__(self, token: BearerToken) -> None:
+        self._token = token
+
+    def sending_headers(self) -> dict[str, str]:
+        return {_HEADER: self._token.header}

@@ -1,0 +1,200 @@
+"""Locks of both doors: TLS, mutual TLS and a token, for whoever opens a door and for whoever knocks.
+
+The default of both sides is plaintext without a token. A token alone keeps out who does not know it, yet travels in
+the clear; TLS hides it; mutual TLS turns strangers away before they can send a single message.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from pyarrow import flight
+
+from memory_service.protocol.bearer_token import BearerToken, ControlGuard, ControlSender, RowsGuard, RowsSender
+
+_FILE_OF_SERVER = {
+    "cert_file": "ENGRAM_MEMORY_TLS_CERT",
+    "key_file": "ENGRAM_MEMORY_TLS_KEY",
+    "client_ca_file": "ENGRAM_MEMORY_CLIENT_CA",
+}
+_FILE_OF_CLIENT = {
+    "ca_file": "ENGRAM_MEMORY_CA",
+    "cert_file": "ENGRAM_MEMORY_CERT",
+    "key_file": "ENGRAM_MEMORY_KEY",
+}
+_SERVER_NAME = "ENGRAM_MEMORY_SERVER_NAME"
+_TOKEN = "ENGRAM_MEMORY_TOKEN"
+_TOKEN_FILE = "ENGRAM_MEMORY_TOKEN_FILE"
+
+_Options = Sequence[tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class ServerSecurity:
+    """What a shard asks of those who knock. ValueError for files that are missing or do not fit together."""
+
+    cert_file: Path | None = None
+    """PEM: the shard's certificate, with the intermediate ones after it. Given, both doors speak TLS only."""
+    key_file: Path | None = None
+    """PEM: the key of that certificate."""
+    client_ca_file: Path | None = None
+    """PEM: who signs the certificates of clients. Given, clients must show one (mutual TLS)."""
+    token: BearerToken | None = None
+    """Given, every call needs it, except for the health check."""
+
+    def __post_init__(self) -> None:
+        _check_pair(self.cert_file, self.key_file, "the shard")
+        if self.client_ca_file and not self.cert_file:
+            raise ValueError("client_ca_file: mutual TLS needs TLS, give cert_file and key_file too")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> ServerSecurity:
+        """As ENGRAM_MEMORY_TLS_CERT, _TLS_KEY, _CLIENT_CA and _TOKEN_FILE or _TOKEN say."""
+        return cls(**_paths(_FILE_OF_SERVER, environ), token=_token(environ))
+
+    def credentials(self) -> grpc.ServerCredentials | None:
+        """Of the control door; None for plaintext."""
+        if not self.cert_file:
+            return None
+        ca = _read(self.client_ca_file, "client CA") if self.client_ca_file else None
+        return grpc.ssl_server_credentials([self._key_and_certificate()], ca, require_client_auth=ca is not None)
+
+    def interceptors(self, open_services: Sequence[str]) -> list[grpc.ServerInterceptor]:
+        """Of the control door."""
+        return [ControlGuard(self.token, open_services)] if self.token else []
+
+    def flight_location(self, host: str, port: int) -> flight.Location:
+        """Where the rows door listens."""
+        return (flight.Location.for_grpc_tls if self.cert_file else flight.Location.for_grpc_tcp)(host, port)
+
+    def flight_options(self, middleware: Mapping[str, flight.ServerMiddlewareFactory]) -> dict[str, Any]:
+        """Of the rows door: keyword arguments of flight.FlightServerBase, other middleware included."""
+        options: dict[str, Any] = {"middleware": dict(middleware)}
+        if self.cert_file:
+            key, certificate = self._key_and_certificate()
+            options["tls_certificates"] = [(certificate, key)]
+        if self.client_ca_file:
+            options |= {"verify_client": True, "root_certificates": _read(self.client_ca_file, "client CA")}
+        if self.token:
+            options["middleware"]["token"] = RowsGuard(self.token)
+        return options
+
+    def _key_and_certificate(self) -> tuple[bytes, bytes]:
+        return _read(self.key_file, "key"), _read(self.cert_file, "certificate")
+
+
+@dataclass(frozen=True)
+class ClientSecurity:
+    """Whom a client trusts and how it proves who it is. ValueError for files that are missing or do not fit together.
+
+    A shard that copies blocks from another one is a client too.
+    """
+
+    ca_file: Path | None = None
+    """PEM: who signs the certificates of shards. Given, the client speaks TLS only."""
+    cert_file: Path | None = None
+    """PEM: the client's own certificate, for shards that ask for one."""
+    key_file: Path | None = None
+    """PEM: the key of that certificate."""
+    token: BearerToken | None = None
+    server_name: str | None = None
+    """Name to look for in a shard's certificate instead of the host that was called."""
+
+    def __post_init__(self) -> None:
+        _check_pair(self.cert_file, self.key_file, "the client")
+        if self.cert_file and not self.ca_file:
+            raise ValueError("cert_file: a client's certificate is for TLS, give ca_file too")
+        if self.ca_file:
+            _check_ca(self.ca_file)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> ClientSecurity:
+        """As ENGRAM_MEMORY_CA, _CERT, _KEY, _SERVER_NAME and _TOKEN_FILE or _TOKEN say."""
+        name = environ.get(_SERVER_NAME) or None
+        return cls(**_paths(_FILE_OF_CLIENT, environ), token=_token(environ), server_name=name)
+
+    def channel(self, address: str, options: _Options = ()) -> grpc.Channel:
+        """A channel to the control door at host:port."""
+        if self.ca_file:
+            renamed = [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
+            channel = grpc.secure_channel(address, self._credentials(), [*options, *renamed])
+        else:
+            channel = grpc.insecure_channel(address, list(options))
+        return grpc.intercept_channel(channel, ControlSender(self.token)) if self.token else channel
+
+    def flight_client(self, host: str, port: int, options: _Options = ()) -> flight.FlightClient:
+        """A client of the rows door."""
+        keywords: dict[str, Any] = {"generic_options": list(options)}
+        if self.ca_file:
+            keywords |= {"tls_root_certs": _read(self.ca_file, "CA"), "override_hostname": self.server_name}
+        if self.cert_file:
+            keywords |= {"cert_chain": _read(self.cert_file, "certificate"), "private_key": _read(self.key_file, "key")}
+        if self.token:
+            keywords["middleware"] = [RowsSender(self.token)]
+        location = flight.Location.for_grpc_tls if self.ca_file else flight.Location.for_grpc_tcp
+        return flight.FlightClient(location(host, port), **keywords)
+
+    def remedy(self, details: str) -> str:
+        """What to do about a connection that could not be made, from what gRPC says of it."""
+        if not self.ca_file:
+            return "is it running, and without TLS? For one with TLS, set ENGRAM_MEMORY_CA"
+        if "CERTIFICATE_VERIFY_FAILED" in details or "certificate verify failed" in details.lower():
+            return f"its certificate is expired or not signed by {self.ca_file}: renew it, or set ENGRAM_MEMORY_CA"
+        if "Hostname Verification Check failed" in details:
+            return f"its certificate is for another host: set {_SERVER_NAME} to a name in it"
+        if "WRONG_VERSION_NUMBER" in details:
+            return "it speaks no TLS: start it with a certificate, or unset ENGRAM_MEMORY_CA"
+        return "is it running, and does it accept this client's certificate (ENGRAM_MEMORY_CERT, ENGRAM_MEMORY_KEY)?"
+
+    def _credentials(self) -> grpc.ChannelCredentials:
+        key = _read(self.key_file, "key") if self.key_file else None
+        certificate = _read(self.cert_file, "certificate") if self.cert_file else None
+        return grpc.ssl_channel_credentials(_read(self.ca_file, "CA"), key, certificate)
+
+
+def _paths(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Any]:
+    return {field: Path(environ[name]) for field, name in names.items() if environ.get(name)}
+
+
+def _token(environ: Mapping[str, str]) -> BearerToken | None:
+    """A file comes first: it can be replaced by a newer one without a look at the environment of every process."""
+    if path := environ.get(_TOKEN_FILE):
+        return BearerToken.from_file(path)
+    if secret := environ.get(_TOKEN, "").strip():
+        return BearerToken(secret)
+    return None
+
+
+def _read(path: Path | None, what: str) -> bytes:
+    assert path is not None, what
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{what} {path}: {error.strerror}; give a PEM file") from error
+
+
+def _check_pair(cert_file: Path | None, key_file: Path | None, whose: str) -> None:
+    if bool(cert_file) != bool(key_file):
+        given, missing = ("cert_file", "key_file") if cert_file else ("key_file", "cert_file")
+        raise ValueError(f"{given}: {whose} has no {missing}, give both or neither")
+    if cert_file and key_file:
+        _read(cert_file, "certificate")
+        _read(key_file, "key")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password="")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"certificate {cert_file} and key {key_file} do not fit together: {error}") from error
+
+
+def _check_ca(path: Path) -> None:
+    _read(path, "CA")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:
+        raise ValueError(f"CA {path} is no PEM file of certificates: {error}") from error

@@ -1,0 +1,154 @@
+"""The control door of a shard: protos/memory.proto over gRPC, with the standard health and reflection services."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
+
+import grpc
+
+from memory_service.errors import MemoryServiceError
+from memory_service.protocol.messages import (
+    blocks_from_proto,
+    blocks_to_proto,
+    placement_from_proto,
+    placement_to_proto,
+    spec_to_proto,
+    stats_to_proto,
+)
+from memory_service.protocol.security import ServerSecurity
+from memory_service.protocol.status import STATUS_KEY, status_of
+from memory_service.server.decoding import DecodingGuard
+from memory_service.server.health import HEALTH, StandardServices
+from memory_service.server.limits import DoorLimits
+from memory_service.shard.shard import Shard
+from memory_service.shard.table import ShardTable
+from protos import memory_pb2 as pb
+from protos import memory_pb2_grpc
+
+SERVICE = "engram.memory.v1.MemoryShard"
+_THREADS = 8
+
+_log = logging.getLogger(__name__)
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+class ControlDoor:
+    """A gRPC server around a shard, listening once started."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        incarnation: str,
+        rows_port: int,
+        host: str,
+        port: int,
+        security: ServerSecurity,
+        limits: DoorLimits,
+    ) -> None:
+        message_bytes = limits.control_message_bytes
+        options = [("grpc.max_send_message_length", message_bytes), ("grpc.max_receive_message_length", message_bytes)]
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="control"),
+            interceptors=[*security.interceptors(open_services=[HEALTH]), DecodingGuard()],
+            options=[("grpc.so_reuseport", 0), *options],
+            maximum_concurrent_rpcs=limits.control_calls,
+        )
+        memory_pb2_grpc.add_MemoryShardServicer_to_server(_Servicer(shard, incarnation, rows_port), self._server)
+        self._standard = StandardServices(self._server, SERVICE)
+        self.port = self._bind(host, port, security.credentials())
+        self._server.start()
+        shard.when_serving(lambda: self._standard.set_serving(True))
+
+    def stop(self, grace_s: float) -> threading.Event:
+        """Refuse new calls at once; the event is set when those under way have ended, within `grace_s`."""
+        self._standard.leave()
+        return self._server.stop(grace_s)
+
+    def _bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+        try:
+            if credentials:
+                return self._server.add_secure_port(f"{host}:{port}", credentials)
+            return self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port}: choose a free port, or 0 for any ({error})") from error
+
+
+def _answering(method: _Method) -> _Method:
+    """Turn the errors of a method into gRPC codes."""
+
+    @functools.wraps(method)
+    def answer(self: _Servicer, request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(self, request, context)
+        except MemoryServiceError as error:
+            status, code = status_of(error)
+            context.set_trailing_metadata(((STATUS_KEY, str(int(status))),))
+            context.abort(code, str(error))
+        except Exception as error:
+            _log.exception("%s failed", method.__name__)
+            context.abort(grpc.StatusCode.INTERNAL, f"{method.__name__} failed, see the shard's log: {error!r}")
+
+    return answer  # type: ignore[return-value]
+
+
+class _Servicer(memory_pb2_grpc.MemoryShardServicer):
+    """Each method: decode, ask the shard, encode."""
+
+    def __init__(self, shard: Shard, incarnation: str, rows_port: int) -> None:
+        self._shard = shard
+        self._incarnation = incarnation
+        self._rows_port = rows_port
+
+    @_answering
+    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
+        placement = self._shard.placement
+        return pb.DescribeReply(
+            shard=self._shard.name,
+            incarnation=self._incarnation,
+            rows_port=self._rows_port,
+            placement=placement_to_proto(placement) if placement else None,
+            tables=_held_to_proto(self._shard.tables.values()),
+            node=self._shard.config.node,
+        )
+
+    @_answering
+    def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareReply:  # noqa: N802
+        current = placement_from_proto(request.current) if request.HasField("current") else None
+        prepared = self._shard.prepare(placement_from_proto(request.placement), current, request.snapshot_uri or None)
+        return pb.PrepareReply(**vars(prepared))
+
+    @_answering
+    def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:  # noqa: N802
+        self._shard.activate(placement_from_proto(request.placement))
+        return pb.ActivateReply()
+
+    @_answering
+    def Retire(self, request: pb.RetireRequest, context: grpc.ServicerContext) -> pb.RetireReply:  # noqa: N802
+        self._shard.retire(request.epoch)
+        return pb.RetireReply()
+
+    @_answering
+    def Snapshot(self, request: pb.SnapshotRequest, context: grpc.ServicerContext) -> pb.SnapshotReply:  # noqa: N802
+        base = blocks_from_proto(request.base)
+        version, entries = self._shard.write_snapshot(request.uri, request.table, request.prefix, request.blocks, base)
+        return pb.SnapshotReply(version=version, blocks=blocks_to_proto(entries))
+
+    @_answering
+    def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsReply:  # noqa: N802
+        block_rows = self._shard.block_load.read() if request.blocks else {}
+        return stats_to_proto(replace(self._shard.stats(), incarnation=self._incarnation, block_rows=block_rows))
+
+
+def _held_to_proto(tables: Iterable[ShardTable]) -> Iterator[pb.HeldTable]:
+    """The messages of the tables that a shard holds."""
+    for table in tables:
+        shared = pb.SharedTable(**asdict(found)) if (found := table.shared) else None
+        yield pb.HeldTable(
+            spec=spec_to_proto(table.spec), version=table.version, blocks=table.blocks.tolist(), shared=shared
+        )

@@ -1,0 +1,43 @@
+"""Which blocks of its tables a shard is asked for most, from a sample of its lookups."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_service.protocol.reports import BlockRows
+from memory_service.tables.spec import TableSpec
+
+
+class BlockLoad:
+    """Counts rows by table and block. Looks at one lookup in `every`, which is cheap and enough to find hot blocks."""
+
+    def __init__(self, every: int = 8) -> None:
+        self._every = every
+        self._lock = threading.Lock()
+        self._lookups: dict[str, itertools.count[int]] = {}  # by table: callers may take tables in turn
+        self._rows: dict[str, NDArray[np.int64]] = {}
+
+    def count(self, spec: TableSpec, rows: NDArray[np.int64]) -> None:
+        """Take note of a lookup of these row ids, all of them in the table."""
+        lookups = self._lookups.get(spec.name) or self._add(spec)
+        if next(lookups) % self._every == 0:  # atomic, so that most lookups take no lock
+            with self._lock:
+                np.add.at(self._rows[spec.name], rows >> spec.block_shift, 1)
+
+    def read(self) -> BlockRows:
+        """Rows by table and block since construction, scaled up from the sample."""
+        with self._lock:
+            return {table: self._nonzero(counts) for table, counts in self._rows.items()}
+
+    def _add(self, spec: TableSpec) -> itertools.count[int]:
+        with self._lock:
+            self._rows.setdefault(spec.name, np.zeros(spec.blocks, np.int64))
+            return self._lookups.setdefault(spec.name, itertools.count())
+
+    def _nonzero(self, counts: NDArray[np.int64]) -> dict[int, int]:
+        blocks = np.flatnonzero(counts)
+        return dict(zip(blocks.tolist(), (counts[blocks] * self._every).tolist(), strict=True))

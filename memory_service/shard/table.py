@@ -1,0 +1,140 @@
+"""The blocks of one table that a shard holds, and the gather. Blocks come and go while it is read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_service.errors import RowOutOfRange
+from memory_service.protocol.shared_layout import NOT_HELD, Layout
+from memory_service.protocol.shared_table import SharedTable, share_table
+from memory_service.shard.arena import Arena
+from memory_service.shard.gate import ReadGate
+from memory_service.tables.distinct import out_of_range
+from memory_service.tables.spec import TableSpec
+
+
+class ShardTable:
+    """Some blocks of a table, in slots of an arena: the arena row of `row` is `row + delta[row >> k]`.
+
+    `add` and `drop` publish a new `delta` as a whole, so readers take no lock. Whoever locates rows and gathers them
+    does both within `reading()`: until then a dropped block keeps its slot.
+    """
+
+    def __init__(self, spec: TableSpec, version: int = 0, shared: bool = False) -> None:
+        self.spec = spec
+        self._arena = Arena(spec.blocks, spec.block_rows, spec.row_bytes, shared)
+        self._layout = Layout.create(spec.blocks, shared)
+        self._layout.version = version
+        self._delta = self._layout.delta.copy()
+        self._changing = threading.Lock()
+        self._gate = ReadGate()
+        self.reading = self._gate.reading
+
+    @property
+    def version(self) -> int:
+        """Committed updates that the rows hold."""
+        return self._layout.version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        with self._changing:
+            self._layout.version = version
+
+    @property
+    def shared(self) -> SharedTable | None:
+        """How a process of this machine can read the rows by itself; None if it may not."""
+        return share_table(self._arena.fd, self._layout.fd)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the held blocks take."""
+        return self._arena.nbytes
+
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """The blocks held, ascending."""
+        return np.flatnonzero(self._delta != NOT_HELD)
+
+    def holds(self, blocks: NDArray[np.integer]) -> bool:
+        """Whether every one of these blocks is held."""
+        return bool((self._delta[blocks] != NOT_HELD).all())
+
+    def add(self, blocks: Iterable[tuple[int, NDArray[np.uint8]]]) -> None:
+        """Copy blocks (number, packed rows) into free slots, then show them to readers all at once.
+
+        Where the iterable fails, the blocks drawn before are held, and the error goes on. One caller at a time.
+        """
+        slots: dict[int, int] = {}
+        try:
+            for block, rows in blocks:
+                assert self._delta[block] == NOT_HELD, f"block {block} is held already"
+                assert len(rows) == self.spec.block_length(block), f"block {block} cannot have {len(rows)} rows"
+                with self._changing:
+                    slot = self._arena.take()
+                np.copyto(self._arena.slot(slot)[: len(rows)], rows)
+                slots[block] = slot
+        finally:
+            with self._changing:
+                self._publish(slots)
+
+    def drop(self, blocks: NDArray[np.integer]) -> None:
+        """Let go of held blocks and their memory, once the gathers under way have ended.
+
+        Whoever was promised these blocks under a placement must have stopped coming; those who came before are
+        waited for first.
+        """
+        if not len(blocks):
+            return
+        self._gate.drain()
+        with self._changing:
+            delta = self._delta.copy()
+            slots = (blocks * self.spec.block_rows + delta[blocks]) // self.spec.block_rows
+            delta[blocks] = NOT_HELD
+            with self._layout.changing():
+                self._delta = self._layout.delta[:] = delta
+                self._gate.drain()  # a lookup of rows that it had no business with may still have found them
+                self._arena.give_back(slots.tolist())
+
+    def copy_block(self, block: int) -> NDArray[np.uint8]:
+        """A copy of a held block, uint8 [rows of the block, row_bytes]; RowOutOfRange for one that is not held."""
+        start = block * self.spec.block_rows
+        rows = np.empty((self.spec.block_length(block), self.spec.row_bytes), np.uint8)
+        with self.reading():
+            (low,) = self.locate(np.array([start]))
+            np.copyto(rows, self._arena.rows[low : low + len(rows)])
+        return rows
+
+    def locate(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Arena rows of these row ids; RowOutOfRange for an id that the table or this shard does not have."""
+        if not rows.size:
+            return rows
+        if int(rows.view(np.uint64).max()) >= self.spec.rows:  # a negative id reads as a huge one
+            raise out_of_range(self.spec, int(rows[(rows < 0) | (rows >= self.spec.rows)][0]))
+        local = self._delta.take(rows >> self.spec.block_shift)
+        local += rows
+        if local.min() < 0:
+            raise self._not_held(int(rows[np.argmin(local)]))
+        return local
+
+    def gather(self, local: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Copy located rows into `out`, uint8 [n, row_bytes]; runs without the GIL."""
+        # "clip" spares the buffered copy that "raise" would make; locate() has checked the ids.
+        np.take(self._arena.rows, local, axis=0, out=out, mode="clip")
+
+    def _publish(self, slots: dict[int, int]) -> None:
+        delta = self._delta.copy()
+        for block, slot in slots.items():
+            delta[block] = (slot - block) * self.spec.block_rows
+        with self._layout.changing():
+            self._delta = self._layout.delta[:] = delta
+
+    def _not_held(self, row: int) -> RowOutOfRange:
+        block = row // self.spec.block_rows
+        return RowOutOfRange(
+            f"table {self.spec.name!r} row {row} lies in block {block}, which this shard does not hold: "
+            "ask the shard that the placement names"
+        )

@@ -1,0 +1,235 @@
+"""Writing snapshots: a new generation holds only the blocks whose checksum differs from the newest one's.
+
+Nothing keeps track of changes, so nothing can miss one: every block is hashed, at memory speed, and written if it is
+another. A generation exists once its manifest does, which is written last; what an attempt that failed has left behind
+is never referred to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, islice
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from memory_service.errors import SnapshotError
+from memory_service.snapshots.manifest import (
+    BlockEntry,
+    TableEntry,
+    file_prefix,
+    manifest_name,
+    prefix_of_file,
+    render_manifest,
+    split_pin,
+)
+from memory_service.snapshots.snapshot import Snapshot, generations
+from memory_service.snapshots.store import Store, open_store
+from memory_service.tables.arrow_rows import row_schema, wrap_rows
+from memory_service.tables.spec import TableSpec
+
+FILE_BYTES = 256 << 20
+
+Source = NDArray[np.uint8] | Iterable[NDArray[np.uint8]]
+"""A table: packed rows [rows, row_bytes], or its blocks in order, of which one at a time is in memory."""
+Changed = tuple[int, NDArray[np.uint8], str]  # block number, packed rows, digest
+
+_log = logging.getLogger(__name__)
+
+
+def write_snapshot(uri: str | Path, tables: Mapping[TableSpec, Source], version: int = 0) -> Snapshot:
+    """Write whole tables into a directory that has no snapshot yet; SnapshotError if it has one.
+
+    `version` counts the committed updates that the rows hold.
+    """
+    if generations(open_store(_directory(uri))):
+        raise SnapshotError(f"{uri} already holds a snapshot: choose another directory or delete that one")
+    return extend_snapshot(uri, tables, version)
+
+
+def extend_snapshot(
+    uri: str | Path, tables: Mapping[TableSpec, Source], version: int = 0, full: bool = False
+) -> Snapshot:
+    """Add a generation to a snapshot, or begin one: as `write_snapshot`, but only blocks that changed are written.
+
+    With `full` all blocks are, which leaves behind a damaged file of older generations.
+    """
+    with NewGeneration(uri, list(tables), full) as new:
+        entries = []
+        for spec, source in tables.items():
+            blocks = write_blocks(new.store, spec, enumerate(_blocks_of(spec, source)), new.prefix, new.base(spec))
+            entries.append(TableEntry(spec, version, tuple(blocks[block] for block in range(len(blocks)))))
+        return new.seal(entries)
+
+
+class NewGeneration:
+    """A generation on its way: what it builds on, how its files are called, how it is sealed.
+
+    A context manager: leaving it by an exception deletes the files written so far. SnapshotError if the directory
+    holds another memory than `specs`.
+    """
+
+    def __init__(self, uri: str | Path, specs: Sequence[TableSpec], full: bool = False) -> None:
+        self.store = open_store(_directory(uri))
+        numbers = generations(self.store)
+        self.generation = numbers[-1] + 1 if numbers else 0
+        self.prefix = file_prefix(self.generation, uuid.uuid4().hex[:8])
+        self._folders = [spec.name for spec in specs]
+        newest = _newest(self.store) if numbers else None
+        if newest:
+            _check_same_memory(newest, specs)
+        self._newest = newest
+        self._full = full
+
+    def base(self, spec: TableSpec) -> Mapping[int, BlockEntry]:
+        """Blocks of a table that need not be written again if their digest is still the same."""
+        if self._full or self._newest is None or self._newest.table(spec.name).spec != spec:
+            return {}
+        return dict(enumerate(self._newest.table(spec.name).blocks))
+
+    def seal(self, tables: Sequence[TableEntry]) -> Snapshot:
+        """Write the manifest, which turns the files into a generation.
+
+        SnapshotError if another writer was faster, or if rows differ from the newest generation's in spite of the same
+        version: then they are not what was committed, and the newest generation is right.
+        """
+        if self._newest:
+            _check_versions(self._newest, tables)
+        sealed = [TableEntry(table.spec, table.version, table.blocks, self._sizes(table)) for table in tables]
+        name, temporary = manifest_name(self.generation), f"{self.prefix}manifest.tmp"
+        self.store.create_whole(name, render_manifest(sealed), temporary)
+        return Snapshot(self.store, self.generation, {table.spec.name: table for table in sealed})
+
+    def __enter__(self) -> NewGeneration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            with contextlib.suppress(SnapshotError):  # it says less than the error that is on its way
+                self._abandon()
+
+    def _abandon(self) -> None:
+        if self.generation in generations(self.store):  # sealed, by this writer or another
+            return
+        for folder in self._folders:
+            for path in self.store.files(folder):
+                if prefix_of_file(path) == self.prefix:
+                    self.store.delete(path)
+
+    def _sizes(self, table: TableEntry) -> dict[str, int]:
+        stored = self.store.files(table.spec.name, recursive=True)
+        if gone := [file for file in table.files if file not in stored]:
+            raise SnapshotError(f"snapshot {self.store.uri}: {gone[0]} was deleted meanwhile: write the snapshot again")
+        return {file: stored[file].size for file in table.files}
+
+
+def write_blocks(
+    store: Store,
+    spec: TableSpec,
+    blocks: Iterable[tuple[int, NDArray[np.uint8]]],
+    prefix: str,
+    base: Mapping[int, BlockEntry],
+) -> dict[int, BlockEntry]:
+    """Write those of some blocks of a table that differ from `base`, into files `<table>/<prefix>NNNNN.arrow`.
+
+    Returns the entries of all of them by block number, unchanged ones as in `base`.
+    """
+    per_file = max(1, FILE_BYTES // (spec.block_rows * spec.row_bytes))
+    entries: dict[int, BlockEntry] = {}
+    changed = _changed(blocks, base, entries)
+    for number in count():
+        first = next(changed, None)
+        if first is None:
+            break
+        path = f"{spec.name}/{prefix}{number:05d}.arrow"
+        _write_file(store, spec, path, chain([first], islice(changed, per_file - 1)), entries)
+    return entries
+
+
+def _changed(
+    blocks: Iterable[tuple[int, NDArray[np.uint8]]], base: Mapping[int, BlockEntry], unchanged: dict[int, BlockEntry]
+) -> Iterator[Changed]:
+    for block, rows in blocks:
+        rows = np.ascontiguousarray(rows)
+        digest = xxhash.xxh3_128_hexdigest(rows.data)
+        if block in base and base[block].digest == digest:
+            unchanged[block] = base[block]
+        else:
+            yield block, rows, digest
+
+
+def _write_file(
+    store: Store, spec: TableSpec, path: str, changed: Iterable[Changed], entries: dict[int, BlockEntry]
+) -> None:
+    schema = row_schema(spec.row_bytes)
+    with store.writing(path) as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch, (block, rows, digest) in enumerate(changed):
+            writer.write_batch(wrap_rows(rows, schema))
+            entries[block] = BlockEntry(path, batch, len(rows), digest)
+
+
+def _blocks_of(spec: TableSpec, source: Source) -> Iterator[NDArray[np.uint8]]:
+    if isinstance(source, np.ndarray):
+        source = [source[start : start + spec.block_rows] for start in range(0, len(source), spec.block_rows)]
+    number = 0
+    for number, rows in enumerate(source, start=1):
+        expected = (spec.block_length(number - 1), spec.row_bytes)
+        if rows.dtype != np.uint8 or rows.shape != expected:
+            raise ValueError(
+                f"table {spec.name!r} block {number - 1}: expected uint8 {list(expected)}, "
+                f"got {rows.dtype} {list(rows.shape)}"
+            )
+        yield rows
+    if number != spec.blocks:
+        raise ValueError(f"table {spec.name!r} needs {spec.blocks} blocks ({spec.rows} rows), got {number}")
+
+
+def _directory(uri: str | Path) -> str:
+    directory, generation = split_pin(uri)
+    if generation is not None:
+        raise SnapshotError(f"{uri} names a generation: give the directory alone, the number is counted on")
+    return directory
+
+
+def _newest(store: Store) -> Snapshot | None:
+    try:
+        return Snapshot.open(store.uri)
+    except SnapshotError as error:
+        _log.warning("nothing to build on, every block is written: %s", error)
+        return None
+
+
+def _check_same_memory(newest: Snapshot, specs: Sequence[TableSpec]) -> None:
+    held = newest.specs
+    names = sorted(spec.name for spec in specs)
+    if names != sorted(held):
+        raise SnapshotError(f"{newest.uri} holds the tables {sorted(held)}, not {names}: choose another directory")
+    for spec in specs:
+        if fields := held[spec.name].differing_fields(spec):
+            raise SnapshotError(
+                f"{newest.uri} holds another table {spec.name!r}, it differs in {', '.join(fields)}: "
+                "choose another directory"
+            )
+
+
+def _check_versions(newest: Snapshot, tables: Sequence[TableEntry]) -> None:
+    for table in tables:
+        old = newest.table(table.spec.name)
+        if (old.spec, old.version) != (table.spec, table.version):
+            continue
+        for block, (before, now) in enumerate(zip(old.blocks, table.blocks, strict=True)):
+            if before.digest != now.digest:
+                raise SnapshotError(
+                    f"table {table.spec.name!r} block {block} differs from {newest.uri}, though both are version "
+                    f"{table.version}: give changed rows a higher version, or, if none were committed, restart the "
+                    "shard that holds them, whose memory must be damaged"
+                )

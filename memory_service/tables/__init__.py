@@ -1,0 +1,1 @@
+"""Tables: geometry and fingerprint, row formats, row ids without repeats, and where rows of a new table come from."""

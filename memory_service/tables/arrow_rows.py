@@ -1,0 +1,71 @@
+"""Packed rows as Arrow record batches and back, without copying: the form of snapshots and of the wire."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from memory_service.errors import InvalidRequest
+
+ID_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False)])
+"""Of a lookup's requests."""
+
+
+def row_schema(row_bytes: int) -> pa.Schema:
+    """One column, `row`, of fixed-size binary."""
+    return pa.schema([pa.field("row", pa.binary(row_bytes), nullable=False)])
+
+
+def wrap_rows(rows: NDArray[np.uint8], schema: pa.Schema) -> pa.RecordBatch:
+    """A batch that shares the memory of a contiguous uint8 array [n, row_bytes]."""
+    column = pa.FixedSizeBinaryArray.from_buffers(schema.field(0).type, len(rows), [None, pa.py_buffer(rows)])
+    return pa.RecordBatch.from_arrays([column], schema=schema)
+
+
+def view_rows(batch: pa.RecordBatch, row_bytes: int) -> NDArray[np.uint8]:
+    """A read-only uint8 view [n, row_bytes] of a batch; InvalidRequest if the batch is not of that shape."""
+    column = _only_column(batch)
+    if column.type != pa.binary(row_bytes):
+        raise InvalidRequest(f"expected one column of fixed_size_binary[{row_bytes}], got {column.type}")
+    values = _data(column, np.dtype(np.uint8), row_bytes)
+    return values.reshape(len(column), row_bytes)
+
+
+def check_id_schema(schema: pa.Schema) -> None:
+    """InvalidRequest for a stream of anything but one column of row ids, before a batch of it is decoded."""
+    try:
+        names = schema.names
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"a column's name is no text: {error}") from error
+    columns = ", ".join(f"{name}: {kind}" for name, kind in zip(names, schema.types, strict=True))
+    if names != ["row"] or schema.types != [pa.int64()]:
+        raise InvalidRequest(f"a lookup has one column, 'row', of int64, got {columns:.200}")
+
+
+def view_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """A read-only int64 view [n] of a batch of row ids; InvalidRequest if it is anything else."""
+    column = _only_column(batch)
+    if column.type != pa.int64():
+        raise InvalidRequest(f"row ids must be int64, got {column.type}")
+    return _data(column, np.dtype(np.int64), 1)
+
+
+def _only_column(batch: pa.RecordBatch) -> pa.Array:
+    if batch.num_columns != 1:
+        raise InvalidRequest(f"expected one column, 'row', got {batch.num_columns}")
+    column = batch.column(0)
+    try:
+        column.validate()  # lengths are the sender's word: nothing is read before they fit the bytes that came
+    except pa.ArrowInvalid as error:
+        raise InvalidRequest(f"column 'row' is malformed: {error}") from error
+    if column.null_count:
+        raise InvalidRequest(f"column 'row' holds {column.null_count} nulls: every row must be given")
+    return column
+
+
+def _data(column: pa.Array, dtype: np.dtype, width: int) -> np.ndarray:
+    count = len(column) * width
+    if not count:
+        return np.empty(0, dtype)
+    return np.frombuffer(column.buffers()[1], dtype, count, column.offset * width * dtype.itemsize)

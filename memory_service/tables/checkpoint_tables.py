@@ -1,0 +1,161 @@
+"""The memory tables of a published checkpoint, drawn block by block from its safetensors files.
+
+layers.{L}.engram.embed.weight    F8_E4M3 [rows, dim], or BF16 or F32, which have no scale
+layers.{L}.engram.embed.scale     F8_E8M0 [rows, dim / 32], in the same file or another
+
+Names may begin with `model.`. With a model.safetensors.index.json, only the files that it names for tables are opened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_service.tables.rows import FP8_GROUP, RowFormat
+from memory_service.tables.safetensors_file import StoredTensor, locate, read_header
+from memory_service.tables.spec import TableSpec
+
+INDEX = "model.safetensors.index.json"
+_TENSOR = re.compile(r"(?:model\.)?layers\.(\d+)\.engram\.embed\.(weight|scale)")
+_ROW_FORMATS = {"F8_E4M3": RowFormat.FP8_E4M3_UE8M0, "BF16": RowFormat.BF16, "F32": RowFormat.FP32}
+_SCALE_DTYPE = "F8_E8M0"
+
+
+@dataclass(frozen=True)
+class CheckpointTable:
+    """One layer's table as a checkpoint stores it. Raises ValueError if weight and scale do not make packed rows."""
+
+    weight: StoredTensor
+    scale: StoredTensor | None
+
+    def __post_init__(self) -> None:
+        if self.weight.dtype not in _ROW_FORMATS:
+            raise self.weight.error(f"dtype {self.weight.dtype} is not one of {', '.join(_ROW_FORMATS)}")
+        if (self.scale is not None) != (self.row_format is RowFormat.FP8_E4M3_UE8M0):
+            what = "needs the tensor" if self.scale is None else "has no use for the tensor"
+            scale = self.weight.name.removesuffix("weight") + "scale"
+            raise self.weight.error(f"dtype {self.weight.dtype} {what} {scale}; is the checkpoint whole?")
+        if self.scale is not None:
+            self._check_scale(self.scale)
+
+    def _check_scale(self, scale: StoredTensor) -> None:
+        groups, rest = divmod(self.dim, FP8_GROUP)
+        if rest:
+            raise self.weight.error(f"{self.dim} values a row are no multiple of {FP8_GROUP}; store the table as BF16")
+        if scale.dtype != _SCALE_DTYPE or scale.shape != (self.rows, groups):
+            wanted, got = f"{_SCALE_DTYPE} {[self.rows, groups]}", f"{scale.dtype} {list(scale.shape)}"
+            raise scale.error(f"is {got}, but the weight beside it needs {wanted}; are both of one checkpoint?")
+
+    @property
+    def row_format(self) -> RowFormat:
+        """How its rows are packed."""
+        return _ROW_FORMATS[self.weight.dtype]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
+        return self.weight.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Values in a row."""
+        return self.weight.shape[1]
+
+    def require(self, spec: TableSpec) -> None:
+        """ValueError unless the rows stored are those that `spec` describes."""
+        stored, wanted = (self.rows, self.dim, self.row_format), (spec.rows, spec.dim, spec.row_format)
+        if stored != wanted:
+            shapes = [f"{rows} rows of {dim} values in {fmt.value}" for rows, dim, fmt in (stored, wanted)]
+            raise self.weight.error(
+                f"holds {shapes[0]}, but the geometry of table {spec.name!r} has {shapes[1]}; "
+                "use the preset or the config.json that belongs to this checkpoint"
+            )
+
+    def blocks(self, spec: TableSpec) -> Iterator[NDArray[np.uint8]]:
+        """Packed rows [n, row_bytes], block by block in order; no more than one block is read at a time."""
+        self.require(spec)
+        return self._blocks(spec)
+
+    def _blocks(self, spec: TableSpec) -> Iterator[NDArray[np.uint8]]:
+        parts = [part for part in (self.weight, self.scale) if part is not None]
+        with ExitStack() as stack:
+            files = [stack.enter_context(part.path.open("rb")) for part in parts]
+            for block in range(spec.blocks):
+                first, count = block * spec.block_rows, spec.block_length(block)
+                columns = [part.read_rows(file, first, count) for part, file in zip(parts, files, strict=True)]
+                yield columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+
+
+class CheckpointTables:
+    """All tables of a checkpoint directory."""
+
+    def __init__(self, directory: Path, tensors: dict[tuple[int, str], StoredTensor]) -> None:
+        self._directory = directory
+        self._tensors = tensors
+        self.layers = sorted(layer for layer, kind in tensors if kind == "weight")
+        """The layers that have a table, ascending; at least one."""
+        if not self.layers:
+            raise ValueError(f"{directory}: no tensor layers.L.engram.embed.weight in it; give an Engram checkpoint")
+
+    @classmethod
+    def open(cls, directory: str | Path) -> CheckpointTables:
+        """Find the tables; reads headers, no rows. ValueError naming the file or tensor that is missing or damaged."""
+        directory = Path(directory)
+        tensors: dict[tuple[int, str], StoredTensor] = {}
+        for path, expected in _files(directory).items():
+            for tensor in _tensors_of(path, expected):
+                key = _key(tensor.name)
+                if key in tensors:
+                    raise tensor.error(f"is in {tensors[key].path} too; keep one of the files")
+                tensors[key] = tensor
+        return cls(directory, tensors)
+
+    def table(self, layer: int) -> CheckpointTable:
+        """One layer's table; ValueError if it is absent, or not of the layout above."""
+        weight = self._tensors.get((layer, "weight"))
+        if weight is None:
+            raise ValueError(
+                f"{self._directory}: no tensor layers.{layer}.engram.embed.weight, only tables of the layers "
+                f"{self.layers}; copy the whole checkpoint, or use the geometry that belongs to it"
+            )
+        return CheckpointTable(weight, self._tensors.get((layer, "scale")))
+
+
+def _key(name: str) -> tuple[int, str]:
+    found = _TENSOR.fullmatch(name)
+    assert found, name
+    return int(found[1]), found[2]
+
+
+def _files(directory: Path) -> dict[Path, set[str]]:
+    """The files to open, each with the tensors that the index, if there is one, promises."""
+    index = directory / INDEX
+    if not index.is_file():
+        found: dict[Path, set[str]] = {path: set() for path in sorted(directory.glob("*.safetensors"))}
+        if not found:
+            raise ValueError(f"{directory}: no *.safetensors file there; give the directory of a checkpoint")
+        return found
+    promised: dict[Path, set[str]] = {}
+    try:
+        for name, file in json.loads(index.read_bytes())["weight_map"].items():
+            if _TENSOR.fullmatch(name):
+                promised.setdefault(directory / file, set()).add(name)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index}: no index of safetensors files ({error!r}); copy it again") from error
+    return promised
+
+
+def _tensors_of(path: Path, expected: set[str]) -> list[StoredTensor]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, though {INDEX} names it; copy the whole checkpoint")
+    header, data_start = read_header(path)
+    if missing := sorted(expected - header.keys()):
+        raise ValueError(f"{path}: tensor {missing[0]}: not in the file that {INDEX} names for it; copy both again")
+    return [locate(path, name, entry, data_start) for name, entry in header.items() if _TENSOR.fullmatch(name)]

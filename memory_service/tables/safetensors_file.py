@@ -1,0 +1,93 @@
+"""Tensors of a safetensors file, read a few rows at a time; the library itself cannot read fp8 without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LENGTH_BYTES = 8  # little-endian, before the header
+_MAX_HEADER = 100_000_000  # the format's own limit
+_ITEM_BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "BF16": 2, "F32": 4}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor [rows, width] lies in a file."""
+
+    path: Path
+    name: str
+    dtype: str
+    """As safetensors spells it, such as "F8_E4M3"."""
+    shape: tuple[int, int]
+    start: int
+    """Byte of the file at which row 0 begins."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.shape[1] * _ITEM_BYTES[self.dtype]
+
+    def read_rows(self, file: BufferedReader, first: int, count: int) -> NDArray[np.uint8]:
+        """Bytes [count, row_bytes] of some rows, from `file`, which is `path` opened; ValueError if it ends early."""
+        rows = np.empty((count, self.row_bytes), np.uint8)
+        file.seek(self.start + first * self.row_bytes)
+        if file.readinto(rows.data.cast("B")) != rows.nbytes:
+            raise self.error(f"the file ends inside rows {first} to {first + count - 1}; copy it again")
+        return rows
+
+    def error(self, what: str) -> ValueError:
+        """A ValueError that names file and tensor."""
+        return _error(self.path, self.name, what)
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The tensors of a file as its header describes them, by name, and the byte at which their data begins.
+
+    ValueError for a file that is cut short or no safetensors file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        text = file.read(length) if length <= _MAX_HEADER else b""
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if len(text) != length or not isinstance(header, dict):
+        raise ValueError(f"{path}: the header is truncated, or this is no safetensors file; copy it again")
+    header.pop("__metadata__", None)
+    return header, _LENGTH_BYTES + length
+
+
+def locate(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    """The tensor that a header's `entry` describes.
+
+    ValueError for a dtype that no table has, a shape that is not [rows, width], or data that is not all there.
+    """
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
+        begin, end = map(int, entry["data_offsets"])
+        valid = 0 <= begin <= end and min(shape, default=0) >= 0
+    except (LookupError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise _error(path, name, f"its header entry {entry!r} is damaged; copy the file again")
+    if dtype not in _ITEM_BYTES:
+        raise _error(path, name, f"dtype {dtype} is not supported; tables are one of {', '.join(_ITEM_BYTES)}")
+    if len(shape) != 2 or 0 in shape:
+        raise _error(path, name, f"shape {list(shape)} is not [rows, width]; is this an Engram checkpoint?")
+    if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
+        raise _error(path, name, f"{end - begin} bytes do not hold {dtype} {list(shape)}; copy the file again")
+    if (size := path.stat().st_size) < data_start + end:
+        raise _error(path, name, f"the file is truncated to {size} of {data_start + end} bytes; copy it again")
+    return StoredTensor(path, name, dtype, shape, data_start + begin)
+
+
+def _error(path: Path, name: str, what: str) -> ValueError:
+    return ValueError(f"{path}: tensor {name}: {what}")
