@@ -23,8 +23,8 @@ from benchmarks.report import Report, Timing, format_table
 from benchmarks.servers import memory_shards
 from benchmarks.text_streams import CODE, deepseek_tokenizer, read_stream
 from memory_service import ClientConfig, MemoryClient, write_snapshot
-from reasoning.presets import PRESETS
-from reasoning.token_map import TokenMap
+from reasoning.engram.presets import PRESETS
+from reasoning.engram.token_map import TokenMap
 
 CACHE_BYTES = 256 << 20
 

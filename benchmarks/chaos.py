@@ -28,11 +28,11 @@ import numpy as np
 from benchmarks.chaos_load import CLIENTS, Load
 from benchmarks.lookup import table_spec
 from benchmarks.report import Report, format_table
-from cluster.pool import PoolConfig
-from cluster.pool_plan import Shape
-from cluster.pool_report import PoolDescription
-from cluster.pools import start_pool, stop_pool, wait_for_pool
-from cluster.ray_fleet import MEMORY_ROLE
+from cluster.pool.named_pools import start_pool, stop_pool, wait_for_pool
+from cluster.pool.plan import Shape
+from cluster.pool.pool import PoolConfig
+from cluster.pool.ray_fleet import MEMORY_ROLE
+from cluster.pool.report import PoolDescription
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service import MemoryServiceError, TableSpec, write_snapshot
 from memory_service.control.client import ControlClient

@@ -29,7 +29,7 @@ run() {
   case $1 in
     parity | throughput | offload) benchmark "$1" --device "${DEVICE:-auto}" ;;
     kernels) benchmark kernels ;;
-    tests) "$python" -m pytest tests/kernels tests/reasoning/test_graphs.py tests/reasoning/test_staging.py ;;
+    tests) "$python" -m pytest tests/kernels tests/reasoning/engine/test_graphs.py tests/reasoning/engram/test_staging.py ;;
     *) echo "unknown part $1: use tests, kernels, parity, throughput or offload" && return 2 ;;
   esac
 }

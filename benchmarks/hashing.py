@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Report, format_table, parse_arguments, time_interleaved
-from reasoning.hashing import NgramHasher
-from reasoning.presets import PRESETS
-from reasoning.token_map import TokenMap
-from reasoning.tokenizer import Tokenizer
+from reasoning.engram.hashing import NgramHasher
+from reasoning.engram.presets import PRESETS
+from reasoning.engram.token_map import TokenMap
+from reasoning.text.tokenizer import Tokenizer
 
 VOCABULARY = 129_280
 

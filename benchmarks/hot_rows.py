@@ -26,9 +26,9 @@ from benchmarks.report import Report, argument_parser, format_table
 from benchmarks.text_streams import CODE, PROSE, TextStream, deepseek_tokenizer, read_stream
 from memory_service.client.cache import RowCache, set_bytes
 from memory_service.tables.spec import TableSpec
-from reasoning.hashing import NgramHasher
-from reasoning.presets import PRESETS
-from reasoning.token_map import TokenMap
+from reasoning.engram.hashing import NgramHasher
+from reasoning.engram.presets import PRESETS
+from reasoning.engram.token_map import TokenMap
 
 LOOKUP_TOKENS = (1, 8, 32, 128, 512, 2048, 8192)
 DECODING_STREAMS = (1, 4, 16, 64, 256)

@@ -36,16 +36,16 @@ from benchmarks.random_shard import random_shards
 from benchmarks.report import Report, argument_parser, describe_device, format_table
 from benchmarks.resident_memory import ResidentMemory, device_table, locked_table
 from memory_service import Memory, MemoryClient, RowFormat, TableSpec
-from reasoning.config import ModelConfig
-from reasoning.devices import DEVICES, choose_device, choose_dtype
+from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.deepseek_v3.config import ModelConfig
 from reasoning.engine import Engine
-from reasoning.engine_config import EngineConfig
-from reasoning.hasher import build_hasher, table_specs
+from reasoning.engine.config import EngineConfig
+from reasoning.engram.model_hasher import build_hasher, table_specs
+from reasoning.engram.presets import PRESETS
 from reasoning.model.batch import PAGE_TOKENS, pages_for
-from reasoning.model.transformer import Transformer
-from reasoning.presets import PRESETS
+from reasoning.model.devices import DEVICES, choose_device, choose_dtype
 from reasoning.request import Request, SamplingParams
-from reasoning.tokenizer import Tokenizer
+from reasoning.text.tokenizer import Tokenizer
 
 BACKBONE = ModelConfig(
     vocab_size=129280,

@@ -29,12 +29,12 @@ from benchmarks.text_streams import deepseek_tokenizer
 from benchmarks.throughput import CONFIG
 from memory_service import LocalMemory
 from memory_service.tables.random_tables import random_blocks
+from reasoning.architectures.deepseek_v3.backbone import Transformer
 from reasoning.engine import Engine
-from reasoning.engine_config import EngineConfig
-from reasoning.hasher import build_hasher, table_specs
-from reasoning.model.transformer import Transformer
+from reasoning.engine.config import EngineConfig
+from reasoning.engram.model_hasher import build_hasher, table_specs
 from reasoning.request import Request, SamplingParams
-from reasoning.tokenizer import Tokenizer
+from reasoning.text.tokenizer import Tokenizer
 
 MODEL = dataclasses.replace(
     CONFIG,

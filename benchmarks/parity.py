@@ -28,10 +28,10 @@ from benchmarks.report import (
     format_table,
     installed_versions,
 )
-from reasoning.devices import DEVICES, choose_device
 from reasoning.engine import Engine
-from reasoning.engine_config import EngineConfig
+from reasoning.engine.config import EngineConfig
 from reasoning.model.batch import Batch
+from reasoning.model.devices import DEVICES, choose_device
 from reasoning.request import Request, SamplingParams
 
 CONFIG: dict[str, Any] = {

@@ -17,7 +17,7 @@ from memory_service import MemoryStats, Rows, TableSpec
 from memory_service.client.counters import LookupCounters
 from memory_service.memory import require_table
 from memory_service.metrics.metrics import Sample
-from reasoning.devices import to_device
+from reasoning.model.devices import to_device
 
 
 class ResidentMemory:

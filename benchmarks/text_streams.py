@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reasoning.tokenizer import Tokenizer
+from reasoning.text.tokenizer import Tokenizer
 
 CODE = (".py",)
 PROSE = (".txt", ".md", ".rst", ".html")

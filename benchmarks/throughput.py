@@ -31,12 +31,12 @@ from benchmarks.report import (
     installed_versions,
 )
 from benchmarks.rivals.vllm_cpu import VllmProcess
-from reasoning.checkpoint import save_model
-from reasoning.config import ModelConfig
-from reasoning.devices import DEVICES, DTYPES, choose_device
+from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.checkpoint.checkpoint import save_model
 from reasoning.engine import Engine
-from reasoning.engine_config import EngineConfig
-from reasoning.model.transformer import Transformer
+from reasoning.engine.config import EngineConfig
+from reasoning.model.devices import DEVICES, DTYPES, choose_device
 from reasoning.request import Request, SamplingParams
 
 CONFIG = ModelConfig(

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as BpeTokenizer
 
 from benchmarks.report import Report, format_table, parse_arguments
 from reasoning.engine import Engine
-from reasoning.tokenizer import TOKENIZER_FILE
+from reasoning.text.tokenizer import TOKENIZER_FILE
 from reasoning.training.corpus import Corpus, Stream
 from reasoning.training.evaluation import held_out_loss, xz_bits_per_byte
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from cluster.batch.job import JobReport, run_job
 from cluster.batch.output import JobIdentity, JobOutput
+from cluster.batch.ray_executor import open_executor
 from cluster.batch.summary import job_lines
 from cluster.cli import guarded
-from cluster.ray_executor import ClusterOptions, open_executor
-from reasoning.engine_config import EngineStats
+from cluster.workers.options import ClusterOptions
+from reasoning.engine.config import EngineStats
 from reasoning.request import SamplingParams
 
 MODEL = Path(__file__).parents[1] / "models" / "tiny-code"

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from reasoning.token_map import TokenMap
-from reasoning.tokenizer import Tokenizer
+from reasoning.engram.token_map import TokenMap
+from reasoning.text.tokenizer import Tokenizer
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

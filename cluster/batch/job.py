@@ -13,9 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cluster.batch.executor import Executor
 from cluster.batch.lines import Line, parse_line, read_raw
 from cluster.batch.output import JobOutput
-from cluster.executor import Executor
 from reasoning.request import Choice, RequestFailure, Result, SamplingParams
 
 _WINDOW = 8

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cluster.batch.job import JobReport
-from reasoning.engine_config import EngineStats
+from reasoning.engine.config import EngineStats
 
 
 def job_lines(report: JobReport, stats: Sequence[EngineStats]) -> list[str]:

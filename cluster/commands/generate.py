@@ -16,7 +16,7 @@ from reasoning.request import Delta, Request, RequestError, RequestFailure, Samp
 
 if TYPE_CHECKING:
     from memory_service import ClientConfig
-    from reasoning.trace import Trace
+    from reasoning.engine.trace import Trace
 
 _DESCRIPTION = """\
 Continue one prompt, or every line of a JSONL file.
@@ -134,7 +134,7 @@ def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
     from cluster.batch.job import to_record
     from cluster.batch.lines import Line
     from reasoning.engine import Engine
-    from reasoning.engine_config import EngineConfig
+    from reasoning.engine.config import EngineConfig
 
     if args.output is not None:
         raise ValueError("--output: goes with --input; with --prompt the text is printed")
@@ -158,8 +158,9 @@ def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
 def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
     from cluster.batch.job import run_job
     from cluster.batch.output import JobIdentity, JobOutput
+    from cluster.batch.ray_executor import open_executor
     from cluster.batch.summary import job_lines
-    from cluster.ray_executor import ClusterOptions, open_executor
+    from cluster.workers.options import ClusterOptions
 
     _check_batch_arguments(args)
     options = ClusterOptions(
@@ -192,7 +193,7 @@ def _tracing(file: Path | None) -> Iterator[Trace | None]:
     if file is None:
         yield None
         return
-    from reasoning.trace import Trace
+    from reasoning.engine.trace import Trace
 
     file.touch()  # a path that cannot be written is an error before the work, not after it
     trace = Trace()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasoning.presets import PRESETS
+from reasoning.engram.presets import PRESETS
 
 if TYPE_CHECKING:
-    from reasoning.hashing import NgramHasher
-    from reasoning.tokenizer import Tokenizer
+    from reasoning.engram.hashing import NgramHasher
+    from reasoning.text.tokenizer import Tokenizer
 
 _DESCRIPTION = """\
 Print which memory rows a text reads, as JSON: {"token_ids": [...], "rows": {"LAYER": [[row ids], ...]}} with one
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load_tokenizer(args: argparse.Namespace) -> Tokenizer:
-    from reasoning.tokenizer import Tokenizer
+    from reasoning.text.tokenizer import Tokenizer
 
     path = args.tokenizer or args.model
     if path is None:
@@ -140,9 +140,9 @@ def _integers(option: str, text: str) -> list[int]:
 
 
 def _load_hasher(args: argparse.Namespace, tokenizer: Tokenizer) -> NgramHasher:
-    from reasoning.config import ModelConfig
-    from reasoning.hasher import build_hasher
-    from reasoning.token_map import TokenMap
+    from reasoning.architectures.deepseek_v3.config import ModelConfig
+    from reasoning.engram.model_hasher import build_hasher
+    from reasoning.engram.token_map import TokenMap
 
     if args.preset:
         return PRESETS[args.preset].for_token_map(TokenMap.build(tokenizer))

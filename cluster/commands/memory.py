@@ -94,7 +94,7 @@ def serve(args: argparse.Namespace) -> int:
 
 def describe(args: argparse.Namespace) -> int:
     """Print what a running memory is made of."""
-    from cluster.memory_report import MemoryReport
+    from cluster.commands.memory_report import MemoryReport
 
     address = args.memory if ":" in args.memory else memory_pool.address_of(args.memory, args.address)
     report = MemoryReport.of(address)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from memory_service.tables.rows import RowFormat
 from memory_service.tables.spec import TableSpec
-from reasoning.presets import PRESETS
+from reasoning.engram.presets import PRESETS
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -115,10 +115,10 @@ def _specs(
     head_dim: int | None = None,
 ) -> list[TableSpec]:
     """The tables of a preset, or of the model in a directory; `head_dim` is for a config.json that lacks it."""
-    from reasoning.hasher import build_hasher
-    from reasoning.memory_config import read_memory_config
-    from reasoning.token_map import TokenMap
-    from reasoning.tokenizer import Tokenizer
+    from reasoning.engram.memory_config import read_memory_config
+    from reasoning.engram.model_hasher import build_hasher
+    from reasoning.engram.token_map import TokenMap
+    from reasoning.text.tokenizer import Tokenizer
 
     source = tokenizer_path or model_dir
     if source is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cluster.autoscale import AutoscaleConfig
+    from cluster.pool.autoscale import AutoscaleConfig
 
 _DEFAULT_NAME = "memory"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -101,9 +101,9 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 def start(args: argparse.Namespace) -> int:
     """Start a pool and print a shard's address."""
-    from cluster.pool import PoolConfig
-    from cluster.pool_plan import Shape
-    from cluster.pools import pool_exists, serve_pool
+    from cluster.pool.named_pools import pool_exists, serve_pool
+    from cluster.pool.plan import Shape
+    from cluster.pool.pool import PoolConfig
     from cluster.ray_runtime import ray_session
 
     if not _NAME.fullmatch(args.name):
@@ -120,7 +120,7 @@ def start(args: argparse.Namespace) -> int:
 
 def scale(args: argparse.Namespace) -> int:
     """Change a pool and print what moved."""
-    from cluster.pools import find_pool
+    from cluster.pool.named_pools import find_pool
     from cluster.ray_runtime import fetch, ray_session
 
     if args.shards is None and args.replicas is None:
@@ -133,7 +133,7 @@ def scale(args: argparse.Namespace) -> int:
 
 def stop(args: argparse.Namespace) -> int:
     """End a pool."""
-    from cluster.pools import find_pool, stop_pool
+    from cluster.pool.named_pools import find_pool, stop_pool
     from cluster.ray_runtime import ray_session
 
     with ray_session(args.address):
@@ -144,7 +144,7 @@ def stop(args: argparse.Namespace) -> int:
 
 def address_of(name: str, ray_address: str) -> str:
     """Host and port of a shard of a pool, once it serves."""
-    from cluster.pools import pool_address
+    from cluster.pool.named_pools import pool_address
     from cluster.ray_runtime import ray_session
 
     with ray_session(ray_address):
@@ -159,7 +159,7 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _autoscale(args: argparse.Namespace) -> AutoscaleConfig | None:
-    from cluster.autoscale import AutoscaleConfig
+    from cluster.pool.autoscale import AutoscaleConfig
 
     if args.autoscale is None:
         return None

@@ -1,1 +1,1 @@
-"""Draft tokens: guesses at what follows a sequence, which the model then checks several at a time."""
+"""Draft tokens: guesses at what follows a sequence, several of which the model checks in one step."""

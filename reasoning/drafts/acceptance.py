@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from reasoning.sampler import Chosen, Sampler
+from reasoning.sampling.sampler import Chosen, Sampler
 
 
 def accept(

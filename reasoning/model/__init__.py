@@ -1,1 +1,1 @@
-"""The model: one file an idea, `transformer.py` puts them together."""
+"""What models of every architecture are built from: batches, normalisation, rotary embedding, the Engram layer."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kernels.spans import Spans
-from reasoning.config import ModelConfig
-from reasoning.devices import to_device
+from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.model.devices import to_device
 
 PAGE_TOKENS = 64
 """Positions that one page of the cache holds."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kernels.engram_conv import engram_conv
 from kernels.engram_fuse import engram_fuse, engram_gate
 from kernels.rms_norm import rms_norm
-from reasoning.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import ModelConfig
 from reasoning.model.batch import Batch
 
 

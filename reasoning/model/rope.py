@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from reasoning.config import RopeConfig
+from reasoning.config.rope import RopeConfig
 
 
 def magnitude(factor: float, mscale: float) -> float:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from reasoning.lookup import RowLookup
+from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.engram.row_lookup import RowLookup
 from reasoning.model.batch import Batch
-from reasoning.model.transformer import Transformer
 from reasoning.training.corpus import Stream
 
 BATCH = 8

@@ -9,11 +9,11 @@ from pathlib import Path
 from tokenizers import Tokenizer as BpeTokenizer
 
 from memory_service import write_snapshot
-from reasoning.checkpoint import save_model
-from reasoning.hasher import table_specs
-from reasoning.loading import MEMORY_DIR
-from reasoning.model.transformer import Transformer
-from reasoning.tokenizer import TOKENIZER_FILE
+from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.checkpoint.checkpoint import save_model
+from reasoning.engine.loading import MEMORY_DIR
+from reasoning.engram.model_hasher import table_specs
+from reasoning.text.tokenizer import TOKENIZER_FILE
 from reasoning.training.loop import Trainer
 
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memory_service.learning.row_adam import AdamConfig
-from reasoning.config import ModelConfig
-from reasoning.hasher import table_specs
-from reasoning.hashing import NgramHasher
+from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.moe import MixtureOfExperts
+from reasoning.engram.hashing import NgramHasher
+from reasoning.engram.model_hasher import table_specs
 from reasoning.model.batch import Batch
-from reasoning.model.moe import MixtureOfExperts
-from reasoning.model.transformer import Transformer
 from reasoning.training.corpus import Stream
 from reasoning.training.recipe import TrainingConfig
 from reasoning.training.tables import TrainableTables

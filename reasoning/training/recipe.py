@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reasoning.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer as BpeTokenizer
 from tqdm import tqdm
 
-from reasoning.config import ModelConfig
-from reasoning.hasher import build_hasher
-from reasoning.tokenizer import Tokenizer
+from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.engram.model_hasher import build_hasher
+from reasoning.text.tokenizer import Tokenizer
 from reasoning.training.corpus import Corpus, Stream, train_tokenizer
 from reasoning.training.export import export
 from reasoning.training.loop import Progress, Trainer

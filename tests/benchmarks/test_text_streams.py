@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from benchmarks.text_streams import PROSE, find_files, read_stream, text_of_html
-from reasoning.tokenizer import Tokenizer
+from reasoning.text.tokenizer import Tokenizer
 
 
 @pytest.fixture

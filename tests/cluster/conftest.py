@@ -16,11 +16,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from cluster.ray_runtime import ray_session
 from memory_service import pack_rows, write_snapshot
-from reasoning.checkpoint import save_model
-from reasoning.config import ModelConfig
-from reasoning.hasher import build_hasher, table_specs
-from reasoning.model.transformer import Transformer
-from reasoning.tokenizer import Tokenizer
+from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.checkpoint.checkpoint import save_model
+from reasoning.engram.model_hasher import build_hasher, table_specs
+from reasoning.text.tokenizer import Tokenizer
 
 TINY = {
     "vocab_size": 320,

@@ -18,13 +18,14 @@ import pytest
 
 from cluster.batch.job import run_job
 from cluster.batch.output import JobIdentity, JobOutput
+from cluster.batch.ray_executor import RayExecutor, open_executor
 from cluster.cli import main
-from cluster.memory_report import MemoryReport
-from cluster.pool_plan import Shape
-from cluster.pools import find_pool, pool_exists, serve_pool, start_pool, stop_pool, wait_for_pool
-from cluster.ray_executor import ClusterOptions, RayExecutor, open_executor
+from cluster.commands.memory_report import MemoryReport
+from cluster.pool.named_pools import find_pool, pool_exists, serve_pool, start_pool, stop_pool, wait_for_pool
+from cluster.pool.plan import Shape
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch
+from cluster.workers.options import ClusterOptions
 from memory_service import LocalMemory, MemoryClient, SnapshotError
 from memory_service.shard.shard import Shard
 from memory_service.snapshots.writer import extend_snapshot

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.rope import rope, rope_
-from reasoning.config import RopeConfig
+from reasoning.config.rope import RopeConfig
 from reasoning.model.rope import cos_sin_table
 
 SHAPES = [(1, 1, 2), (5, 17, 6), (17, 3, 64), (123, 1, 10), (1025, 2, 8), (3, 40, 16)]

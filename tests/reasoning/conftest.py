@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers
 
 from memory_service import TableSpec, pack_rows, write_snapshot
-from reasoning.checkpoint import SINGLE, save_model
-from reasoning.config import ModelConfig
-from reasoning.hasher import build_hasher, table_specs
-from reasoning.model.transformer import Transformer
-from reasoning.tokenizer import Tokenizer
+from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.checkpoint.checkpoint import SINGLE, save_model
+from reasoning.engram.model_hasher import build_hasher, table_specs
+from reasoning.text.tokenizer import Tokenizer
 
 END = 256  # of the byte-level tokenizer: the one id that is no byte
 TINY = {

@@ -45,7 +45,7 @@ def tensors(*values):
 
 
 class TapeRecorder:
-    """See `reasoning.graphs.Recorder`."""
+    """See `reasoning.engine.graphs.Recorder`."""
 
     def __init__(self):
         self.tapes = []

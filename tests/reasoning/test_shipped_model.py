@@ -11,7 +11,7 @@ from memory_service import MemoryClient, Placement, ShardAddress, Snapshot
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
 from reasoning.engine import Engine
-from reasoning.engine_config import EngineConfig
+from reasoning.engine.config import EngineConfig
 from reasoning.request import Request, SamplingParams
 from reasoning.training.corpus import Corpus, Stream
 from reasoning.training.evaluation import held_out_loss, xz_bits_per_byte

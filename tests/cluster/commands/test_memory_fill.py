@@ -18,9 +18,9 @@ from sympy import nextprime
 from cluster.cli import main
 from memory_service import LocalMemory, RowFormat, check_fingerprints
 from memory_service.tables.random_tables import random_block
-from reasoning.config import ModelConfig
-from reasoning.hasher import build_hasher, table_specs
-from reasoning.tokenizer import Tokenizer
+from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.engram.model_hasher import build_hasher, table_specs
+from reasoning.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[3]
 

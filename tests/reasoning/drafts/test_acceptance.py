@@ -10,7 +10,7 @@ import torch
 from reasoning.drafts.acceptance import accept
 from reasoning.drafts.ngram import NgramDrafts
 from reasoning.request import SamplingParams
-from reasoning.sampler import Chosen, Sampler
+from reasoning.sampling.sampler import Chosen, Sampler
 
 VOCAB = 7
 PROMPT = [0, 1]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer as BpeTokenizer
 
-from reasoning.hasher import build_hasher
-from reasoning.hashing import NgramHasher
-from reasoning.tokenizer import Tokenizer
+from reasoning.engram.hashing import NgramHasher
+from reasoning.engram.model_hasher import build_hasher
+from reasoning.text.tokenizer import Tokenizer
 from reasoning.training.corpus import Corpus, Stream, train_tokenizer
 from reasoning.training.recipe import TINY_CODE, TrainingConfig
 

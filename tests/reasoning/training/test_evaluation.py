@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from memory_service import LocalMemory, pack_rows
-from reasoning.hasher import table_specs
-from reasoning.lookup import RowLookup
+from reasoning.engram.model_hasher import table_specs
+from reasoning.engram.row_lookup import RowLookup
 from reasoning.model.batch import Batch
 from reasoning.training.corpus import Stream
 from reasoning.training.evaluation import HeldOutLoss, held_out_loss, xz_bits_per_byte

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from reasoning.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import ModelConfig
 from reasoning.training.loop import Trainer
 from reasoning.training.recipe import TrainingConfig
 

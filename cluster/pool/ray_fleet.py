@@ -1,0 +1,154 @@
+"""The processes of a pool's shards as Ray actors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cluster.pool.plan import Shape, Whereabouts
+from cluster.pool.shard_actor import ShardActor
+from cluster.ray_runtime import NAMESPACE, fetch
+from memory_service.server.arrow_memory import bounded_environment
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+MEMORY_ROLE = {"engram/role": "memory"}
+"""Label of the nodes that are there to hold memory. Shards go to them where a cluster has any."""
+FOREVER = {"max_restarts": -1, "max_task_retries": -1}
+_NODE_LABEL = "ray.io/node-id"  # which Ray gives to every node
+_LEAVE_SECONDS = 10.0
+_RECALL_SECONDS = 5.0
+
+
+class RayFleet:
+    """Named shard actors, which Ray restarts. Those of a detached pool outlive the pool's own process."""
+
+    def __init__(self, pool: str, detached: bool, shard_bytes: int) -> None:
+        """`shard_bytes`: memory that a node must have to spare for Ray to put a shard there."""
+        self._prefix = f"{pool}/"
+        self._detached = detached
+        self._shard_bytes = shard_bytes
+        self._actors: dict[str, ActorHandle] = {}
+        self._asked: dict[str, Any] = {}
+        self._notes = 0
+
+    def start(self, shard: str, node: str | None = None) -> None:
+        """See Fleet."""
+        if shard not in self._actors:
+            options = _options(self._detached, self._shard_bytes, self._prefix + shard, node)
+            self._actors[shard] = _actor_class(options).remote(shard)
+
+    def locate(self, shard: str) -> Whereabouts | None:
+        """See Fleet."""
+        import ray
+
+        if shard not in self._actors:
+            return None
+        if shard not in self._asked:
+            self._asked[shard] = self._actors[shard].whereabouts.remote()
+        call = self._asked[shard]
+        if not ray.wait([call], timeout=0)[0]:
+            return None
+        del self._asked[shard]
+        try:
+            return fetch(call)
+        except ray.exceptions.RayActorError:
+            del self._actors[shard]  # ended for good by somebody else: the next start() is a fresh one
+            return None
+
+    def running(self) -> list[str]:
+        """See Fleet."""
+        return list(self._actors)
+
+    def restart(self, shard: str) -> None:
+        """See Fleet."""
+        import ray
+
+        ray.kill(self._actors[shard], no_restart=False)
+
+    def stop(self, shard: str) -> None:
+        """See Fleet."""
+        import ray
+
+        actor = self._actors.pop(shard, None)
+        self._asked.pop(shard, None)
+        if actor is not None:
+            ray.wait([actor.stop.remote()], timeout=_LEAVE_SECONDS)
+            ray.kill(actor)
+
+    def roomy(self) -> Collection[str]:
+        """See Fleet."""
+        # As Ray's own libraries ask: public is only what all nodes together have to spare.
+        from ray._private import state
+
+        free = state.available_resources_per_node()
+        nodes = [node["NodeID"] for node in _nodes(_labels())]
+        return [node for node in nodes if free.get(node, {}).get("memory", 0) >= self._shard_bytes]
+
+    def note(self, shape: Shape) -> None:
+        """Have every shard keep the shape wished for."""
+        self._notes += 1
+        for actor in self._actors.values():
+            actor.note.remote(self._notes, shape)
+
+    def recall(self) -> tuple[Shape, list[Whereabouts]] | None:
+        """See Fleet. Shards of a pool that is not detached end with it."""
+        if not self._detached:
+            return None
+        import ray
+
+        names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+        mine = [name for name in names if name.startswith(self._prefix)]
+        self._actors = {name.removeprefix(self._prefix): ray.get_actor(name, NAMESPACE) for name in mine}
+        noted = [note for note in self._ask_all("noted") if note is not None]
+        if not noted:
+            return None
+        self._notes, shape = max(noted, key=lambda note: note[0])
+        return shape, self._ask_all("whereabouts")
+
+    def _ask_all(self, method: str) -> list[Any]:
+        """The answers of those that answer soon."""
+        import ray
+
+        calls = [getattr(actor, method).remote() for actor in self._actors.values()]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=_RECALL_SECONDS) if calls else ([], [])
+        return [fetch(call) for call in done]
+
+
+def _actor_class(options: Mapping[str, Any]) -> Any:
+    import ray
+
+    return ray.remote(ShardActor).options(**options)
+
+
+def _options(detached: bool, memory: int, name: str, node: str | None) -> dict[str, Any]:
+    labels = _labels()
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "get_if_exists": True,
+        "lifetime": "detached" if detached else None,
+        "num_cpus": 0,
+        "memory": memory,
+        "scheduling_strategy": "SPREAD",
+        "runtime_env": {"env_vars": bounded_environment()},
+        "label_selector": labels,
+        **FOREVER,
+    }
+    if node is not None:
+        # The others only if it is lost, now or later: an affinity to a node would have Ray crowd them on one of these.
+        options |= {"label_selector": {**labels, _NODE_LABEL: node}, "fallback_strategy": [{"label_selector": labels}]}
+    return options
+
+
+def _labels() -> dict[str, str]:
+    """What shards ask of a node."""
+    return MEMORY_ROLE if _nodes(MEMORY_ROLE) else {}
+
+
+def _nodes(labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The nodes that are alive and have these labels."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).items() >= labels.items()]

@@ -1,0 +1,78 @@
+"""What a memory pool says of itself and of a change of its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cluster.pool.plan import Shape
+from memory_service.placement.placement import Placement
+from memory_service.protocol.reports import ShardStats
+
+
+@dataclass(frozen=True)
+class PoolDescription:
+    """A pool at one moment."""
+
+    shape: Shape
+    """What is wished for."""
+    placement: Placement | None
+    """What is served; None until every shard has started once."""
+    stats: Mapping[str, ShardStats]
+    """Counters by shard, since that shard last started; of the shards that answer, as of a moment ago."""
+    nodes: Mapping[str, str]
+    """The node of each of these shards."""
+    at_rest: bool
+    """Whether nothing is under way or called for: every shard answers and serves what is wished for, on the node where
+    it should be."""
+
+
+@dataclass(frozen=True)
+class ScaleReport:
+    """What a change of shape did."""
+
+    epoch: int
+    shards: int
+    replicas: int
+    """Most shards that hold one block."""
+    moved: int
+    """Replicas of blocks that some shard had to copy or read."""
+    ideal: int
+    """The same if only fair shares of new shards, everything on leaving ones and further replicas moved."""
+    blocks: int
+    """Replicas of blocks in the pool now."""
+    seconds: float
+
+    @classmethod
+    def of(cls, old: Placement, new: Placement, seconds: float) -> ScaleReport:
+        """Compare two placements."""
+        before, after = _held(old), _held(new)
+        total = sum(after.values())
+        stayed = sum(blocks for shard, blocks in before.items() if shard in after)
+        joined = len(after.keys() - before.keys()) * total // len(after)
+        return cls(
+            epoch=new.epoch,
+            shards=len(after),
+            replicas=max(len(assigned) for assigned in new.tables.values()),
+            moved=new.moves_from(old),
+            ideal=max(joined, total - stayed, 0),
+            blocks=total,
+            seconds=seconds,
+        )
+
+    def to_text(self) -> str:
+        """The report as a line of text."""
+        share = f"{self.moved:,} of {self.blocks:,} block replicas (ideal {self.ideal:,})"
+        counts = f"{_count(self.shards, 'shard')}, {_count(self.replicas, 'replica')}"
+        return f"{counts}, epoch {self.epoch}: moved {share} in {self.seconds:.1f} s"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
+def _held(placement: Placement) -> dict[str, int]:
+    """Replicas of blocks by shard."""
+    names = [shard.shard for shard in placement.shards]
+    counts = sum(placement.held(table, names).sum(axis=0) for table in placement.tables)
+    return dict(zip(names, counts.tolist(), strict=True))

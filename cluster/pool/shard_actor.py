@@ -1,0 +1,52 @@
+"""A memory shard as a Ray actor: a server, empty at first, started where Ray puts it."""
+
+from __future__ import annotations
+
+from cluster.pool.plan import Shape, Whereabouts
+from cluster.ray_metrics import RayMetrics
+from memory_service.protocol.security import ServerSecurity
+from memory_service.server.server import ShardServer
+from memory_service.shard.shard import Shard, ShardConfig
+
+
+class ShardActor:
+    """Opens the doors of an empty shard in the constructor: Ray reruns nothing else after a crash.
+
+    The pool fills it and puts it to work through its control door.
+    """
+
+    def __init__(self, shard: str) -> None:
+        import ray
+
+        self._noted: tuple[int, Shape] | None = None
+        self._server: ShardServer | None = None
+        try:
+            config = ShardConfig(node=ray.get_runtime_context().get_node_id())
+            security = ServerSecurity.from_environment()
+            server = ShardServer(Shard(shard, config), host=ray.util.get_node_ip_address(), security=security)
+            self._server = server.start()
+            self._metrics = RayMetrics(server.shard.collect, {"shard": shard})
+        except (OSError, ValueError) as error:
+            # Raised here it would reach the pool as the death of an actor, its reason buried in a log.
+            self._failure = error
+
+    def whereabouts(self) -> Whereabouts:
+        """Say where to reach this shard; raises what kept it from starting."""
+        if self._server is None:
+            raise self._failure
+        shard = self._server.shard
+        return Whereabouts(shard.name, self._server.address, self._server.incarnation, shard.config.node)
+
+    def note(self, number: int, shape: Shape) -> None:
+        """Keep the shape wished for, the number-th one, for the pool in case that it has to start again."""
+        self._noted = number, shape
+
+    def noted(self) -> tuple[int, Shape] | None:
+        """The last shape noted."""
+        return self._noted
+
+    def stop(self) -> None:
+        """Finish what is being answered and close both doors."""
+        if self._server is not None:
+            self._server.stop()
+            self._metrics.close()

@@ -1,0 +1,1 @@
+"""Reasoning workers: engines in this process or as Ray actors."""

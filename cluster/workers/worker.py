@@ -1,0 +1,120 @@
+"""A reasoning worker: an engine, and the patience to carry on when a memory shard dies under it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from memory_service.client.client import MemoryClient
+from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.metrics.metrics import Sample
+from reasoning.engine import Engine
+from reasoning.engine.config import EngineConfig, EngineStats
+from reasoning.engine.trace import Trace
+from reasoning.request import Request, RequestFailure, Result
+
+Locate = Callable[[], str]
+"""Waits until the memory serves, and returns the address of one of its shards."""
+
+_ATTEMPTS = 5
+_PAUSE_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class ReasoningWorker:
+    """Generates for chunks of requests, in this process or in an actor's."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        locate: Locate | None = None,
+        config: EngineConfig | None = None,
+        threads: int | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model_dir: a model directory.
+            locate: finds the memory; None reads the tables of `model_dir` into this process.
+            config: of the engine.
+            threads: processors to use; None leaves it to torch.
+            trace: is told what every step of the engine did.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._locate = locate
+        self._engine: Engine | None = None
+        self._past: list[EngineStats] = []
+        try:
+            memory = locate() if locate else None
+            self._engine = Engine.from_pretrained(model_dir, memory, config, trace)
+        except (ValueError, OSError, MemoryServiceError) as error:
+            # Raised here it would end an actor, its reason buried in a log: the first call raises it instead.
+            self._failure = error
+
+    def ready(self) -> None:
+        """Raise what kept the model from loading."""
+        self._loaded()
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """One result for each request, in any order.
+
+        Requests that fail because a shard went away are generated anew, with the same result, once it is back.
+
+        Raises:
+            MemoryServiceError: the memory stays away.
+        """
+        results, todo = self._try(requests)
+        for _ in range(_ATTEMPTS - 1):
+            if not todo:
+                return results
+            self._reconnect()
+            done, todo = self._try(todo)
+            results += done
+        if todo:
+            raise ShardUnavailable(self._lost)
+        return results
+
+    def stats(self) -> list[EngineStats]:
+        """Counters of every engine so far: losing the memory starts a new one."""
+        return [*self._past, self._loaded().stats()]
+
+    def collect(self) -> Iterable[Sample]:
+        """Metrics of the memory in use."""
+        memory = self._engine.memory if self._engine else None
+        return memory.collect() if memory else ()
+
+    def _try(self, requests: Sequence[Request]) -> tuple[list[Result], list[Request]]:
+        """Return results, and the requests that deserve another attempt."""
+        results = list(self._loaded().generate(requests))
+        lost = {result.id: result for result in results if isinstance(result, RequestFailure) and result.retryable}
+        for result in lost.values():
+            self._lost = result.message
+        done = [result for result in results if result.id not in lost]
+        return done, [request for request in requests if request.id in lost]
+
+    def _reconnect(self) -> None:
+        """Put the loaded model to the memory, wherever that is now; leave things as they are if it is nowhere."""
+        assert self._locate is not None, "a memory in this process cannot be lost"
+        _log.warning("memory lost: %s", self._lost)
+        time.sleep(_PAUSE_SECONDS)
+        old = self._loaded()
+        try:
+            memory = MemoryClient.connect(self._locate(), config=old.config.client)
+        except ShardUnavailable as error:
+            self._lost = str(error)
+            return
+        self._engine = Engine(old.model, old.tokenizer, memory, old.config, old.trace)
+        self._past.append(old.stats())
+        old.close()
+
+    def _loaded(self) -> Engine:
+        if self._engine is None:
+            raise self._failure
+        return self._engine

@@ -1,0 +1,1 @@
+"""Checkpoints: weights in Hugging Face layout, read and written."""

@@ -1,0 +1,101 @@
+"""Drafts for every sequence of an engine: by multi-token prediction where the checkpoint has it, else by n-grams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.deepseek_v3.mtp import MtpDrafter
+from reasoning.drafts.length import DraftLength, DraftPolicy
+from reasoning.drafts.ngram import NgramDrafts
+from reasoning.drafts.source import ComputedDrafts, Drafter
+from reasoning.engine.runner import Output, Work
+from reasoning.model.batch import Batch, Cache
+from reasoning.scheduling.sequence import Sequence
+
+KINDS = ("auto", "ngram", "mtp", "none")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step meant for one sequence that goes on."""
+
+    work: Work
+    accepted: int
+    """Drafts that proved right."""
+    following: list[int]
+    """The token after each position that the step ran and the sequence keeps."""
+
+
+@dataclass
+class _State:
+    """What is known about drafting for one sequence."""
+
+    drafter: Drafter
+    length: DraftLength
+
+
+class Drafting:
+    """Proposes drafts for sequences and learns from what became of them."""
+
+    def __init__(self, kind: str, policy: DraftPolicy, model: Transformer, cache: Cache, vocab_size: int):
+        """Draft by "ngram", "mtp", either ("auto") or not at all ("none").
+
+        Raises:
+            ValueError: the kind is unknown, or the checkpoint lacks what it takes.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"drafts: {kind!r} is unknown; use one of {', '.join(KINDS)}")
+        if kind == "auto":
+            kind = "ngram" if model.mtp is None else "mtp"
+        self.kind, self._policy, self._cache = kind, policy, cache
+        self._mtp = MtpDrafter(model, vocab_size) if kind == "mtp" else None
+        self._states: dict[Sequence, _State] = {}
+        self.proposed = self.accepted = 0
+
+    def propose(self, sequence: Sequence) -> list[int]:
+        """Return drafts of what follows the sequence's last token; never beyond its end."""
+        if self.kind == "none":
+            return []
+        state = self._state(sequence)
+        room = sequence.limit - len(sequence.token_ids) - 1  # the token after the last draft must fit as well
+        return state.drafter.propose(max(0, min(state.length.length, room)))
+
+    def _state(self, sequence: Sequence) -> _State:
+        if sequence not in self._states:
+            drafter = ComputedDrafts() if self._mtp is not None else NgramDrafts(sequence.token_ids)
+            self._states[sequence] = _State(drafter, DraftLength(self._policy))
+        return self._states[sequence]
+
+    def learn(self, output: Output, outcomes: list[Outcome]) -> None:
+        """Take in what a step ran, of all sequences that go on, and draft anew where that takes a model."""
+        for outcome in outcomes:
+            drafts = outcome.work.drafts
+            self.proposed += len(drafts)
+            self.accepted += outcome.accepted
+            if self.kind != "none" and outcome.work.logits:
+                state = self._state(outcome.work.sequence)
+                state.length.record(len(drafts), outcome.accepted)
+                state.drafter.extend(outcome.following[-outcome.accepted - 1 :])
+        if self._mtp is not None and outcomes:
+            self._compute(self._mtp, output, outcomes)
+
+    def _compute(self, mtp: MtpDrafter, output: Output, outcomes: list[Outcome]) -> None:
+        """Let multi-token prediction see the step's positions, and keep what it drafts."""
+        first = dict(zip(output.works, output.batch.offsets, strict=False))
+        index = [first[o.work] + i for o in outcomes for i in range(len(o.following))]
+        batch = Batch(
+            output.batch.token_ids.new_tensor([token for o in outcomes for token in o.following]),
+            lengths=tuple(len(o.following) for o in outcomes),
+            starts=tuple(o.work.start for o in outcomes),
+            pages=tuple(tuple(o.work.sequence.pages) for o in outcomes),
+        )
+        states = [self._state(o.work.sequence) if o.work.logits else None for o in outcomes]
+        counts = [0 if state is None else state.length.length for state in states]
+        for state, drafts in zip(states, mtp.draft(output.hidden[index], batch, counts, self._cache), strict=True):
+            if state is not None and isinstance(state.drafter, ComputedDrafts):
+                state.drafter.offer(drafts)
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop what is known about a sequence that has ended."""
+        self._states.pop(sequence, None)

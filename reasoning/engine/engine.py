@@ -1,0 +1,333 @@
+"""The engine: requests in, completions out. One `step` takes a batch, runs it and hands back what came of it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from memory_service import Memory
+from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.drafts.acceptance import accept
+from reasoning.drafts.manager import Drafting, Outcome
+from reasoning.engine.answers import Answer, Sample
+from reasoning.engine.config import EngineConfig, EngineStats
+from reasoning.engine.graphs import DecodeGraphs
+from reasoning.engine.loading import load_parts, open_lookup
+from reasoning.engine.runner import FetchError, Likeliest, ModelRunner, Output, Work
+from reasoning.engine.trace import Trace
+from reasoning.engine.warm_up import warm_up
+from reasoning.engram.row_lookup import PendingRows
+from reasoning.model.batch import PAGE_TOKENS, Cache, pages_for
+from reasoning.request import Completion, Delta, FinishReason, Request, RequestError, RequestFailure, Result
+from reasoning.sampling.sampler import SamplerError
+from reasoning.scheduling.cohorts import CohortTuner, Step
+from reasoning.scheduling.pages import PagePool
+from reasoning.scheduling.scheduler import Limits, Scheduler
+from reasoning.scheduling.sequence import Piece, Sequence
+from reasoning.text.prompts import PromptReader
+from reasoning.text.tokenizer import Tokenizer
+
+Event = Delta | Result
+"""What a step hands back: parts of samples for requests that stream, and the ends of requests."""
+
+
+class QueueFullError(RequestError):
+    """More sequences wait than `max_queue` allows. The same request may be taken later."""
+
+
+class Engine:
+    """A model, its tokenizer and its memory, running as many requests at once as fit. For one thread at a time."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None = None,
+        memory: Memory | None = None,
+        config: EngineConfig | None = None,
+        trace: Trace | None = None,
+    ):
+        """Put the parts together.
+
+        Args:
+            model: in evaluation mode; it runs on the device where its weights are, whatever `config` says.
+            tokenizer: None serves `prompt_token_ids` only; Engram layers need one, to hash.
+            memory: holds the tables of the Engram layers; the engine closes it.
+            config: limits.
+            trace: is told what every step did.
+
+        Raises:
+            ValueError: a model with Engram layers lacks its tokenizer or memory, or they do not fit it.
+            FingerprintMismatch: the memory holds other tables than the model was trained with.
+        """
+        self.model, self.tokenizer, self.memory, self.trace = model, tokenizer, memory, trace
+        self.config = config = config or EngineConfig()
+        self.lookup = open_lookup(model, tokenizer, memory, config.lookup_timeout_s)
+        context = min(config.max_context, model.config.max_position_embeddings)
+        pages = pages_for(config.cache_tokens or config.max_batch * pages_for(context) * PAGE_TOKENS)
+        vocab_size = model.config.vocab_size
+        if self.lookup is not None:  # an id without a compressed id could not be hashed
+            vocab_size = min(vocab_size, self.lookup.hasher.token_map.vocab_size)
+        self.prompts = PromptReader(tokenizer, vocab_size, min(context, pages * PAGE_TOKENS))
+        weights = model.embed_tokens.weight
+        cache = Cache.empty(model.config, pages + 1, weights.device, weights.dtype)  # a page of nobody's, for padding
+        graphs = DecodeGraphs.where_possible(model, cache, config.max_batch, pages_for(self.prompts.context))
+        if graphs is not None:
+            width = model.config.engram_width
+            warm_up(graphs, cache, width, config.prefill_tokens, config.max_batch, self.prompts.context)
+        self.runner = ModelRunner(model, cache, self.lookup, vocab_size, graphs)
+        limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
+        self.drafting = Drafting(config.drafts, config.draft_policy, model, self.runner.cache, vocab_size)
+        self.scheduler = Scheduler(limits, PagePool(pages, config.prefix_cache), self._ask, self.drafting.propose)
+        self.tuner = CohortTuner(config.cohorts if config.overlap else 1)
+        self._answers: dict[str, Answer] = {}
+        self._arrivals = itertools.count()
+        self._steps = self._prompt_tokens = self._reused_tokens = self._output_tokens = 0
+        self._busy_s = self._waited_s = 0.0
+        self._decoded_at: float | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_dir: str | Path,
+        memory: Memory | str | None = None,
+        config: EngineConfig | None = None,
+        trace: Trace | None = None,
+    ) -> Engine:
+        """Load a model directory.
+
+        Args:
+            model_dir: config.json, *.safetensors, and where the model needs them tokenizer.json and memory/.
+            memory: a memory, or any shard's address; None loads `model_dir/memory` into this process.
+            config: limits, device and dtype.
+            trace: is told what every step did.
+
+        Raises:
+            ValueError: a file is missing or damaged, or there is no such device; see also `__init__`.
+            MemoryServiceError: the memory cannot be reached or loaded.
+        """
+        config = config or EngineConfig()
+        with load_parts(Path(model_dir), memory, config) as (model, tokenizer, opened):
+            return cls(model, tokenizer, opened, config, trace)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.scheduler.idle
+
+    def add(self, request: Request) -> None:
+        """Queue a request, and ask for the rows of its prompt.
+
+        Raises:
+            QueueFullError: too many wait already.
+            RequestError: its `field` cannot be served.
+        """
+        if request.id in self._answers:
+            raise RequestError("id", f"{request.id!r} is being served already; give each request its own")
+        if len(self.scheduler.waiting) >= self.config.max_queue:
+            raise QueueFullError("queue", f"{len(self.scheduler.waiting)} sequences wait; try again later")
+        prompt = self.prompts.read(request)
+        limit = min(len(prompt) + request.sampling.max_new_tokens, self.prompts.context)
+        sequences = [Sequence(request, prompt, limit, next(self._arrivals))]
+        for _ in range(1, request.sampling.n):
+            sequences.append(Sequence(request, prompt, limit, next(self._arrivals), sequences[0]))
+        self._answers[request.id] = Answer.begin(request, sequences, self.tokenizer)
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+        if self.config.overlap:
+            self.scheduler.send()
+
+    def cancel(self, request_id: str) -> Completion | None:
+        """Stop a request wherever it is; returns what it has got so far, or None if there is no such request."""
+        answer = self._answers.get(request_id)
+        if answer is None:
+            return None
+        for sequence in answer.unfinished:
+            self._end(sequence, answer, "cancelled")
+        del self._answers[request_id]
+        return answer.completion()
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Run requests to the end, yielding each as it finishes; a request that fails yields a RequestFailure.
+
+        Requests are read as the queue has room for them, so there may be any number.
+        """
+        for event in self.events(requests):
+            if not isinstance(event, Delta):
+                yield event
+
+    def events(self, requests: Iterable[Request]) -> Iterator[Event]:
+        """Like `generate`, with the deltas of requests that stream."""
+        todo = iter(requests)
+        more = True
+        while more or not self.idle:
+            while more and len(self.scheduler.waiting) < self.config.max_queue:
+                request = next(todo, None)
+                if request is None:
+                    more = False
+                    break
+                try:
+                    self.add(request)
+                except RequestError as error:
+                    yield RequestFailure(request.id, error.field, error.message)
+            yield from self.step()
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Take a batch whose rows are there, run it, and return what came of it."""
+        begin = time.perf_counter()
+        self.scheduler.cohorts = self.tuner.cohorts
+        self.scheduler.send()
+        asked = time.perf_counter()
+        pieces = self.scheduler.take()
+        taken = time.perf_counter()
+        events: list[Event] = []
+        if pieces:
+            events = self._run(pieces, begin, taken - asked)
+            self._steps += 1
+        if self.config.overlap:
+            self.scheduler.send()
+        self._busy_s += time.perf_counter() - begin
+        if self.trace is not None:
+            self.trace.step(begin, asked, taken)
+        return events
+
+    def _ask(self, pieces: list[Piece]) -> PendingRows | None:
+        if self.lookup is None:
+            return None
+        reach = self.lookup.history_length
+        histories = [piece.sequence.history(piece.start, reach) for piece in pieces]
+        return self.lookup.request([piece.token_ids for piece in pieces], histories)
+
+    def _run(self, pieces: list[Piece], began: float, waited_s: float) -> list[Event]:
+        try:
+            output = self.runner.run(pieces)
+        except FetchError as failed:
+            self._decoded_at = None
+            if self.trace is not None:
+                self.trace.failed(failed.fetch, str(failed))
+            requests = {piece.sequence.request.id: None for piece in failed.fetch.live}
+            return [self._fail(name, RequestFailure(name, "memory", str(failed), retryable=True)) for name in requests]
+        self._waited_s += waited_s + output.waited_s
+        self.scheduler.done(pieces)
+        events: list[Event] = []
+        outcomes: list[Outcome] = []
+        for work, logits, likeliest in zip(output.works, output.logits, output.likeliest, strict=True):
+            if not work.sequence.ended:  # as it has where another sample of its request failed in this step
+                events += self._advance(work, logits, likeliest, outcomes)
+        self.drafting.learn(output, [outcome for outcome in outcomes if not outcome.work.sequence.ended])
+        self._measure(output, began, waited_s)
+        if self.trace is not None:
+            self.trace.model(pieces, output)
+        return events
+
+    def _measure(self, output: Output, began: float, waited_s: float) -> None:
+        """Take note of a step that only decoded; the tuner compares those that follow on another such."""
+        rows = output.works[0].pieces[0].fetch.rows
+        trip_s = rows.round_trip_s if rows is not None else None
+        before, self._decoded_at = self._decoded_at, None
+        if trip_s is None or not all(work.decodes for work in output.works):
+            return
+        self._decoded_at = self._busy_s + time.perf_counter() - began
+        self.scheduler.pace.record(trip_s, output.hidden_s, output.computed_s)
+        if before is not None:
+            waited_s += output.waited_s
+            self.tuner.record(Step(len(output.works), self._decoded_at - before, waited_s, trip_s))
+
+    def _advance(self, work: Work, logits: Tensor, likeliest: Likeliest, outcomes: list[Outcome]) -> list[Event]:
+        """Put what a step found for one sequence where it belongs."""
+        sequence = work.sequence
+        if work.start < sequence.prompt_tokens <= work.end and not sequence.new_tokens:
+            self._prompt_tokens += sequence.prompt_tokens
+            self._reused_tokens += sequence.reused_tokens
+        answer = self._answers[sequence.request.id]
+        known, reason = len(sequence.token_ids), None
+        try:
+            if work.logits:
+                reason = self._accept(answer.samples[sequence], work, logits, likeliest)
+        except SamplerError as error:
+            return [self._fail(sequence.request.id, RequestFailure(sequence.request.id, error.field, error.message))]
+        found = len(sequence.token_ids) - known
+        sequence.num_cached = len(sequence.token_ids) - 1 if work.logits else work.end
+        sequence.name_pages(self.scheduler.pool)
+        following = sequence.token_ids[work.start + 1 : sequence.num_cached + 1]
+        outcomes.append(Outcome(work, max(0, found - 1), following))
+        return self._report(sequence, answer, reason) if work.logits else []
+
+    def _accept(self, sample: Sample, work: Work, logits: Tensor, likeliest: Likeliest) -> FinishReason | None:
+        """Choose tokens until one is not the draft that was computed on, or ends the sample."""
+        sequence = work.sequence
+        for chosen in accept(sequence.sampler, logits, likeliest, work.drafts):
+            sequence.token_ids.append(chosen.token)
+            sample.write(chosen)
+            self._output_tokens += 1
+            reason = self._finish_reason(sequence, chosen.token, sample.stopped)
+            if reason is not None:
+                return reason
+        return None
+
+    def _finish_reason(self, sequence: Sequence, token: int, stopped: bool) -> FinishReason | None:
+        sampling = sequence.request.sampling
+        is_end = token in self.model.config.eos_token_id and not sampling.ignore_eos
+        if stopped or is_end or token in sampling.stop_token_ids:
+            return "stop"
+        return "length" if len(sequence.token_ids) >= sequence.limit else None
+
+    def _report(self, sequence: Sequence, answer: Answer, reason: FinishReason | None) -> list[Event]:
+        if reason is not None:
+            self._end(sequence, answer, reason)
+        delta = answer.delta(sequence)
+        events: list[Event] = [] if delta is None else [delta]
+        if answer.finished:
+            del self._answers[answer.request.id]
+            events.append(answer.completion())
+        return events
+
+    def _end(self, sequence: Sequence, answer: Answer, reason: FinishReason) -> None:
+        answer.end(sequence, reason)
+        self._remove(sequence)
+
+    def _remove(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self.drafting.forget(sequence)
+
+    def _fail(self, request_id: str, failure: RequestFailure) -> RequestFailure:
+        for sequence in self._answers.pop(request_id).unfinished:
+            self._remove(sequence)
+        return failure
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every page, piece and request is where it belongs. Call it between steps."""
+        self.scheduler.check_integrity()
+        known = {sequence for answer in self._answers.values() for sequence in answer.unfinished}
+        assert known == {*self.scheduler.running, *self.scheduler.waiting}, "a sequence belongs to no request"
+
+    def stats(self) -> EngineStats:
+        """Counters since the engine was made, and what it holds."""
+        return EngineStats(
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused_tokens,
+            output_tokens=self._output_tokens,
+            drafted_tokens=self.drafting.proposed,
+            accepted_tokens=self.drafting.accepted,
+            busy_s=self._busy_s,
+            waited_s=self._waited_s,
+            preemptions=self.scheduler.preemptions,
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            free_pages=self.scheduler.pool.available,
+            cohorts=self.tuner.cohorts,
+            round_trip_s=self.scheduler.pace.round_trip_s,
+            hidden_s=self.scheduler.pace.hidden_s,
+            memory=self.memory.stats() if self.memory is not None else None,
+        )
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        if self.memory is not None:
+            self.memory.close()

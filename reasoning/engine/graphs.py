@@ -1,0 +1,166 @@
+"""CUDA graphs for decoding: a step of one token a sequence is replayed, from one wait for rows to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.dispatch import use_triton
+from reasoning.architectures.deepseek_v3.backbone import RowSource, Transformer
+from reasoning.model.batch import Batch, Cache
+from reasoning.model.decode_batch import DecodeBatch
+from reasoning.model.devices import to_device
+
+Replay = Callable[[], None]
+"""Does on the device once more what was recorded, with what its tensors hold by then."""
+
+
+class Recorder(Protocol):
+    """Records what the device is told to do, instead of having it done. One recording at a time."""
+
+    def begin(self) -> None:
+        """Begin a recording."""
+
+    def end(self) -> Replay:
+        """End it."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs. What they allocate shares one pool, as they never run at once."""
+
+    def __init__(self, device: torch.device):
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+        self._open: tuple[torch.cuda.CUDAGraph, torch.cuda.graph] | None = None
+
+    def begin(self) -> None:
+        """Record what this thread does; others go on copying rows meanwhile, on streams of their own."""
+        graph = torch.cuda.CUDAGraph()
+        context = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
+        context.__enter__()
+        self._open = graph, context
+
+    def end(self) -> Replay:
+        """Return the graph's replay, which runs on the stream that is current by then."""
+        assert self._open is not None, "nothing was begun"
+        (graph, context), self._open = self._open, None
+        context.__exit__(None, None, None)
+        return graph.replay
+
+
+class DecodeGraphs:
+    """Runs a model; its decoding steps by graphs, one set for each power of two up to the largest batch.
+
+    A graph reads tokens, pages and lengths from tensors that stay where they are and takes contexts of any length.
+    Steps are padded to a size that there is with sequences that write to a page of nobody's.
+    """
+
+    def __init__(self, model: Transformer, cache: Cache, max_batch: int, max_pages: int, recorder: Recorder):
+        """Serve up to `max_batch` sequences of `max_pages` pages each; the last page of `cache` is nobody's."""
+        self._model, self._cache, self._recorder = model, cache, recorder
+        self._max_batch, self._max_pages = max_batch, max_pages
+        self._steps: dict[int, _DecodeStep] = {}
+
+    @classmethod
+    def where_possible(cls, model: Transformer, cache: Cache, max_batch: int, max_pages: int) -> DecodeGraphs | None:
+        """Graphs for a model on a GPU whose attention has a kernel there; None elsewhere."""
+        if not (cache.latents.is_cuda and use_triton(cache.latents)):
+            return None
+        return cls(model, cache, max_batch, max_pages, CudaRecorder(cache.latents.device))
+
+    def __call__(self, batch: Batch, rows: RowSource | None, cache: Cache) -> Tensor:
+        """Do what the model does when called so; the result is valid until the next call."""
+        assert cache is self._cache, "graphs read and write the cache that they were recorded with"
+        size = self._size(batch)
+        if size is None:
+            return self._model(batch, rows, cache)
+        if size not in self._steps:
+            self._steps[size] = _DecodeStep(self._model, cache, size, self._max_pages)
+        return self._steps[size].run(batch, rows, self._recorder)
+
+    def _size(self, batch: Batch) -> int | None:
+        """Sequences of the graph that a batch is padded to; None if it does not merely decode."""
+        count = len(batch.lengths)
+        if batch.kept is not None or max(batch.lengths) > 1 or count > self._max_batch:
+            return None
+        return min(1 << (count - 1).bit_length(), self._max_batch)
+
+
+class _DecodeStep:
+    """Decoding with one number of sequences: first as usual, then recorded, from then on replayed.
+
+    The first run compiles and tunes kernels for these sizes, which cannot be done while recording.
+    """
+
+    def __init__(self, model: Transformer, cache: Cache, size: int, max_pages: int):
+        config, latents = model.config, cache.latents
+        self._model, self._cache, self._size, self._max_pages = model, cache, size, max_pages
+        self._scratch = latents.shape[1] - 1
+        self._input = torch.zeros(size * (2 + max_pages), dtype=torch.int64, device=latents.device)
+        tokens, contexts, pages = self._input.split((size, size, size * max_pages))
+        self._tensors = tokens, contexts, pages.view(size, max_pages)
+        width = config.engram_width
+        self._rows = {layer: latents.new_zeros(size, width) for layer in config.engram_layer_ids}
+        self._ran = False
+        self._segments: list[tuple[int | None, Replay]] = []
+        self._hidden = latents.new_empty(0)
+
+    def run(self, batch: Batch, rows: RowSource | None, recorder: Recorder) -> Tensor:
+        """Return final hidden states [B, hidden]."""
+        self._fill(batch)
+        fetch = partial(self._fetch, rows, len(batch.lengths))
+        if not self._ran:
+            hidden = self._model(self._batch(), fetch, self._cache)
+            self._ran = True
+            return hidden[: len(batch.lengths)]
+        if not self._segments:
+            self._record(recorder)
+        for layer, replay in self._segments:
+            if layer is not None:
+                fetch(layer)
+            replay()
+        return self._hidden[: len(batch.lengths)]
+
+    def _batch(self) -> DecodeBatch:
+        return DecodeBatch.of(*self._tensors)
+
+    def _fill(self, batch: Batch) -> None:
+        """Copy what a batch consists of to where graphs read it, in one go."""
+        count, size = len(batch.lengths), self._size
+        host = np.zeros(size * (2 + self._max_pages), np.int64)
+        host[size : size + count] = batch.starts
+        host[size : 2 * size] += 1
+        pages = host[2 * size :].reshape(size, -1)
+        pages[count:, 0] = self._scratch
+        for row, some in zip(pages, batch.pages, strict=False):
+            row[: len(some)] = some
+        self._input.copy_(to_device(torch.from_numpy(host), self._input.device))
+        self._tensors[0][:count] = batch.token_ids
+
+    def _fetch(self, rows: RowSource | None, count: int, layer: int) -> Tensor:
+        """Wait for a layer's rows and copy them to where graphs read them."""
+        assert rows is not None, "a model with a memory fetches rows"
+        self._rows[layer][:count] = rows(layer)
+        return self._rows[layer]
+
+    def _record(self, recorder: Recorder) -> None:
+        """Record the model, cut wherever it asks for rows."""
+        segments: list[tuple[int | None, Replay]] = []
+        begun_with: int | None = None
+
+        def cut(layer: int) -> Tensor:
+            nonlocal begun_with
+            segments.append((begun_with, recorder.end()))
+            begun_with = layer
+            recorder.begin()
+            return self._rows[layer]
+
+        recorder.begin()
+        self._hidden = self._model(self._batch(), cut, self._cache)
+        segments.append((begun_with, recorder.end()))
+        self._segments = segments

@@ -1,0 +1,1 @@
+"""Engram: from token ids to memory row ids to rows on the device."""

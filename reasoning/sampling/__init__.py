@@ -1,0 +1,1 @@
+"""Sampling: the next token from the logits, and penalties on tokens a sequence already has."""

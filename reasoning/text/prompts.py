@@ -1,0 +1,60 @@
+"""From a request's prompt to token ids that the model can take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reasoning.request import Request, RequestError
+from reasoning.text.tokenizer import Tokenizer
+
+
+class PromptReader:
+    """Tokenizes and checks prompts for one model."""
+
+    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, context: int):
+        """Say what the model takes.
+
+        Args:
+            tokenizer: None takes `prompt_token_ids` only.
+            vocab_size: ids must be below it.
+            context: tokens that a prompt and its completion may have together.
+        """
+        self.context = context
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+
+    def read(self, request: Request) -> list[int]:
+        """Return the prompt's token ids; RequestError says which field of the request cannot be served."""
+        if request.sampling.stop and self._tokenizer is None:
+            raise RequestError("stop", "this model has no tokenizer.json to make text; use stop_token_ids instead")
+        self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
+        field = "prompt" if request.prompt_token_ids is None else "prompt_token_ids"
+        prompt = self._ids(request, field)
+        if not prompt:
+            raise RequestError(field, "is empty; give at least one token")
+        if len(prompt) >= self.context:
+            message = f"{len(prompt)} tokens leave no room in a context of {self.context}; shorten the prompt"
+            raise RequestError(field, message)
+        return prompt
+
+    def _ids(self, request: Request, field: str) -> list[int]:
+        if (request.prompt is None) == (request.prompt_token_ids is None):
+            raise RequestError("prompt", "give exactly one of prompt and prompt_token_ids")
+        ids = self._encode(request.prompt) if request.prompt is not None else request.prompt_token_ids
+        if not isinstance(ids, list | tuple):
+            raise RequestError(field, f"{ids!r} is not a list of token ids")
+        self._check_ids(field, ids)
+        return list(ids)
+
+    def _check_ids(self, field: str, ids: Sequence[int]) -> None:
+        for position, token in enumerate(ids):
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
+                message = f"{token!r} at position {position} is not a token id from 0 to {self._vocab_size - 1}"
+                raise RequestError(field, message)
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self._tokenizer is None:
+            raise RequestError("prompt", "this model has no tokenizer.json; give prompt_token_ids instead")
+        try:
+            return self._tokenizer.encode(prompt)
+        except ValueError as error:
+            raise RequestError("prompt", str(error).removeprefix("text: ")) from error

@@ -1,0 +1,66 @@
+"""Which shards move when nodes come, go and fill up, with nodes that are only names."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from cluster.pool.node_spread import Move, Spreader, next_move
+
+
+def nodes(text):
+    """Nodes of shard-0, shard-1, ..., a letter each."""
+    return {f"shard-{i}": node for i, node in enumerate(text)}
+
+
+@pytest.mark.parametrize(
+    ("before", "roomy", "move"),
+    [
+        ("aabb", "c", Move("shard-1", "c")),
+        ("aaab", "ab", Move("shard-2", "b")),
+        ("aaaabbc", "bc", Move("shard-3", "c")),
+        ("aabbc", "abcd", Move("shard-1", "d")),
+        ("aaa", "", None),  # nobody has room
+        ("aab", "ab", None),  # as even as three shards on two nodes can be
+        ("aabb", "ab", None),
+        ("abc", "abcd", None),  # one each: which nodes they are on makes no difference
+        ("aaaabb", "a", None),
+        ("", "a", None),
+    ],
+)
+def test_a_shard_moves_from_the_fullest_node_to_the_emptiest_with_room(before, roomy, move):
+    assert next_move(nodes(before), list(roomy)) == move
+
+
+@pytest.mark.parametrize("before", ["aaaaaaaa", "aaaaabbb", "aabbccdd", "aaaaaab"])
+def test_moves_come_to_an_end_with_shards_spread_evenly(before):
+    where, moves = nodes(before), 0
+    while move := next_move(where, "abcde"):
+        where[move.shard] = move.node
+        moves += 1
+        assert moves <= len(before)
+    counts = [Counter(where.values())[node] for node in "abcde"]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_shards_on_nodes_that_nobody_knows_stay():
+    assert next_move({"shard-0": "", "shard-1": "", "shard-2": ""}, ["a"]) is None
+
+
+def test_a_rest_follows_every_move():
+    spreader = Spreader(rest_s=10)
+    assert spreader.decide(0, nodes("aaaa"), "b") == Move("shard-3", "b")
+    assert spreader.decide(9.9, nodes("aaab"), "b") is None
+    assert spreader.decide(10, nodes("aaab"), "b") == Move("shard-2", "b")
+    assert spreader.decide(30, nodes("aabb"), "b") is None
+
+
+def test_moves_in_vain_become_rare_until_one_helps():
+    spreader, made = Spreader(rest_s=10, most_rest_s=40), []
+    for now in range(200):
+        if spreader.decide(now, nodes("aaaa"), "b"):
+            made.append(now)
+    assert made == [0, 10, 30, 70, 110, 150, 190]
+    assert spreader.decide(230, nodes("aaab"), "b")
+    assert spreader.decide(240, nodes("aabbbb"), "a")
