@@ -6,7 +6,8 @@ so that a client runs without the packages of a server.
 
 from __future__ import annotations
 
-from memory_service.client.client import ClientConfig, MemoryClient
+from memory_service.client.client import MemoryClient
+from memory_service.client.config import ClientConfig
 from memory_service.client.local import LocalMemory
 from memory_service.errors import (
     DeadlineExceeded,

@@ -1,264 +1,410 @@
-"""One lookup on its way: the parts that shards were asked for, where their rows land, and how it ends."""
+"""The state machine of one lookup: which shards were asked for which rows, and what follows from each event.
+
+Pure: it knows no thread, lock, socket, byte of a row or clock. Its owner reports events (an answer landed, a request
+failed, time passed, the placement was read again) and performs the actions that each returns. So every order of events
+can be explored by a test.
+
+Each row is *covered* while a request that is expected to be answered asks for it, or while it waits for a newer
+placement. The rule behind every transition: a row that is neither here nor covered is requested from another replica at
+once. A request that is late does not cover its rows any more, but its answer is taken if it comes.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.client.stream import RowStream
-from memory_service.errors import DeadlineExceeded, MemoryServiceError
-from memory_service.memory import Rows
-from memory_service.placement.placement import ShardAddress
-from memory_service.tables.distinct import DistinctRows
+from memory_service.client.replica_choice import choose
+from memory_service.errors import DeadlineExceeded, MemoryServiceError, ShardUnavailable, WrongEpoch
+from memory_service.placement.placement import NOBODY, Placement, ShardAddress
 from memory_service.tables.spec import TableSpec
 
 Places = slice | NDArray[np.int64]
-"""Rows of a lookup's buffer."""
+"""Indices into the rows of a lookup."""
+
+_ROUNDS = ((ShardUnavailable, 1), (WrongEpoch, 5))
+"""Times that the placement is read again for the sake of a row, by the error that its last request ended in."""
+_TORN_ATTEMPTS = 10
+"""Attempts after which a table whose version keeps changing is given up; a torn attempt counts twice."""
+_AS_GOOD_AS_FAILED = 10.0
+"""A request that takes this many times its patience is replaced even when the hedging budget is used up."""
 
 
-class Asker(Protocol):
-    """Who asked, and decides what happens next."""
+class Policy(Protocol):
+    """What a lookup is told about the rest of the client."""
 
-    def check(self, lookup: Lookup, now: float) -> None:
-        """Look after a lookup under way, every few milliseconds."""
-
-    def landed(self, part: Part, rows: NDArray[np.uint8], version: int) -> None:
-        """A part's rows have come, of use or not."""
-
-    def failed(self, part: Part, error: MemoryServiceError) -> None:
-        """A part will not come, and nothing else that is under way makes up for it."""
-
-    def torn(self, lookup: Lookup) -> None:
-        """Parts of one lookup were read at different versions of the table."""
-
-    def ended(self, lookup: Lookup, error: MemoryServiceError | None) -> None:
-        """The lookup is about to end in its rows, or in an error."""
-
-
-class Part:
-    """Some rows of a lookup, asked of one shard in one request.
-
-    A part that fails or is late gets stand-ins: parts that ask other shards for the same rows. It is done when its own
-    rows have landed or those of all its stand-ins.
-    """
-
-    def __init__(
-        self,
-        lookup: Lookup,
-        shard: ShardAddress,
-        places: Places,
-        ids: NDArray[np.int64],
-        epoch: int,
-        stands_for: Part | None = None,
-    ) -> None:
-        self.lookup = lookup
-        self.shard = shard
-        self.places = places
-        self.ids = ids
-        self.epoch = epoch
-        self.stands_for = stands_for
-        self.tried: frozenset[str] = frozenset((shard.shard,))
-        """Shards asked for these rows under this epoch."""
-        if stands_for is not None and stands_for.epoch == epoch:
-            self.tried |= stands_for.tried
-        self.rounds: int = stands_for.rounds if stands_for else 0
-        """Times that the placement was read anew for the sake of these rows."""
-        self.attempt = lookup.attempt
-        self.stream: RowStream | None = None
-        self.request_id = 0
-        self.sent = 0.0
-        self.late = False
-        """Whether stand-ins were asked while this part was under way."""
-        self.done = False
-        self.dead = False
-        self.stand_ins: list[Part] = []
+    request_rows: int
+    """Most rows in one request."""
 
     @property
-    def deadline(self) -> float:
-        """Moment of the monotonic clock after which nobody waits for the rows."""
-        return self.lookup.deadline
+    def placement(self) -> Placement:
+        """The newest placement known."""
 
-    def land(self, rows: NDArray[np.uint8], version: int) -> None:
-        """Take the rows, an array that nobody else will change."""
-        if len(rows) != len(self.ids):
-            self.fail(MemoryServiceError(f"{self.shard.shard} sent {len(rows)} rows for {len(self.ids)} ids"))
-        else:
-            self.lookup.land(self, rows, version)
+    def turn(self) -> int:
+        """A number that grows with each choice, so that replicas take turns."""
 
-    def fail(self, error: MemoryServiceError) -> None:
-        """The rows will not come."""
-        self.lookup.fail(self, error)
+    def suspects(self) -> frozenset[str]:
+        """Shards to prefer others to, because they failed or were late recently."""
 
-    def superseded(self) -> bool:
-        """Whether these rows are here already, or belong to an attempt that was given up."""
-        part: Part | None = self
-        while part is not None:
-            if part.done:
-                return True
-            part = part.stands_for
-        return self.attempt != self.lookup.attempt
+    def patience_s(self, rows: int) -> float:
+        """Seconds after which a request for so many rows is late."""
 
-    def covered(self) -> bool:
-        """Whether something else that is under way will bring the rows of this part, which is dead."""
-        waiting = self.stands_for is not None and not self.stands_for.dead
-        return waiting or (bool(self.stand_ins) and not any(part.dead for part in self.stand_ins))
+    def may_hedge(self) -> bool:
+        """Whether the hedging budget has room for a request."""
+
+    def spend_hedge(self) -> bool:
+        """Take a request from the hedging budget; False if it has no room."""
+
+
+class Outcome(Enum):
+    """What became of a request."""
+
+    PENDING = "pending"
+    LANDED = "landed"
+    FAILED = "failed"
+
+
+class Reason(Enum):
+    """Why a request was sent."""
+
+    FIRST = "first"
+    HEDGE = "hedge"
+    """Another replica was late."""
+    FAILOVER = "failover"
+    """Another replica failed."""
+    RETRY = "retry"
+    """The placement was read again."""
+
+
+@dataclass(eq=False)
+class ShardRequest:
+    """Rows of a lookup that one shard is asked for in one message."""
+
+    shard: ShardAddress
+    places: Places
+    ids: NDArray[np.int64]
+    """Row ids at these places."""
+    epoch: int
+    """Epoch of the placement that the shard was chosen by."""
+    attempt: int
+    """Attempt of the lookup that the request belongs to."""
+    rounds: int
+    """Times that the placement had been read again for the sake of these rows."""
+    reason: Reason
+    sent: float
+    """Moment of the monotonic clock at which the request was sent."""
+    outcome: Outcome = Outcome.PENDING
+    hedged: int | None = None
+    """Epoch of the placement by which other replicas were asked because this request was late; None while it is not."""
+
+    @property
+    def late(self) -> bool:
+        """Whether the request has taken longer than its patience, and covers its rows no more."""
+        return self.hedged is not None
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send these requests."""
+
+    requests: Sequence[ShardRequest]
+    reason: Reason
+    late: ShardAddress | None = None
+    """Shard whose request is late and hedged by these."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Copy the rows that just landed to the places of this request."""
+
+    request: ShardRequest
+
+
+@dataclass(frozen=True)
+class RefreshPlacement:
+    """Read the placement again, unless it is newer than `epoch` already, then report `refreshed`."""
+
+    epoch: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Begin another attempt: the rows so far belong to an outdated version of the table."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """All rows are in place: the lookup has ended."""
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The lookup has ended in this error."""
+
+    error: MemoryServiceError
+
+
+Action = Send | Keep | RefreshPlacement | Restart | Finish | Fail
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Rows that wait for the placement to be read again."""
+
+    places: NDArray[np.int64]
+    rounds: int
+    error: MemoryServiceError
+    """The error that these rows end in if no shard can be asked for them then."""
 
 
 class Lookup:
-    """Rows asked for at once; ends once, in rows or in an error. All parts land in one buffer."""
+    """Rows requested together; ends once, in `Finish` or in `Fail`. Its events are for one thread at a time."""
 
     def __init__(
-        self,
-        asker: Asker,
-        spec: TableSpec,
-        asked: DistinctRows,
-        started: float,
-        timeout_s: float,
+        self, spec: TableSpec, distinct: NDArray[np.int64], started: float, timeout_s: float, policy: Policy
     ) -> None:
+        """Describe a lookup of `distinct` row ids [U]; nothing is requested until `begin`."""
         self.spec = spec
-        self.asked = asked
-        self.ids = asked.ids
-        """Distinct row ids, [U]."""
-        self.started = started
-        """Moment of the monotonic clock at which it was asked."""
         self.timeout_s = timeout_s
         self.deadline = started + timeout_s
-        self.future: Future[Rows] = Future()
+        """Moment of the monotonic clock at which the lookup fails."""
         self.attempt = 0
+        self.over = False
+        self.ids = distinct
+        """Row ids in the order of the current attempt's places, [U]."""
+        self.order: NDArray[np.int64] | None = None
+        """Index into `distinct` of each place; None where places are in the order of `distinct`."""
         self.version: int | None = None
-        """The table's version that the rows so far are of."""
-        self._asker = asker
-        self._lock = threading.Lock()
-        self._roots: list[Part] = []
-        self._buffer: NDArray[np.uint8] | None = None
-        self._order: NDArray[np.int64] | None = None
-        self._ready = False
-        self._over = False
+        """Version of the table that all rows of the current attempt belong to; None while there are none."""
+        self.requests: list[ShardRequest] = []
+        """Requests of the current attempt."""
+        self._distinct = distinct
+        self._policy = policy
+        self._wanted: Places = slice(None)
+        self._waiting: list[_Waiting] = []
+        self._arranged = False
 
-    def check(self, now: float) -> None:
-        """Let the asker look after this lookup."""
-        self._asker.check(self, now)
+    def begin(self, now: float, hits: NDArray[np.bool_] | None = None, version: int | None = None) -> list[Action]:
+        """Start an attempt.
 
-    def begin(self, hits: NDArray[np.uint8] | None = None, version: int | None = None) -> int:
-        """Start an attempt and return its number; `hits` [U, row_bytes] has some rows of a version in place already."""
-        with self._lock:
-            self.attempt += 1
-            self._roots, self._ready = [], False
-            self._buffer, self._order, self.version = hits, None, version
-            return self.attempt
+        Args:
+            now: moment of the monotonic clock.
+            hits: rows that are in place already, such as those of a cache, [U]; None for none. Places are then in the
+                order of the distinct ids; without hits, rows are grouped by shard, so that each answer is one copy.
+            version: version of the table that these rows belong to.
 
-    def split(
-        self,
-        shards: NDArray[np.uint16],
-        addresses: Sequence[ShardAddress],
-        epoch: int,
-        max_rows: int,
-        wanted: NDArray[np.int64] | None,
-    ) -> list[Part]:
-        """The parts to ask for: the `wanted` places, or all; `shards` names one for each.
-
-        Where all are wanted, the rows land grouped by shard, so that each reply is one contiguous copy; `arrange`
-        computes the inverse to match while the requests travel.
+        Raises:
+            UnknownTable: the placement has no such table.
         """
-        order = _grouping(shards)
-        if order is not None:
-            shards = shards[order]
-        if wanted is not None:
-            places = wanted if order is None else wanted[order]
-            ids = self.ids[places]
+        self.attempt += 1
+        self.requests, self._waiting, self._arranged = [], [], False
+        self.ids, self.order, self.version = self._distinct, None, version
+        missing = None if hits is None else np.flatnonzero(~hits)
+        shards = self._choose(self.ids if missing is None else self.ids[missing])
+        grouping = _grouping(shards)
+        if missing is None:
+            self._wanted = slice(None)
+            if grouping is not None:
+                self.order, self.ids = grouping, self.ids[grouping]
         else:
-            self._order = order
-            ids = self.ids if order is None else self.ids[order]
-        for shard, low, high in _runs(shards, max_rows):
-            where = slice(low, high) if wanted is None else places[low:high]
-            self._roots.append(Part(self, addresses[shard], where, ids[low:high], epoch))
-        return list(self._roots)
+            self._wanted = missing = missing if grouping is None else missing[grouping]
+        grouped = shards if grouping is None else shards[grouping]
+        return [self._request(missing, grouped, 0, Reason.FIRST, now)]
 
-    def stand_in(
-        self, part: Part, shards: NDArray[np.uint16], addresses: Sequence[ShardAddress], epoch: int, max_rows: int
-    ) -> list[Part]:
-        """Parts of other shards for the rows of a part that is late or dead."""
-        order = np.argsort(shards, kind="stable")
-        places = np.arange(part.places.start, part.places.stop) if isinstance(part.places, slice) else part.places
-        places, ids = places[order], part.ids[order]
-        parts = [
-            Part(self, addresses[shard], places[low:high], ids[low:high], epoch, part)
-            for shard, low, high in _runs(shards[order], max_rows)
-        ]
-        with self._lock:
-            part.stand_ins = parts
-        return parts
+    def arranged(self, attempt: int) -> list[Action]:
+        """The owner is ready to hand out the rows of an attempt."""
+        if self.over or attempt != self.attempt:
+            return []
+        self._arranged = True
+        return self._finish_if_complete()
 
-    def arrange(self, attempt: int) -> None:
-        """Compute the inverse, in line with the buffer; call once an attempt, after the parts were sent."""
-        inverse, order = self.asked.inverse(), self._order
-        if order is not None:
-            rank = np.empty(len(order), np.int64)
-            rank[order] = np.arange(len(order))
-            inverse = rank[inverse]
-        with self._lock:
-            if self.attempt != attempt:
-                return  # given up meanwhile
-            self._arranged, self._ready = inverse, True
-            complete = self._claim_if_complete()
-        if complete:
-            self._resolve()
+    def landed(self, request: ShardRequest, version: int, count: int) -> list[Action]:
+        """A shard answered a request with `count` rows of a version of the table."""
+        if not self._expects(request):
+            return []
+        if count != len(request.ids):
+            return self.abort(
+                MemoryServiceError(f"{request.shard.shard} sent {count} rows for {len(request.ids)} row ids")
+            )
+        if self.version not in (None, version):
+            return self._tear()
+        self.version, request.outcome = version, Outcome.LANDED
+        return [Keep(request), *self._finish_if_complete()]
 
-    def land(self, part: Part, rows: NDArray[np.uint8], version: int) -> None:
-        """Copy a part's rows into place, unless they are there."""
-        torn = complete = False
-        with self._lock:
-            if not (self._over or part.superseded()):
-                torn = self.version not in (None, version)
-                if torn:
-                    self.attempt += 1  # the other parts of this one are of no use any more
-                else:
-                    self.version = version
-                    self._take(part.places, rows)
-                    _settle(part)
-                    complete = self._claim_if_complete()
-        if complete:
-            self._resolve()
-        self._asker.landed(part, rows, version)
-        if torn:
-            self._asker.torn(self)
+    def failed(self, request: ShardRequest, error: MemoryServiceError, now: float) -> list[Action]:
+        """A request will not be answered."""
+        if not self._expects(request):
+            return []
+        request.outcome = Outcome.FAILED
+        places = self._uncovered(_indices(request.places))
+        if not places.size:
+            return []
+        actions: list[Action] = []
+        if isinstance(error, ShardUnavailable):
+            sent, places = self._reroute(places, request.rounds, Reason.FAILOVER, now)
+            actions += sent
+        rounds = next((limit for kind, limit in _ROUNDS if isinstance(error, kind)), 0)
+        if places.size and request.rounds < rounds:
+            self._waiting.append(_Waiting(places, request.rounds + 1, error))
+            actions.append(RefreshPlacement(request.epoch, request.rounds + 1))
+        elif not self._awaited(places):
+            return self.abort(error)
+        return actions
 
-    def fail(self, part: Part, error: MemoryServiceError) -> None:
-        """Note that a part will not come; the asker hears of it if nothing else makes up for it."""
-        with self._lock:
-            of_no_matter = self._over or part.dead or part.superseded()
-            part.dead = True
-            covered = of_no_matter or part.covered()
-        if not covered:
-            self._asker.failed(part, error)
+    def refreshed(self, now: float) -> list[Action]:
+        """The placement was read again."""
+        waiting, self._waiting = self._waiting, []
+        if self.over:
+            return []
+        actions: list[Action] = []
+        for item in waiting:
+            sent, left = self._reroute(self._uncovered(item.places), item.rounds, Reason.RETRY, now)
+            if not self._awaited(left):
+                return self.abort(item.error)
+            actions += sent
+        return actions
 
-    def reject(self, error: MemoryServiceError) -> None:
-        """End in an error, unless it has ended."""
-        with self._lock:
-            over, self._over = self._over, True
-        if not over:
-            self._asker.ended(self, error)
-            self._forget()
-            with suppress(InvalidStateError):  # the caller cancelled the future
-                self.future.set_exception(error)
+    def tick(self, now: float) -> list[Action]:
+        """Time passed: hedge requests that are late, and end the lookup at its deadline."""
+        if self.over:
+            return []
+        if now >= self.deadline:
+            return self.abort(self._overdue())
+        epoch = self._policy.placement.epoch
+        actions: list[Action] = []
+        for request in [r for r in self.requests if r.outcome is Outcome.PENDING and r.hedged != epoch]:
+            actions += self._hedge(request, (now - request.sent) / self._policy.patience_s(len(request.ids)), now)
+        return actions
 
-    def owed(self) -> list[Part]:
-        """Parts under way whose rows are still missing."""
-        with self._lock:
-            return [part for part in _leaves(self._roots) if not part.done]
+    def abort(self, error: MemoryServiceError) -> list[Action]:
+        """End in an error, unless the lookup has ended."""
+        if self.over:
+            return []
+        self.over = True
+        return [Fail(error)]
 
-    def overdue(self) -> DeadlineExceeded:
-        """The error for a deadline that has passed."""
-        owed = self.owed() or [part for part in self._roots if not part.done]
-        shards = list(dict.fromkeys(part.shard for part in owed))
+    def _hedge(self, request: ShardRequest, patience: float, now: float) -> list[Action]:
+        """Ask other replicas once a request has taken longer than its patience, if the hedging budget allows it.
+
+        Requests to failed shards, and requests slow enough to count as failed, do not use up the hedging budget; nor do
+        requests that were hedged before, once a newer placement may name other replicas.
+        """
+        if patience <= 1:
+            return []
+        free = request.late or patience > _AS_GOOD_AS_FAILED or request.shard.shard in self._policy.suspects()
+        if not free and not self._policy.may_hedge():
+            return []
+        first, request.hedged = not request.late, self._policy.placement.epoch
+        hedge, _ = self._reroute(self._uncovered(_indices(request.places)), request.rounds, Reason.HEDGE, now)
+        if hedge and not free:
+            self._policy.spend_hedge()
+        return [replace(send, late=request.shard if first else None) for send in hedge]
+
+    def _reroute(
+        self, places: NDArray[np.int64], rounds: int, reason: Reason, now: float
+    ) -> tuple[list[Send], NDArray[np.int64]]:
+        """Request rows from replicas that were not tried in this round; also the places for which there is none."""
+        if not places.size:
+            return [], places
+        shards = self._choose(self.ids[places], self._tried(places, rounds))
+        able = np.flatnonzero(shards != NOBODY)
+        left = np.delete(places, able)
+        able = able[np.argsort(shards[able], kind="stable")]
+        if not able.size:
+            return [], left
+        return [self._request(places[able], shards[able], rounds, reason, now)], left
+
+    def _request(
+        self, places: NDArray[np.int64] | None, shards: NDArray[np.uint16], rounds: int, reason: Reason, now: float
+    ) -> Send:
+        """Requests for rows that are grouped by shard; `places` None means all rows in order."""
+        placement = self._policy.placement
+        requests = []
+        for shard, low, high in _runs(shards, self._policy.request_rows):
+            where = slice(low, high) if places is None else places[low:high]
+            address = placement.shards[shard]
+            requests.append(
+                ShardRequest(address, where, self.ids[where], placement.epoch, self.attempt, rounds, reason, now)
+            )
+        self.requests += requests
+        return Send(requests, reason)
+
+    def _choose(
+        self, ids: NDArray[np.int64], tried: dict[ShardAddress, NDArray[np.bool_]] | None = None
+    ) -> NDArray[np.uint16]:
+        policy = self._policy
+        blocks = ids >> self.spec.block_shift
+        return choose(policy.placement, self.spec.name, blocks, policy.turn(), policy.suspects(), tried)
+
+    def _tried(self, places: NDArray[np.int64], rounds: int) -> dict[ShardAddress, NDArray[np.bool_]]:
+        """By shard, which of these places it was asked for in this round or is being asked for still."""
+        epoch = self._policy.placement.epoch
+        tried: dict[ShardAddress, NDArray[np.bool_]] = {}
+        for request in self.requests:
+            if request.outcome is Outcome.PENDING or (request.rounds >= rounds and request.epoch == epoch):
+                mask = tried.setdefault(request.shard, np.zeros(len(self.ids), np.bool_))
+                mask[request.places] = True
+        return {shard: mask[places] for shard, mask in tried.items()}
+
+    def _uncovered(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of these places whose rows are not here, not expected from a request nor waiting for a placement."""
+        covered = np.zeros(len(self.ids), np.bool_)
+        for request in self.requests:
+            if request.outcome is Outcome.LANDED or (request.outcome is Outcome.PENDING and not request.late):
+                covered[request.places] = True
+        for item in self._waiting:
+            covered[item.places] = True
+        return places[~covered[places]]
+
+    def _awaited(self, places: NDArray[np.int64]) -> bool:
+        """Whether late requests may still bring the rows of all these places."""
+        awaited = np.zeros(len(self.ids), np.bool_)
+        for request in self.requests:
+            if request.outcome is Outcome.PENDING:
+                awaited[request.places] = True
+        return bool(awaited[places].all())
+
+    def _expects(self, request: ShardRequest) -> bool:
+        return not self.over and request.attempt == self.attempt and request.outcome is Outcome.PENDING
+
+    def _finish_if_complete(self) -> list[Action]:
+        if not self._arranged or not self._is_complete():
+            return []
+        self.over = True
+        return [Finish()]
+
+    def _is_complete(self) -> bool:
+        landed = [request for request in self.requests if request.outcome is Outcome.LANDED]
+        if len(landed) == len(self.requests):
+            return not self._waiting
+        if all(request.reason is Reason.FIRST for request in self.requests):
+            return False  # without a second request for a row, each of them is needed
+        here = np.zeros(len(self.ids), np.bool_)
+        for request in landed:
+            here[request.places] = True
+        return bool(here[self._wanted].all())
+
+    def _tear(self) -> list[Action]:
+        """Give up an attempt whose answers belong to different versions: an update was committed meanwhile."""
+        self.attempt += 1
+        self.requests, self._waiting, self._arranged = [], [], False
+        if self.attempt > _TORN_ATTEMPTS:
+            return self.abort(
+                MemoryServiceError(f"table {self.spec.name!r}: its version kept changing during the lookup, try again")
+            )
+        return [Restart()]
+
+    def _overdue(self) -> DeadlineExceeded:
+        owed = [request for request in self.requests if request.outcome is Outcome.PENDING]
+        owed = owed or [request for request in self.requests if request.outcome is Outcome.FAILED]
+        shards = list(dict.fromkeys(request.shard for request in owed))
         names = ", ".join(f"{shard.shard} at {shard.address}" for shard in shards) or "the shards"
         epoch = owed[0].epoch if owed else None
         return DeadlineExceeded(
@@ -268,78 +414,22 @@ class Lookup:
             epoch,
         )
 
-    def _take(self, places: Places, rows: NDArray[np.uint8]) -> None:
-        if self._buffer is None:
-            if isinstance(places, slice) and len(rows) == len(self.ids):
-                self._buffer = owned(rows)
-                return
-            self._buffer = np.empty((len(self.ids), self.spec.row_bytes), np.uint8)
-        self._buffer[places] = rows
 
-    def _claim_if_complete(self) -> bool:
-        if self._over or not self._ready or not all(part.done for part in self._roots):
-            return False
-        self._over = True
-        return True
-
-    def _resolve(self) -> None:
-        self._asker.ended(self, None)
-        buffer = self._buffer
-        if buffer is None:
-            buffer = np.empty((0, self.spec.row_bytes), np.uint8)
-        self._forget()
-        with suppress(InvalidStateError):  # the caller cancelled the future
-            self.future.set_result(Rows(buffer, self._arranged))
-
-    def _forget(self) -> None:
-        """Let go of the parts: they point here, and the buffer is too large to wait for the collector."""
-        for part in _leaves(self._roots):
-            if part.stream is not None and not part.done:
-                part.stream.forget(part)
-        self._roots, self._buffer = [], None
-
-
-def owned(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Received rows as an array that their only holder may write to, without a copy.
-
-    Arrow hands out what it received as read-only, although nobody else has it.
-    """
-    if rows.flags.writeable:
-        return rows
-    memory = (ctypes.c_uint8 * rows.nbytes).from_address(rows.ctypes.data)
-    memory.rows = rows  # type: ignore[attr-defined]  # keeps it alive
-    return np.frombuffer(memoryview(memory), np.uint8).reshape(rows.shape)
-
-
-def _settle(part: Part) -> None:
-    """Mark a part as done, and whoever it completes by that."""
-    part.done = True
-    whom = part.stands_for
-    while whom is not None and not whom.done and all(other.done for other in whom.stand_ins):
-        whom.done = True
-        whom = whom.stands_for
-
-
-def _leaves(parts: Sequence[Part]) -> Iterator[Part]:
-    """The parts that were asked for and not found dead."""
-    for part in parts:
-        if not part.dead:
-            yield part
-        yield from _leaves(part.stand_ins)
+def _indices(places: Places) -> NDArray[np.int64]:
+    return np.arange(places.start, places.stop) if isinstance(places, slice) else places
 
 
 def _grouping(shards: NDArray[np.uint16]) -> NDArray[np.int64] | None:
-    """The order that brings equal shards together; None if they are all equal."""
-    if len(shards) and (shards == shards[0]).all():
+    """The order that brings equal shards together; None if they are together already."""
+    if not len(shards) or (shards == shards[0]).all():
         return None
     return np.argsort(shards, kind="stable")
 
 
 def _runs(shards: NDArray[np.uint16], max_rows: int) -> Iterator[tuple[int, int, int]]:
-    """(shard, low, high) for each run of a shard in `shards`, which are grouped, cut at `max_rows`."""
-    alike = not len(shards) or shards[0] == shards[-1]  # they are grouped
+    """(shard, low, high) for each run of equal shards, cut at `max_rows`; equal shards must lie together."""
+    alike = not len(shards) or shards[0] == shards[-1]
     starts = [] if alike else (np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist()
-    starts = [0, *starts, len(shards)]
-    for start, end in pairwise(starts):
+    for start, end in pairwise([0, *starts, len(shards)]):
         for low in range(start, end, max_rows):
             yield int(shards[low]), low, min(low + max_rows, end)

@@ -1,28 +1,30 @@
-"""Which replica to ask: taking turns, past those that fail or answer late; and when to ask a second one."""
+"""Replica selection: in turn, past shards that fail or are late; and when to hedge."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.placement.placement import NOBODY, Placement
+from memory_service.placement.placement import NOBODY, Placement, ShardAddress
 
-_STRIKES = 3  # late answers in a row until a shard is left alone
+_STRIKES = 3  # hedged requests in a row after which a shard is avoided
 _MAX_PAUSE_S = 30.0
-_RECENT = 64  # answers that the usual time of a shard is judged by
+_RECENT = 64  # answers by which the usual time of a shard is judged
 _USUAL = 0.9  # quantile of those
-_FACTOR = 3.0  # times the usual time of the quickest shard: an answer is late
-_UNKNOWN_S = 0.1  # late, as long as no shard has answered
+_FACTOR = 3.0  # an answer is late after this many times the usual time of the fastest shard
+_UNKNOWN_S = 0.1  # patience before any shard has answered
 
 
 class ShardHealth:
-    """Leaves a shard alone after a failure or a few late answers, longer each time until it answers well."""
+    """Which shards to avoid: after a failure, or a few late answers in a row, for longer each time."""
 
     def __init__(self, pause_s: float) -> None:
+        """Avoid a shard for `pause_s` seconds at first."""
         self._first_pause_s = pause_s
         self._lock = threading.Lock()
         self._strikes: dict[str, int] = {}
@@ -30,26 +32,26 @@ class ShardHealth:
         self._until: dict[str, float] = {}
 
     def answered(self, shard: str) -> None:
-        """It answered in time."""
+        """Record an answer in time: the shard is trusted again."""
         if shard in self._strikes or shard in self._until:
             with self._lock:
                 for known in (self._strikes, self._pause_s, self._until):
                     known.pop(shard, None)
 
     def late(self, shard: str) -> None:
-        """Somebody else was asked because it did not answer in time."""
+        """Record that a request to the shard was hedged."""
         with self._lock:
             self._strikes[shard] = self._strikes.get(shard, 0) + 1
             if self._strikes[shard] >= _STRIKES:
                 self._suspect(shard)
 
     def failed(self, shard: str) -> None:
-        """It broke off, or cannot be reached."""
+        """Record that the shard broke off or cannot be reached."""
         with self._lock:
             self._suspect(shard)
 
     def suspects(self) -> frozenset[str]:
-        """The shards to leave alone now."""
+        """Names of the shards to avoid now."""
         if not self._until:
             return frozenset()
         now = time.monotonic()
@@ -59,26 +61,27 @@ class ShardHealth:
     def _suspect(self, shard: str) -> None:
         now = time.monotonic()
         if self._until.get(shard, 0.0) > now:
-            return  # what fails now was asked before
+            return  # this request was sent before the shard became a suspect
         pause = self._pause_s.get(shard, self._first_pause_s)
         self._until[shard] = now + pause
         self._pause_s[shard] = min(2 * pause, _MAX_PAUSE_S)
 
 
 class Patience:
-    """How long to wait for a shard before asking another one for the same rows.
+    """How long to wait for an answer before the request is hedged.
 
-    Judged by the quickest shard, for requests of similar size: if the slow ones counted, they would excuse themselves.
+    Judged by the fastest shard, for requests of similar size: if slow shards counted, they would excuse themselves.
     """
 
     def __init__(self, least_s: float) -> None:
+        """Wait `least_s` seconds at least."""
         self._least_s = least_s
         self._recent: dict[int, dict[str, deque[float]]] = {}
         self._known: dict[int, float] = {}
         self._seen = 0
 
-    def saw(self, shard: str, rows: int, seconds: float) -> None:
-        """Note an answer."""
+    def record(self, shard: str, rows: int, seconds: float) -> None:
+        """Record how long a shard took to answer a request for so many rows."""
         size = rows.bit_length()
         self._recent.setdefault(size, {}).setdefault(shard, deque(maxlen=_RECENT)).append(seconds)
         self._seen += 1
@@ -87,28 +90,34 @@ class Patience:
             self._known[size] = max(self._least_s, _FACTOR * usual)
 
     def seconds(self, rows: int) -> float:
-        """How long to wait for so many rows."""
+        """Seconds to wait for an answer of so many rows."""
         return self._known.get(rows.bit_length(), _UNKNOWN_S)
 
     def _of(self, size: int) -> list[deque[float]]:
         return list(self._recent[size].values())
 
 
-class Budget:
-    """Lets a share of requests be asked twice, so that a slow memory is not made slower by being asked more."""
+class HedgingBudget:
+    """Limits hedges to a share of all requests, so that a slow memory is not slowed further by extra requests."""
 
     def __init__(self, share: float, reserve: float = 10.0) -> None:
+        """Allow `share` hedges a request, of which at most `reserve` are saved up; the reserve is full at first."""
         self._share = share
         self._reserve = reserve
         self._left = reserve
         self._lock = threading.Lock()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a hedge is allowed now."""
+        return self._left >= 1
+
     def earn(self) -> None:
-        """One more request was sent."""
+        """Count a request."""
         self._left = min(self._reserve, self._left + self._share)  # a lost update costs a fraction of a request
 
     def spend(self) -> bool:
-        """Whether one may be asked twice; if so, it is counted."""
+        """Count a hedge; False, and nothing is counted, if there is no room."""
         with self._lock:
             if self._left < 1:
                 return False
@@ -121,28 +130,41 @@ def choose(
     table: str,
     blocks: NDArray[np.int64],
     turn: int,
-    suspects: frozenset[str],
-    tried: frozenset[str] = frozenset(),
-) -> NDArray[np.uint16] | None:
-    """A shard for each block, uint16 [n]: its replicas by turns, those suspected last; None if all were tried."""
+    suspects: frozenset[str] = frozenset(),
+    tried: Mapping[ShardAddress, NDArray[np.bool_]] | None = None,
+) -> NDArray[np.uint16]:
+    """Choose a replica for each of some blocks [n].
+
+    Args:
+        placement: names the replicas of each block.
+        table: name of the table.
+        blocks: block numbers, [n].
+        turn: replicas of a block are taken in turn, by this number.
+        suspects: shards that are chosen only where every other replica was tried.
+        tried: by shard, the blocks for which it must not be chosen, [n].
+
+    Returns:
+        Index into `placement.shards` for each block, uint16 [n]; NOBODY where every replica was tried.
+
+    Raises:
+        UnknownTable: the placement has no such table.
+    """
     replicas = placement.assigned(table).take(blocks, axis=1)
-    if len(replicas) == 1:
-        chosen, counts = replicas[0], None
-    else:
-        counts = (replicas != NOBODY).sum(axis=0)
-        chosen = np.take_along_axis(replicas, (turn % np.maximum(counts, 1))[None], axis=0)[0]
-    for avoid, must in ((suspects | tried, False), (tried, True)):
-        if not avoid:
-            continue
-        bad = np.isin(chosen, _numbers(placement, avoid))
-        for other in replicas if counts is not None else ():
-            usable = bad & (other != NOBODY) & ~np.isin(other, _numbers(placement, avoid))
-            chosen, bad = np.where(usable, other, chosen), bad & ~usable
-        if not bad.any():
-            return chosen
-        if must:
-            return None
-    return chosen
+    if len(replicas) == 1 and not tried:
+        return replicas[0]
+    counts = np.maximum((replicas != NOBODY).sum(axis=0), 1)
+    first = turn % counts
+    if not tried and not suspects:
+        return np.take_along_axis(replicas, first[None], axis=0)[0]
+    rank = (np.arange(len(replicas))[:, None] - first) % counts
+    rank += len(replicas) * np.isin(replicas, _numbers(placement, suspects))
+    excluded = replicas == NOBODY
+    for number, shard in enumerate(placement.shards):
+        if tried and shard in tried:
+            excluded |= (replicas == number) & tried[shard]
+    best = np.where(excluded, np.iinfo(rank.dtype).max, rank).argmin(axis=0)[None]
+    chosen = np.take_along_axis(np.where(excluded, np.uint16(NOBODY), replicas), best, axis=0)[0]
+    return chosen.astype(np.uint16, copy=False)
 
 
 def _numbers(placement: Placement, names: frozenset[str]) -> list[int]:

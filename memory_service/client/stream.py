@@ -35,8 +35,8 @@ _LEAVE_S = 5.0  # for the shard to answer what is pending
 _LEAVE_TICK_S = 0.01
 
 
-class Part(Protocol):
-    """The rows that one lookup wants from one shard."""
+class RowRequest(Protocol):
+    """Rows that one lookup requests from one shard, as the stream sees them."""
 
     ids: NDArray[np.int64]
     epoch: int
@@ -55,7 +55,7 @@ class Part(Protocol):
 
 
 class RowStream:
-    """Sends parts and lands their replies. Opens in the background; once retired it stays so, and a new one is made.
+    """Sends requests and lands their replies. Opens in the background; once retired it stays so, and a new one is made.
 
     A thread of its own sends, because writing to a shard that has stopped reading blocks: whoever looks rows up must
     not. That holds for the smallest request too, since nobody says how much HTTP/2 still lets travel unread.
@@ -76,7 +76,7 @@ class RowStream:
         self._security = security
         self._newer_epoch = newer_epoch
         self._lock = threading.Lock()
-        self._pending: dict[int, Part] = {}
+        self._pending: dict[int, RowRequest] = {}
         self._outbox: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._next_id = 1
         self._retired: str | None = None
@@ -87,7 +87,7 @@ class RowStream:
 
     @property
     def retired(self) -> bool:
-        """Whether this stream takes no more parts."""
+        """Whether this stream takes no more requests."""
         return self._retired is not None
 
     def stalled(self, limit_s: float) -> bool:
@@ -95,27 +95,27 @@ class RowStream:
         asked = self._asked
         return asked is not None and time.monotonic() - asked > limit_s
 
-    def send(self, part: Part) -> None:
-        """Ask for a part's rows; `part.land` or `part.fail` follows from another thread, unless it is forgotten."""
+    def send(self, request: RowRequest) -> None:
+        """Send a request; its `land` or `fail` is called from another thread, unless it is forgotten first."""
         with self._lock:
             retired = self._retired
             if retired is None:
-                part.request_id = self._next_id
-                self._pending[self._next_id] = part
+                request.request_id = self._next_id
+                self._pending[self._next_id] = request
                 self._next_id += 1
                 self._asked = self._asked or time.monotonic()
-                self._outbox.put(part.request_id)
+                self._outbox.put(request.request_id)
         if retired is not None:
-            part.fail(self._unavailable(retired, part))
+            request.fail(self._unavailable(retired, request))
 
-    def forget(self, part: Part) -> None:
-        """Drop a part that nobody waits for; a late reply to it is ignored."""
+    def forget(self, request: RowRequest) -> None:
+        """Drop a request that nobody waits for; a late reply to it is ignored."""
         with self._lock:
-            if self._pending.get(part.request_id) is part:
-                del self._pending[part.request_id]
+            if self._pending.get(request.request_id) is request:
+                del self._pending[request.request_id]
 
     def retire(self, why: str) -> None:
-        """Take no more parts, and take leave of the shard once it has answered what is pending."""
+        """Take no more requests, and take leave of the shard once it has answered what is pending."""
         with self._lock:
             if self._retired is None:
                 self._retired = why
@@ -126,8 +126,8 @@ class RowStream:
         self.retire(why)
         with self._lock:
             pending, self._pending = list(self._pending.values()), {}
-        for part in pending:
-            part.fail(self._unavailable(self._retired or why, part))
+        for request in pending:
+            request.fail(self._unavailable(self._retired or why, request))
 
     def abort(self, why: str) -> None:
         """Break off from a shard that does not react, even in the middle of a write."""
@@ -186,21 +186,21 @@ class RowStream:
         if request_id is None:
             return False
         with self._lock:
-            part = self._pending.get(request_id)
-        if part is not None:  # else nobody waits for it any more
-            self._write(writer, request_id, part)
+            request = self._pending.get(request_id)
+        if request is not None:  # else nobody waits for it any more
+            self._write(writer, request_id, request)
         return True
 
-    def _write(self, writer: flight.FlightStreamWriter, request_id: int, part: Part) -> None:
+    def _write(self, writer: flight.FlightStreamWriter, request_id: int, request: RowRequest) -> None:
         now = time.monotonic()
         header = pb.LookupRequest(
             request_id=request_id,
-            epoch=part.epoch,
+            epoch=request.epoch,
             fingerprint=self._fingerprint,
             sent_us=int(now * 1e6),
-            timeout_ms=max(0, int((part.deadline - now) * 1e3)),
+            timeout_ms=max(0, int((request.deadline - now) * 1e3)),
         )
-        batch = pa.RecordBatch.from_arrays([pa.array(part.ids)], schema=ID_SCHEMA)
+        batch = pa.RecordBatch.from_arrays([pa.array(request.ids)], schema=ID_SCHEMA)
         try:
             writer.write_with_metadata(batch, header.SerializeToString())
         except (pa.ArrowException, OSError) as error:
@@ -220,26 +220,26 @@ class RowStream:
         if reply.request_id == 0:
             return self.retire(reply.message)
         with self._lock:
-            part = self._pending.pop(reply.request_id, None)
+            request = self._pending.pop(reply.request_id, None)
             self._asked = time.monotonic() if self._pending else None
-        if part is None:
+        if request is None:
             return None  # forgotten: its time was up
         if reply.status != pb.STATUS_OK:
-            return part.fail(self._error_of(reply, part))
-        if reply.epoch > part.epoch:
-            self._newer_epoch(part.epoch)
+            return request.fail(self._error_of(reply, request))
+        if reply.epoch > request.epoch:
+            self._newer_epoch(request.epoch)
         try:
             rows = view_rows(chunk.data, self._spec.row_bytes)
         except MemoryServiceError as error:
-            return part.fail(error)
-        return part.land(rows, reply.version)
+            return request.fail(error)
+        return request.land(rows, reply.version)
 
-    def _error_of(self, reply: pb.LookupReply, part: Part) -> MemoryServiceError:
+    def _error_of(self, reply: pb.LookupReply, request: RowRequest) -> MemoryServiceError:
         error = error_of(reply.status, reply.message)
         if isinstance(error, ShardError):
-            error.table, error.shard, error.epoch = self._spec.name, self._shard.shard, part.epoch
+            error.table, error.shard, error.epoch = self._spec.name, self._shard.shard, request.epoch
         return error
 
-    def _unavailable(self, why: str, part: Part) -> ShardUnavailable:
-        where = f"{self._shard.shard} at {self._shard.address}, table {self._spec.name!r}, epoch {part.epoch}"
-        return ShardUnavailable(f"{where}: {why}", self._spec.name, self._shard.shard, part.epoch)
+    def _unavailable(self, why: str, request: RowRequest) -> ShardUnavailable:
+        where = f"{self._shard.shard} at {self._shard.address}, table {self._spec.name!r}, epoch {request.epoch}"
+        return ShardUnavailable(f"{where}: {why}", self._spec.name, self._shard.shard, request.epoch)

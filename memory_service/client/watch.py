@@ -1,45 +1,47 @@
-"""One thread that looks after everything under way, every few milliseconds."""
+"""A background thread that checks lookups under way every few milliseconds."""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
-_LINGER_S = 1.0  # goes on looking after the last one has ended, so that the next need not wake the thread
+_LINGER_S = 1.0  # keeps ticking after the last item was removed, so that the next one need not wake the thread
 
-
-class Watched(Protocol):
-    """Something that takes time."""
-
-    def check(self, now: float) -> None:
-        """Do what is due at this moment of the monotonic clock."""
+_Item = TypeVar("_Item")
 
 
-class Watch:
-    """Checks what was added until it is removed. Adding and removing cost a dictionary entry each.
+class Watch(Generic[_Item]):
+    """Checks each item from when it is added until it is removed. Both cost one dictionary operation.
 
-    Sleeping until the next deadline would wake the thread for nearly every lookup, since the newest is due first.
+    Sleeping until the next deadline instead would wake the thread for nearly every lookup: the newest is due first.
     """
 
-    def __init__(self, tick_s: float) -> None:
+    def __init__(self, tick_s: float, check: Callable[[_Item, float], None]) -> None:
+        """Call `check` with each item and the moment of the monotonic clock, every `tick_s` seconds."""
         self._tick_s = tick_s
-        self._items: dict[int, Watched] = {}
+        self._check = check
+        self._items: dict[int, _Item] = {}
         self._wake = threading.Event()
         self._idle = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="memory-watch", daemon=True)
         self._thread.start()
 
-    def add(self, item: Watched) -> None:
+    def add(self, item: _Item) -> None:
         """Check an item from now on."""
         self._items[id(item)] = item
         if self._idle:
             self._wake.set()
 
-    def remove(self, item: Watched) -> None:
-        """Check it no more."""
+    def remove(self, item: _Item) -> None:
+        """Check an item no more."""
         self._items.pop(id(item), None)
+
+    def items(self) -> list[_Item]:
+        """The items that are being checked."""
+        return list(self._items.values())
 
     def close(self) -> None:
         """End the thread; nothing is checked any more."""
@@ -54,16 +56,16 @@ class Watch:
             now = time.monotonic()
             if self._items:
                 quiet_since = now
-                self._check(now)
+                self._check_all(now)
             elif now - quiet_since > _LINGER_S:
                 self._rest()
             time.sleep(self._tick_s)
 
-    def _check(self, now: float) -> None:
-        for item in list(self._items.values()):
+    def _check_all(self, now: float) -> None:
+        for item in self.items():
             if self._closed:
                 return
-            item.check(now)
+            self._check(item, now)
 
     def _rest(self) -> None:
         self._wake.clear()

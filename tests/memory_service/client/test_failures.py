@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,12 +269,40 @@ def test_a_hung_shard_is_not_noticed_although_the_budget_for_hedges_is_spent(pro
     client = started.connect(lookup_timeout_s=30, hedge_share=1e-9)
     for _ in range(20):
         client.lookup("engram.1", np.arange(spec.rows)).result()
-    while client._hedges.spend():
+    while client._dispatcher.hedging_budget.spend():
         pass
     with frozen(started.pids[1]):
         for _ in range(10):
             client.lookup("engram.1", np.arange(spec.rows)).result()
     assert client.stats().failed == 0
+
+
+def test_a_hung_shard_and_a_killed_one_of_three_replicas_are_not_noticed(processes, spec: TableSpec, packed) -> None:
+    """The hedges of what the hung shard owes are on their way to the other one when that one dies."""
+    started = processes(3, replicas=3)
+    clients = [started.connect(lookup_timeout_s=20) for _ in range(3)]
+    for client in clients:
+        for _ in range(20):
+            client.lookup("engram.1", np.arange(spec.rows)).result()
+    ids = np.random.default_rng(0).integers(0, spec.rows, 300)
+
+    def lookups(client: MemoryClient, until: threading.Event) -> int:
+        done = 0
+        while not until.is_set() or done < 100:
+            found = client.lookup("engram.1", ids).result()
+            np.testing.assert_array_equal(found.unique[found.inverse], packed[ids])
+            done += 1
+        return done
+
+    ended = threading.Event()
+    with ThreadPoolExecutor(3) as threads, frozen(started.pids[0]):
+        futures = [threads.submit(lookups, client, ended) for client in clients]
+        time.sleep(0.03)
+        os.kill(started.pids[1], signal.SIGKILL)
+        time.sleep(1)
+        ended.set()
+        assert sum(future.result() for future in futures) >= 300
+    assert sum(client.stats().failed for client in clients) == 0
 
 
 def test_a_hung_shard_ends_in_a_deadline_that_names_it_and_recovers(processes, spec: TableSpec, packed) -> None:

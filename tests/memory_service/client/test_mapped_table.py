@@ -104,7 +104,7 @@ def test_a_client_maps_the_shards_of_its_machine(processes, spec: TableSpec, pac
     client = started.connect(map_local=True)
     rows = client.lookup("engram.1", np.arange(spec.rows)).result()
     np.testing.assert_array_equal(rows.unique[rows.inverse], packed)
-    assert client._streams == {}
+    assert client._dispatcher._streams == {}
     os.kill(started.pids[1], signal.SIGKILL)
     started.running[1].wait()
     assert client.lookup("engram.1", np.arange(spec.rows)).exception() is not None  # not the memory of the dead
