@@ -1,4 +1,4 @@
-"""What can go wrong between a lookup and its rows. Every message names the table, shard or file, and a remedy."""
+"""Errors of the memory service. Every message names the table, shard or file, and a remedy."""
 
 # ruff: noqa: N818 - the names say what happened, and all of them are MemoryServiceErrors
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 
 class MemoryServiceError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error that this package raises on purpose."""
 
 
 class InvalidRequest(MemoryServiceError, ValueError):
@@ -14,26 +14,26 @@ class InvalidRequest(MemoryServiceError, ValueError):
 
 
 class RequestTooLarge(MemoryServiceError, ValueError):
-    """A request beyond a configured limit, whoever else is served: split it."""
+    """A request beyond a configured limit, whatever else is under way: split it."""
 
 
 class ResourceExhausted(MemoryServiceError):
-    """One client has, or all of them have, as much under way as the shard allows."""
+    """A client, or all clients together, have as much under way as the shard allows."""
 
 
 class Unauthenticated(MemoryServiceError):
-    """A call without the token that the shard asks for, or with another one."""
+    """A call without the bearer token that the shard requires, or with a wrong one."""
 
 
 class UnknownTable(MemoryServiceError, KeyError):
-    """A table that this memory does not hold."""
+    """A table that the memory does not hold."""
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would show the quoted repr
 
 
 class RowOutOfRange(MemoryServiceError, IndexError):
-    """A row id below zero, beyond the table, or in a block that the asked shard does not hold."""
+    """A row id below zero, beyond the table, or in a block that the shard does not hold."""
 
 
 class FingerprintMismatch(MemoryServiceError):
@@ -41,11 +41,11 @@ class FingerprintMismatch(MemoryServiceError):
 
 
 class WrongEpoch(MemoryServiceError):
-    """A request or an activation made under another placement than the shard's."""
+    """A request or an activation under a placement that the shard does not serve."""
 
 
 class OutOfMemory(MemoryServiceError, MemoryError):
-    """A shard that has no room for the blocks it is given."""
+    """A shard that lacks memory for the blocks that it is given."""
 
 
 class SnapshotError(MemoryServiceError):
@@ -53,7 +53,7 @@ class SnapshotError(MemoryServiceError):
 
 
 class ShardError(MemoryServiceError):
-    """Base of the errors that concern one shard. Carries `table`, `shard` and `epoch` where known."""
+    """Base of errors that concern one shard; `table`, `shard` and `epoch` are set where known."""
 
     def __init__(
         self, message: str, table: str | None = None, shard: str | None = None, epoch: int | None = None

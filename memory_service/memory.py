@@ -1,4 +1,4 @@
-"""What the reasoning side sees of a memory, wherever the rows live."""
+"""The interface of a memory, wherever its rows live."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _Table = TypeVar("_Table")
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows of one lookup, each distinct row once: the rows asked for are `unique[inverse]`."""
+    """Packed rows of one lookup, each distinct row once: the requested rows are `unique[inverse]`."""
 
     unique: NDArray[np.uint8]
     """[distinct rows, row_bytes], writable, in no particular order."""
     inverse: NDArray[np.int64]
-    """Index into `unique`, in the shape of the ids asked for."""
+    """Index into `unique`, in the shape of the requested ids."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,29 @@ class MemoryStats:
     failed: int = 0
     """Lookups answered with an error."""
     rows: int = 0
-    """Rows asked for by the answered lookups."""
+    """Rows requested by the answered lookups."""
     unique_rows: int = 0
-    """Rows left of those after dropping repeats within a lookup."""
+    """Rows left after dropping repeats within each lookup."""
     bytes: int = 0
     """Bytes of the unique rows."""
     lookup_seconds: float = 0.0
-    """Sum over the answered lookups of the time from call to rows in place."""
+    """Sum over the answered lookups of the seconds from call to rows in place."""
     cache_hits: int = 0
-    """Rows that were in the client's cache."""
+    """Unique rows found in the client's cache."""
     cache_misses: int = 0
-    """Rows that were not, where there is a cache."""
+    """Unique rows not found in the client's cache; 0 without a cache."""
     hedges: int = 0
-    """Requests asked of a second replica because the first was slow."""
+    """Hedges: requests to another replica because the first was slow."""
     failovers: int = 0
-    """Requests asked of another replica because the first failed."""
+    """Failovers: requests to another replica because the first failed."""
     retries: int = 0
-    """Requests asked again after the placement was read anew."""
+    """Retries: requests sent again after the placement was refreshed."""
     shard_rows: Mapping[str, int] = field(default_factory=dict)
-    """Rows that each shard delivered, those that came twice included."""
+    """Rows delivered by each shard, including rows that came twice."""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Time by stage, summed over the lookups."""
+    """Seconds by stage, summed over the lookups."""
     latency: Distribution = NO_SECONDS
-    """How long the answered lookups took."""
+    """Distribution of the durations of answered lookups."""
 
 
 class Memory(Protocol):
@@ -69,30 +69,48 @@ class Memory(Protocol):
         """The tables by name."""
 
     def lookup(self, table: str, rows: np.ndarray, timeout_s: float | None = None) -> Future[Rows]:
-        """Ask for rows by id, an integer array of any shape; the future ends in Rows or in a MemoryServiceError.
+        """Request rows by id; returns at once.
 
-        A request that cannot be right (unknown table, wrong dtype, id out of range) raises at once instead.
+        Args:
+            table: name of a table.
+            rows: row ids, an integer array of any shape; repeats cost nothing.
+            timeout_s: seconds until the lookup fails; None takes the memory's default.
+
+        Returns:
+            a future that ends in Rows, or in a MemoryServiceError.
+
+        Raises:
+            UnknownTable, InvalidRequest, RowOutOfRange: the request cannot be right.
         """
 
     def stats(self) -> MemoryStats:
         """Counters since the memory was opened."""
 
     def collect(self) -> Iterator[Sample]:
-        """The same and more as samples of metrics, for an exporter."""
+        """The counters and more as samples of metrics, for an exporter."""
 
     def close(self) -> None:
-        """Let go of threads, connections and tables. Lookups under way fail."""
+        """Release threads, connections and tables. Lookups under way fail."""
 
 
 def require_table(tables: Mapping[str, _Table], table: str) -> _Table:
-    """What stands under a table's name, or UnknownTable naming those there are."""
+    """Return the entry of a table.
+
+    Raises:
+        UnknownTable: there is no table of that name; lists those there are.
+    """
     if table not in tables:
         raise UnknownTable(f"no table {table!r} in this memory: it has {', '.join(sorted(tables)) or 'none'}")
     return tables[table]
 
 
 def check_fingerprints(memory: Memory, expected: Iterable[TableSpec]) -> None:
-    """Raise FingerprintMismatch, or UnknownTable, unless the memory holds exactly what a model expects to read."""
+    """Check that the memory holds the tables that a model expects to read.
+
+    Raises:
+        FingerprintMismatch: a table differs in geometry, hash, row format or token map.
+        UnknownTable: a table is missing.
+    """
     for spec in expected:
         held = require_table(memory.specs, spec.name)
         if held.fingerprint != spec.fingerprint:

@@ -1,9 +1,9 @@
-"""Hot rows kept at the client, in front of the network: bounded in bytes, of one table version at a time.
+"""A cache of hot rows at the client, in front of the network: bounded in bytes, of one table version at a time.
 
 Set-associative: a row may lie in any of the `ways` slots of one set, which its id selects. A set that is full gives up
-the row least likely to be asked for soon, by re-reference prediction (RRIP, Jaleel et al., ISCA 2010) with an age per
+the row least likely to be requested soon, by re-reference prediction (RRIP, Jaleel et al., ISCA 2010) with an age per
 row: a newcomer is nearly as old as can be, each hit halves the age, and when none is old enough to go the set ages
-together. So rows asked for once leave first, and those asked for often stay. docs/hot-rows.md compares this with LRU
+together. So rows requested once leave first, and rows requested often stay. docs/hot-rows.md compares this with LRU
 and with Belady's optimum on real text.
 """
 
@@ -30,7 +30,17 @@ class RowCache:
     """Packed rows of one table by id. Safe to use from several threads; what it keeps depends on the calls alone."""
 
     def __init__(self, rows: int, row_bytes: int, capacity_bytes: int, ways: int = 8) -> None:
-        """Room for rows of a table of `rows` rows, in at most `capacity_bytes`. ValueError for what cannot be."""
+        """Make an empty cache.
+
+        Args:
+            rows: rows of the table.
+            row_bytes: bytes of a packed row.
+            capacity_bytes: most bytes of all arrays together.
+            ways: slots of a set.
+
+        Raises:
+            ValueError: a value is out of range, or the capacity holds no set.
+        """
         for name, value in (("rows", rows), ("row_bytes", row_bytes), ("ways", ways)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -41,11 +51,11 @@ class RowCache:
                 f"give at least {one_set}, or do without a cache"
             )
         self.hits = 0
-        """Ids that `get` found, since the start."""
+        """Ids found by `get`."""
         self.misses = 0
-        """Ids that it did not find."""
+        """Ids not found by `get`."""
         self.evictions = 0
-        """Rows that made room for others; not those of an outdated version."""
+        """Rows evicted to make room for others; rows of an outdated version do not count."""
         self._version = -1
         self._table_rows = rows
         self._ways = ways
@@ -60,23 +70,28 @@ class RowCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, never above the capacity; the system commits those of the rows as they come."""
+        """Bytes of all arrays, at most the capacity; memory of rows is committed as they come."""
         return self._tags.nbytes + self._ages.nbytes + self._rows.nbytes + self._claims.nbytes
 
     @property
     def slots(self) -> int:
-        """Rows it has room for."""
+        """Rows that the cache has room for."""
         return len(self._rows)
 
     @property
     def version(self) -> int:
-        """Table version of the rows held; -1 before the first."""
+        """Version of the table that the cached rows belong to; -1 before the first."""
         return self._version
 
     def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
-        """Copy the rows it has of distinct `ids` [n] to their places in `out` [n, row_bytes], leaving the others alone.
+        """Copy cached rows into place.
 
-        Returns which they are, bool [n], and the version that they, all of them, belong to.
+        Args:
+            ids: distinct row ids, [n].
+            out: receives the rows that are cached, [n, row_bytes]; the others are left alone.
+
+        Returns:
+            which rows were cached, bool [n], and the version that all of them belong to.
         """
         sets = self._sets_of(ids, out)
         found = np.zeros(len(ids), np.bool_)
@@ -93,10 +108,15 @@ class RowCache:
             return found, self._version
 
     def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8], version: int) -> None:
-        """Keep `packed` [m, row_bytes], the rows of distinct `ids` [m] at a table version.
+        """Cache rows.
 
-        A newer version than the one held empties the cache first; rows of an older one are ignored. Of more than
+        A newer version than the cached one empties the cache first; rows of an older version are ignored. Of more than
         `ways` rows for one set the first are kept.
+
+        Args:
+            ids: distinct row ids, [m].
+            packed: their packed rows, [m, row_bytes].
+            version: version of the table that they belong to.
         """
         sets = self._sets_of(ids, packed)
         with self._lock:

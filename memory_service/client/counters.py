@@ -1,4 +1,4 @@
-"""What a memory counts about its lookups."""
+"""Counters of a memory's lookups, on the client's side."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LookupCounters:
         self._tables: dict[str, tuple[Value, ...]] = {}
 
     def answered(self, spec: TableSpec, rows: int, unique_rows: int, seconds: float) -> None:
-        """One lookup ended in rows."""
+        """Count a lookup that ended in rows."""
         counters = self._tables.get(spec.name)
         if counters is None:
             counters = self._tables[spec.name] = tuple(self._metrics.counter(m, spec.name) for m in _BY_TABLE)
@@ -42,31 +42,31 @@ class LookupCounters:
         self._seconds.observe(seconds)
 
     def failed(self) -> None:
-        """One lookup ended in an error."""
+        """Count a lookup that ended in an error."""
         self._metrics.counter(CLIENT_FAILED).add()
 
     def shard_rows(self, shard: str, rows: int) -> None:
-        """A shard delivered some rows."""
+        """Count rows that a shard delivered."""
         self._metrics.counter(CLIENT_SHARD_ROWS, shard).add(rows)
 
     def count(self, name: str, number: int = 1) -> None:
-        """One of CLIENT_EVENTS happened so many times."""
+        """Count an event, one of CLIENT_EVENTS."""
         self._metrics.counter(CLIENT_EVENTS[name]).add(number)
 
     def stage(self, name: str) -> _Stage:
-        """A context that counts the time spent in it for a stage."""
+        """A context manager that records the time spent in it for a stage."""
         return _Stage(self._metrics.histogram(CLIENT_STAGE_SECONDS, name))
 
     def spent(self, stage: str, seconds: float) -> None:
-        """A stage of one lookup took so long."""
+        """Record the time that a stage of a lookup took."""
         self._metrics.histogram(CLIENT_STAGE_SECONDS, stage).observe(seconds)
 
     def collect(self) -> Iterator[Sample]:
-        """Every metric as it stands."""
+        """Current values of all metrics."""
         return self._metrics.collect()
 
     def snapshot(self) -> MemoryStats:
-        """The counters as they stand."""
+        """Current values of the counters."""
         total, latency = self._metrics.total, self._seconds.value
         stages = self._metrics.distributions(CLIENT_STAGE_SECONDS)
         return MemoryStats(
@@ -84,7 +84,7 @@ class LookupCounters:
 
 
 class _Stage:
-    """Times a block in less than half the time that a generator would take for it."""
+    """Records the time spent in a `with` block, at less than half the cost of a generator-based context manager."""
 
     __slots__ = ("_histogram", "_start")
 

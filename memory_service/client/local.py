@@ -1,4 +1,4 @@
-"""A memory whose tables lie in this process: the embedded default, and what the network is compared with."""
+"""A memory whose tables lie in this process: the embedded default, and the reference for memory over the network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from memory_service.tables.spec import TableSpec
 
 
 class LocalMemory:
-    """Whole tables as arrays, behind the same API as a client. Safe to use from several threads."""
+    """Whole tables as arrays, behind the same API as MemoryClient. Safe to use from several threads."""
 
     def __init__(self, tables: Mapping[TableSpec, NDArray[np.uint8]]) -> None:
         for spec, packed in tables.items():
@@ -34,14 +34,17 @@ class LocalMemory:
 
     @classmethod
     def load(cls, snapshot_uri: str | Path) -> LocalMemory:
-        """Read every table of a snapshot, checksums verified; SnapshotError naming what is wrong.
+        """Read every table of a snapshot, its checksums verified.
 
-        Where the URI names no generation, and the newest one turns out damaged, the last good one is read.
+        If the URI names no generation and the newest one turns out damaged, the last good generation is read.
+
+        Raises:
+            SnapshotError: names what is missing or damaged.
         """
         return cls(load_newest(snapshot_uri, _read_tables))
 
     def lookup(self, table: str, rows: np.ndarray, timeout_s: float | None = None) -> Future[Rows]:
-        """See Memory.lookup; the future is done on return, so `timeout_s` never passes."""
+        """Look rows up, see Memory.lookup; the future is done on return, so `timeout_s` does not matter."""
         start = time.perf_counter()
         spec = require_table(self.specs, table)
         with self._counters.stage("dedup"):
@@ -56,15 +59,15 @@ class LocalMemory:
         return future
 
     def stats(self) -> MemoryStats:
-        """Counters since construction."""
+        """Counters since the memory was made."""
         return self._counters.snapshot()
 
     def collect(self) -> Iterator[Sample]:
-        """The same and more as samples of metrics."""
+        """The counters as samples of metrics, for an exporter."""
         return self._counters.collect()
 
     def close(self) -> None:
-        """Let go of the tables."""
+        """Release the tables."""
         self._tables = {}
         self.specs = {}
 

@@ -1,4 +1,4 @@
-"""Rows of a shard on the same machine, read from its memory instead of over the network."""
+"""Rows of a shard on the same machine, read from its shared memory instead of over the network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from memory_service.protocol.shared_layout import Layout, layout_bytes
 from memory_service.protocol.shared_table import SharedTable, machine_id
 from memory_service.tables.spec import TableSpec
 
-_TRIES = 3  # a layout changes for milliseconds, when blocks come or go
-_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python's mmap has no name for
+_TRIES = 3  # a layout changes for milliseconds, while blocks are added or dropped
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, for which Python's mmap has no name
 
 
 class MappedTable:
-    """A table of a live process, mapped read-only. What it returns is checked to have held still while it was read."""
+    """A table of a live process, mapped read-only. Rows that changed while they were read are not returned."""
 
     def __init__(self, spec: TableSpec, arena: mmap.mmap, layout: Layout, pidfd: int) -> None:
         self._spec = spec
@@ -34,7 +34,7 @@ class MappedTable:
 
     @classmethod
     def open(cls, spec: TableSpec, shared: SharedTable) -> MappedTable | None:
-        """Map a table; None if its process is on another machine, gone, or another user's."""
+        """Map a table; None if its process runs on another machine, has ended, or belongs to another user."""
         if shared.machine != machine_id():
             return None
         pidfd = None
@@ -50,9 +50,9 @@ class MappedTable:
             return None
 
     def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], int] | None:
-        """Packed rows [n, row_bytes] of row ids [n], and their version.
+        """Read packed rows [n, row_bytes] of row ids [n], and their version.
 
-        None if the process has ended, does not hold them all, or is changing its layout right now: ask it.
+        Returns None if the process has ended, does not hold all rows, or is changing its layout: send it a request.
         """
         for _ in range(_TRIES):
             before = self._layout.sequence
@@ -70,7 +70,7 @@ class MappedTable:
         return None
 
     def _populate(self, arena: mmap.mmap) -> None:
-        """Enter the pages of held blocks into this process's page table, so that no lookup pays for it."""
+        """Enter the pages of held blocks into this process's page table, so that no lookup pays for page faults."""
         delta = self._layout.delta
         held = np.flatnonzero(delta >= -self._spec.rows)
         slots = np.sort(held + delta[held] // self._spec.block_rows)
@@ -83,7 +83,7 @@ class MappedTable:
 
 
 def _map(pid: int, fd: int, inode: int, size: int) -> mmap.mmap:
-    """Map another process's memfd; ValueError if the descriptor is something else by now."""
+    """Map the memfd of another process; ValueError if the descriptor names another file by now."""
     file = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY)
     try:
         if os.fstat(file).st_ino != inode:

@@ -1,4 +1,4 @@
-"""What a client knows of the shards: the newest placement, and how to read a newer one."""
+"""What a client knows of the shards: their tables, the newest placement, and how to refresh it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from memory_service.protocol.security import ClientSecurity
 from memory_service.protocol.shared_table import SharedTable
 from memory_service.tables.spec import TableSpec
 
-_REFRESH_S = 1.0  # for one shard's answer when the placement is read anew; the others' answers will do
+_REFRESH_S = 1.0  # for one shard to answer a refresh; the answers of the others suffice
 _THREADS = 16
 
 
 class ShardDirectory:
-    """The specs, and a placement that `refresh` may replace."""
+    """The table specs of a memory, and a placement that `refresh` may replace."""
 
     def __init__(
         self, entry: ShardAddress, placement: Placement, specs: dict[str, TableSpec], security: ClientSecurity
@@ -36,13 +36,15 @@ class ShardDirectory:
         self.specs = specs
         self.placement = self._reachable(placement)
         self.shared: dict[tuple[str, str], SharedTable] = {}
-        """By shard and table: how a process of that shard's machine can read the rows by itself."""
+        """Shared memory of tables on this machine, by shard and table name."""
 
     @classmethod
     def read(cls, address: str, timeout_s: float, security: ClientSecurity) -> ShardDirectory:
         """Ask one shard for the placement, then every shard of it what it holds.
 
-        ShardUnavailable for one that does not answer, unless others hold all of its blocks.
+        Raises:
+            ShardUnavailable: the shard at `address`, or one that holds blocks which no other holds, does not answer.
+            FingerprintMismatch: two shards hold different tables of one name.
         """
         deadline = time.monotonic() + timeout_s
         with ControlClient(address, security=security) as control:
@@ -50,32 +52,32 @@ class ShardDirectory:
         entry = ShardAddress(info.shard, address)
         specs = {name: table.spec for name, table in info.tables.items()}
         directory = cls(entry, _placement_of(info, address), specs, security)
-        directory._meet_all(max(0.1, deadline - time.monotonic()))
+        directory._describe_all(max(0.1, deadline - time.monotonic()))
         return directory
 
     def refresh(self, epoch: int, timeout_s: float) -> None:
-        """Look for a placement other than that of `epoch`, unless another thread has found one."""
+        """Ask the shards for a placement newer than `epoch`, unless another thread has found one already."""
         with self._lock:
             if self.placement.epoch != epoch:
                 return
-            for info in _as_they_answer(self.placement.shards, min(timeout_s, _REFRESH_S), self.security):
+            for info in _descriptions(self.placement.shards, min(timeout_s, _REFRESH_S), self.security):
                 self._adopt(info)
                 if self.placement.epoch != epoch:
-                    return  # without waiting for those that may be down
+                    return  # without waiting for shards that may be down
 
-    def _meet_all(self, timeout_s: float) -> None:
-        """Compare what every shard holds with the specs."""
+    def _describe_all(self, timeout_s: float) -> None:
+        """Ask every shard what it holds, and compare it with the specs."""
         placement = self.placement
         answers = each_shard(placement.shards, describing(timeout_s), self.security)
         for answer in answers:
             if isinstance(answer, ShardInfo):
                 self._adopt(answer)
-        away = [number for number, answer in enumerate(answers) if isinstance(answer, MemoryServiceError)]
+        unreachable = [number for number, answer in enumerate(answers) if isinstance(answer, MemoryServiceError)]
         for assigned in placement.tables.values():
-            alone = np.isin(assigned, [*away, NOBODY]).all(axis=0)
+            alone = np.isin(assigned, [*unreachable, NOBODY]).all(axis=0)
             if alone.any():
                 error = answers[assigned[0, np.argmax(alone)]]
-                assert isinstance(error, MemoryServiceError), "it is among those away"
+                assert isinstance(error, MemoryServiceError), "its shards are unreachable"
                 raise error
 
     def _adopt(self, info: ShardInfo) -> None:
@@ -91,13 +93,13 @@ class ShardDirectory:
             self.placement = self._reachable(info.placement)
 
     def _reachable(self, placement: Placement) -> Placement:
-        """The shard that was joined is reachable where it was joined, while it goes by the address it had then."""
+        """The placement, with the shard that was connected to at the address that was used for it."""
         shards = tuple(self._entry if shard == self._advertised else shard for shard in placement.shards)
         return replace(placement, shards=shards)
 
 
-def _as_they_answer(shards: Sequence[ShardAddress], timeout_s: float, security: ClientSecurity) -> Iterator[ShardInfo]:
-    """What the shards that are up say, the quickest first."""
+def _descriptions(shards: Sequence[ShardAddress], timeout_s: float, security: ClientSecurity) -> Iterator[ShardInfo]:
+    """Descriptions of the shards that answer, in the order in which they do."""
     pool = ThreadPoolExecutor(min(_THREADS, len(shards)))
     try:
         for done in as_completed([pool.submit(ask, shard, describing(timeout_s), security) for shard in shards]):

@@ -1,4 +1,4 @@
-"""A snapshot of a running memory: every shard writes blocks that it holds, and one process seals them together."""
+"""Snapshots of a running memory: every shard writes blocks that it holds, and one process seals the generation."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from memory_service.snapshots.snapshot import Snapshot
 from memory_service.snapshots.writer import NewGeneration
 from memory_service.tables.spec import TableSpec
 
-_ANSWER_S = 5.0  # a shard that does not say a word for so long is not asked to write
+_ANSWER_S = 5.0  # a shard that does not describe itself within this time is not asked to write
 
 _Written = tuple[int, dict[int, BlockEntry]] | MemoryServiceError
 
 
 def snapshot_shards(directory: ShardDirectory, uri: str | Path, full: bool = False) -> Snapshot:
-    """See MemoryClient.snapshot. A block is written by the first of its shards that can.
+    """Snapshot a running memory, see MemoryClient.snapshot; each block is written by its first replica that can.
 
-    ShardUnavailable naming a block that none of its shards can write.
+    Raises:
+        ShardUnavailable: none of a block's replicas can write it.
+        SnapshotError: the directory cannot be used, or shards serve different versions of a table.
     """
     specs = list(directory.specs.values())
     with NewGeneration(uri, specs, full) as new:
@@ -37,7 +39,7 @@ def snapshot_shards(directory: ShardDirectory, uri: str | Path, full: bool = Fal
 
 
 class _Writers:
-    """The shards of a placement that can still be asked to write."""
+    """The shards of a placement that can write, less those that failed to."""
 
     def __init__(self, placement: Placement, security: ClientSecurity) -> None:
         self.placement = placement
@@ -48,20 +50,20 @@ class _Writers:
         self._last_error = errors[-1] if errors else None
 
     def share(self, table: str, blocks: NDArray[np.int64]) -> dict[ShardAddress, list[int]]:
-        """Give each block to the first of its replicas that can write it."""
+        """Assign each block to the first of its replicas that can write it."""
         assigned = self.placement.assigned(table)[:, blocks]
         able = np.isin(assigned, sorted(self._able))
         if not (possible := able.any(axis=0)).all():
-            raise self._nobody(table, int(blocks[~possible][0]))
+            raise self._no_writer(table, int(blocks[~possible][0]))
         chosen = assigned[able.argmax(axis=0), np.arange(len(blocks))]
         return {self.placement.shards[shard]: blocks[chosen == shard].tolist() for shard in np.unique(chosen)}
 
     def give_up(self, shard: ShardAddress, error: MemoryServiceError) -> None:
-        """Do not ask this shard again."""
+        """Exclude a shard that failed."""
         self._able.discard(self.placement.shards.index(shard))
         self._last_error = error
 
-    def _nobody(self, table: str, block: int) -> ShardUnavailable:
+    def _no_writer(self, table: str, block: int) -> ShardUnavailable:
         replicas = self.placement.assigned(table)[:, block].tolist()
         names = ", ".join(shard.shard for index, shard in enumerate(self.placement.shards) if index in replicas)
         why = f": {self._last_error}" if self._last_error else ""
@@ -82,7 +84,7 @@ def _write_table(new: NewGeneration, spec: TableSpec, writers: _Writers) -> Tabl
         if not left.size:
             break
         shares = writers.share(spec.name, left)
-        prefix = f"{new.prefix}{turn}-"  # a shard that writes in two turns must not write its first files again
+        prefix = f"{new.prefix}{turn}-"  # a shard that writes twice must not overwrite its first files
         for shard, result in zip(shares, _write_shares(new, spec, prefix, shares, writers.security), strict=True):
             if isinstance(result, MemoryServiceError):
                 writers.give_up(shard, result)
@@ -109,7 +111,10 @@ def _write_shares(
         mine = {block: base[block] for block in blocks if block in base}
         try:
             return control.snapshot(new.store.uri, spec.name, prefix, blocks, mine)
-        except (ShardUnavailable, RowOutOfRange) as error:  # down, or it has passed blocks on: a replica may have them
+        except (
+            ShardUnavailable,
+            RowOutOfRange,
+        ) as error:  # another replica may be able to
             return error
 
     return each_shard(list(shares), write, security)

@@ -1,4 +1,4 @@
-"""The client's end of one rows stream: one shard, one table, many lookups on their way at once."""
+"""The client's end of a row stream: requests of many lookups to one shard, for rows of one table."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from memory_service.tables.spec import TableSpec
 from protos import memory_pb2 as pb
 
 _OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
-    ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt to connect may take
+    ("grpc.use_local_subchannel_pool", 1),  # no back-off inherited from a channel to an earlier process
+    ("grpc.min_reconnect_backoff_ms", 2000),  # for one attempt to connect
     ("grpc.http2.lookahead_bytes", 8 << 20),  # a large reply need not wait for the window to grow
     ("grpc.experimental.tcp_read_chunk_size", 1 << 20),  # fewer and larger reads of it
     ("grpc.experimental.tcp_max_read_chunk_size", 4 << 20),
 ]
-_LEAVE_S = 5.0  # for the shard to answer what is pending
+_LEAVE_S = 5.0  # for the shard to answer pending requests when a stream ends
 _LEAVE_TICK_S = 0.01
 
 
@@ -41,21 +41,21 @@ class RowRequest(Protocol):
     ids: NDArray[np.int64]
     epoch: int
     request_id: int
-    """Set by the stream that it is sent on."""
+    """Number of the request on its stream; set by the stream."""
 
     @property
     def deadline(self) -> float:
-        """Moment of the monotonic clock after which nobody waits for the rows."""
+        """Moment of the monotonic clock after which the rows are no longer wanted."""
 
     def land(self, rows: NDArray[np.uint8], version: int) -> None:
-        """Take the rows, an array that nobody else will change, and the table's version that they are of."""
+        """Take the rows, an array that nothing else refers to, and the version of the table that they belong to."""
 
     def fail(self, error: MemoryServiceError) -> None:
-        """Learn that they will not come."""
+        """Learn that the rows will not come."""
 
 
 class RowStream:
-    """Sends requests and lands their replies. Opens in the background; once retired it stays so, and a new one is made.
+    """Sends requests and hands out their replies. It opens in the background and, once retired, is replaced by another.
 
     A thread of its own sends, because writing to a shard that has stopped reading blocks: whoever looks rows up must
     not. That holds for the smallest request too, since nobody says how much HTTP/2 still lets travel unread.
@@ -81,7 +81,7 @@ class RowStream:
         self._next_id = 1
         self._retired: str | None = None
         self._reader: flight.FlightStreamReader | None = None
-        self._asked: float | None = None  # since when an answer, any answer, has been due
+        self._silent_since: float | None = None  # since when an answer, to any request, has been due
         self._sender = threading.Thread(target=self._run, name=f"rows-send-{shard.shard}", daemon=True)
         self._sender.start()
 
@@ -91,9 +91,9 @@ class RowStream:
         return self._retired is not None
 
     def stalled(self, limit_s: float) -> bool:
-        """Whether the shard has been silent for so long although it was asked."""
-        asked = self._asked
-        return asked is not None and time.monotonic() - asked > limit_s
+        """Whether the shard has been silent for `limit_s` seconds while an answer was due."""
+        since = self._silent_since
+        return since is not None and time.monotonic() - since > limit_s
 
     def send(self, request: RowRequest) -> None:
         """Send a request; its `land` or `fail` is called from another thread, unless it is forgotten first."""
@@ -103,26 +103,26 @@ class RowStream:
                 request.request_id = self._next_id
                 self._pending[self._next_id] = request
                 self._next_id += 1
-                self._asked = self._asked or time.monotonic()
+                self._silent_since = self._silent_since or time.monotonic()
                 self._outbox.put(request.request_id)
         if retired is not None:
             request.fail(self._unavailable(retired, request))
 
     def forget(self, request: RowRequest) -> None:
-        """Drop a request that nobody waits for; a late reply to it is ignored."""
+        """Drop a request whose rows are no longer wanted; a late reply to it is ignored."""
         with self._lock:
             if self._pending.get(request.request_id) is request:
                 del self._pending[request.request_id]
 
     def retire(self, why: str) -> None:
-        """Take no more requests, and take leave of the shard once it has answered what is pending."""
+        """Take no more requests, and end the stream once the shard has answered the pending ones."""
         with self._lock:
             if self._retired is None:
                 self._retired = why
                 self._outbox.put(None)
 
     def break_off(self, why: str) -> None:
-        """Fail what is pending and take leave of the shard in the background."""
+        """Fail the pending requests and end the stream in the background."""
         self.retire(why)
         with self._lock:
             pending, self._pending = list(self._pending.values()), {}
@@ -130,13 +130,13 @@ class RowStream:
             request.fail(self._unavailable(self._retired or why, request))
 
     def abort(self, why: str) -> None:
-        """Break off from a shard that does not react, even in the middle of a write."""
+        """End the stream to a shard that does not react, even in the middle of a write."""
         self.break_off(why)
         if self._reader is not None:
             self._reader.cancel()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for a stream that was broken off to have taken leave; False if `timeout_s` passed first."""
+        """Wait until a stream that was broken off has ended; False if `timeout_s` passed first."""
         self._sender.join(timeout_s)
         return not self._sender.is_alive()
 
@@ -159,7 +159,7 @@ class RowStream:
     def _leave(
         self, writer: flight.FlightStreamWriter, reader: flight.FlightStreamReader, receiver: threading.Thread
     ) -> None:
-        """Wait for what is pending, then cancel; closing the writer as well keeps Arrow from complaining later.
+        """Wait for pending requests, then cancel; closing the writer as well keeps Arrow from complaining later.
 
         Not by done_writing(): a reader whose stream breaks at that moment says the same by itself, and gRPC ends the
         process of whoever says it twice.
@@ -187,7 +187,7 @@ class RowStream:
             return False
         with self._lock:
             request = self._pending.get(request_id)
-        if request is not None:  # else nobody waits for it any more
+        if request is not None:  # else it was forgotten
             self._write(writer, request_id, request)
         return True
 
@@ -212,7 +212,7 @@ class RowStream:
                 self._receive_one(reader.read_chunk())
         except StopIteration:
             self.break_off("the shard ended the stream")
-        except Exception as error:  # whatever it is, nobody else will answer what is pending
+        except Exception as error:  # whatever it is, pending requests will not be answered
             self.break_off(f"the stream broke: {error}")
 
     def _receive_one(self, chunk: flight.FlightStreamChunk) -> None:
@@ -221,9 +221,9 @@ class RowStream:
             return self.retire(reply.message)
         with self._lock:
             request = self._pending.pop(reply.request_id, None)
-            self._asked = time.monotonic() if self._pending else None
+            self._silent_since = time.monotonic() if self._pending else None
         if request is None:
-            return None  # forgotten: its time was up
+            return None  # it was forgotten, for example at its deadline
         if reply.status != pb.STATUS_OK:
             return request.fail(self._error_of(reply, request))
         if reply.epoch > request.epoch:
