@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from pyarrow import flight
 
+from memory_service.protocol.addresses import bracketed, parse_address
 from memory_service.protocol.bearer_token import BearerToken, ControlGuard, ControlSender, RowsGuard, RowsSender
 
 _FILE_OF_SERVER = {
@@ -71,7 +72,7 @@ class ServerSecurity:
 
     def flight_location(self, host: str, port: int) -> flight.Location:
         """Where the rows door listens."""
-        return (flight.Location.for_grpc_tls if self.cert_file else flight.Location.for_grpc_tcp)(host, port)
+        return (flight.Location.for_grpc_tls if self.cert_file else flight.Location.for_grpc_tcp)(bracketed(host), port)
 
     def flight_options(self, middleware: Mapping[str, flight.ServerMiddlewareFactory]) -> dict[str, Any]:
         """Of the rows door: keyword arguments of flight.FlightServerBase, other middleware included."""
@@ -120,7 +121,12 @@ class ClientSecurity:
         return cls(**_paths(_FILE_OF_CLIENT, environ), token=_token(environ), server_name=name)
 
     def channel(self, address: str, options: _Options = ()) -> grpc.Channel:
-        """A channel to the control door at host:port."""
+        """A channel to the control door at HOST:PORT.
+
+        Raises:
+            InvalidRequest: The address is not valid.
+        """
+        address = str(parse_address(address))
         if self.ca_file:
             renamed = [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
             channel = grpc.secure_channel(address, self._credentials(), [*options, *renamed])
@@ -138,7 +144,7 @@ class ClientSecurity:
         if self.token:
             keywords["middleware"] = [RowsSender(self.token)]
         location = flight.Location.for_grpc_tls if self.ca_file else flight.Location.for_grpc_tcp
-        return flight.FlightClient(location(host, port), **keywords)
+        return flight.FlightClient(location(bracketed(host), port), **keywords)
 
     def remedy(self, details: str) -> str:
         """What to do about a connection that could not be made, from what gRPC says of it."""
