@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.errors import MemoryServiceError, RequestTooLarge, ResourceExhausted, ShardUnavailable
 from memory_service.placement.placement import Placement
 from memory_service.protocol.messages import (
     MAX_MESSAGE_BYTES,
@@ -27,9 +28,28 @@ from memory_service.snapshots.manifest import BlockEntry
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
 
+_RETRIES = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "engram.memory.v1.MemoryShard", "method": "Describe"},
+                {"service": "engram.memory.v1.MemoryShard", "method": "Stats"},
+            ],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+            },
+        }
+    ]
+}
+"""When hundreds of clients connect at once, a shard refuses some of their first calls."""
 _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.service_config", json.dumps(_RETRIES)),
     ("grpc.use_local_subchannel_pool", 1),  # a shard that came back is not met with an older channel's back-off
 ]
 
@@ -127,4 +147,15 @@ class ControlClient:
             return ShardUnavailable(f"{where} cannot be reached: {remedy} ({error.details()})", None, self._shard)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return ShardUnresponsive(f"{where} did not answer within {timeout_s:g} s", None, self._shard)
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return _beyond_limit(where, error.details())
         return MemoryServiceError(f"{where}: {error.code().name}: {error.details()}")
+
+
+def _beyond_limit(where: str, details: str) -> MemoryServiceError:
+    """What a refusal stands for that gRPC itself has made, on behalf of DoorLimits."""
+    if "larger than max" in details:
+        return RequestTooLarge(f"{where}: {details}: start the shard with a higher control_message_bytes")
+    return ResourceExhausted(
+        f"{where}: {details} (control_calls): try again later, or start the shard with a higher control_calls"
+    )

@@ -20,12 +20,14 @@ from memory_service.errors import (
     MemoryServiceError,
     RequestTooLarge,
     ShardUnavailable,
+    UnknownTable,
 )
 from memory_service.memory import require_table
+from memory_service.protocol.flight_errors import to_flight
 from memory_service.protocol.flight_paths import LOOKUP
 from memory_service.protocol.security import ServerSecurity
 from memory_service.protocol.status import status_of
-from memory_service.server.limits import Admission, DoorLimits, Visitor, client_of
+from memory_service.server.limits import Admission, Visitor, client_of
 from memory_service.shard.block_copy import give_blocks
 from memory_service.shard.shard import Shard
 from memory_service.shard.table import ShardTable
@@ -40,11 +42,11 @@ _log = logging.getLogger(__name__)
 class RowsDoor(flight.FlightServerBase):
     """A Flight server around a shard, listening from construction on."""
 
-    def __init__(self, shard: Shard, host: str, port: int, security: ServerSecurity, limits: DoorLimits) -> None:
+    def __init__(self, shard: Shard, host: str, port: int, security: ServerSecurity, admission: Admission) -> None:
         options = security.flight_options(middleware={"methods": _OnlyRows()})
         super().__init__(security.flight_location(host, port), **options)
         self._shard = shard
-        self._admission = Admission(shard.name, limits)
+        self._admission = admission
         self._lock = threading.Lock()
         self._streams: set[_Stream] = set()
         self._stopping = False
@@ -57,7 +59,7 @@ class RowsDoor(flight.FlightServerBase):
         writer: flight.MetadataRecordBatchWriter,
     ) -> None:
         """Answer the lookups of one client in one table until it goes away."""
-        with _without_traceback(), self._admission.stream(client_of(context)) as visitor:
+        with _without_traceback(), self._admission.stream(_client_of(context)) as visitor:
             stream = _Stream(self._shard, _table_of(descriptor), reader, writer, visitor)
             with self._known(stream), self._shard.counters.stream():
                 stream.serve()
@@ -72,7 +74,7 @@ class RowsDoor(flight.FlightServerBase):
             if len(wanted.blocks) > table.spec.blocks:
                 raise RequestTooLarge(f"{len(wanted.blocks)} blocks of table {wanted.table!r}: it has fewer")
         return flight.GeneratorStream(
-            row_schema(table.spec.row_bytes), self._giving(client_of(context), table, wanted.blocks)
+            row_schema(table.spec.row_bytes), self._giving(_client_of(context), table, wanted.blocks)
         )
 
     def stop(self, grace_s: float) -> bool:
@@ -101,7 +103,7 @@ class RowsDoor(flight.FlightServerBase):
         """Have `stop` take leave of a stream while it lasts."""
         with self._lock:
             if self._stopping:
-                raise flight.FlightUnavailableError(f"{self._shard.name} is stopping")
+                raise ShardUnavailable(f"{self._shard.name} is stopping")
             self._streams.add(stream)
         try:
             yield
@@ -112,13 +114,17 @@ class RowsDoor(flight.FlightServerBase):
 
 @contextmanager
 def _without_traceback() -> Iterator[None]:
-    """Flight tells the client the traceback of any error but its own, and keeps a kilobyte of each for ever."""
+    """Flight tells the client the traceback of any error but its own."""
     try:
         yield
     except flight.FlightError:
         raise
     except Exception as error:
-        raise flight.FlightServerError(f"{error!s:.1000}") from error
+        raise to_flight(error) from error
+
+
+def _client_of(context: flight.ServerCallContext) -> str:
+    return client_of(context.peer(), context.peer_identity())
 
 
 class _OnlyRows(flight.ServerMiddlewareFactory):
@@ -127,7 +133,7 @@ class _OnlyRows(flight.ServerMiddlewareFactory):
     def start_call(self, info: flight.CallInfo, headers: object) -> None:
         """See flight.ServerMiddlewareFactory."""
         if info.method not in (flight.FlightMethod.DO_EXCHANGE, flight.FlightMethod.DO_GET):
-            raise flight.FlightServerError(f"a shard has no method {info.method.name} at its rows door")
+            raise to_flight(InvalidRequest(f"a shard has no method {info.method.name} at its rows door"))
 
 
 class _Stream:
@@ -152,7 +158,7 @@ class _Stream:
         self._leaving = False
         self._queue = QueueClock()
         if table not in shard.tables:
-            raise flight.FlightServerError(f"{shard.name} has no table {table!r:.200}")
+            raise UnknownTable(f"{shard.name} has no table {table!r:.200}")
         self._schema = row_schema(shard.tables[table].spec.row_bytes)
         self._no_rows = np.empty((0, shard.tables[table].spec.row_bytes), np.uint8)
 
@@ -241,7 +247,7 @@ class QueueClock:
 def _table_of(descriptor: flight.FlightDescriptor) -> str:
     path = descriptor.path or []
     if len(path) != 2 or path[0] != LOOKUP:
-        raise flight.FlightServerError(f"descriptor path must be ['lookup', TABLE], got {path!r:.200}")
+        raise InvalidRequest(f"descriptor path must be ['lookup', TABLE], got {path!r:.200}")
     return path[1].decode(errors="replace")
 
 

@@ -1,0 +1,38 @@
+"""Ports to listen on, looked at before gRPC and Flight try them: they share taken ports, or fail without a reason."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from memory_service.protocol.addresses import Address
+
+
+def check_free(host: str, port: int) -> None:
+    """Check that this machine has the host's addresses and that the port is free on them.
+
+    Raises:
+        OSError: It cannot be listened there; the message names host and port.
+    """
+    address = Address(host, port)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise OSError(f"cannot listen on {address}: no address is known for {host} ({error})") from error
+    failures = [failure for family, _, _, _, target in found if (failure := _failure(family, target))]
+    taken = [failure for failure in failures if failure.errno == errno.EADDRINUSE]
+    if taken or len(failures) == len(found):  # a name may have addresses of families that this machine lacks
+        why = (taken or failures)[0]
+        raise OSError(
+            f"cannot listen on {address}: choose an address of this machine and a free port or 0 ({why})"
+        ) from why
+
+
+def _failure(family: int, target: tuple[object, ...]) -> OSError | None:
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+    except OSError as error:
+        return error
+    return None
