@@ -58,7 +58,7 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
 
 
 def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
-    from memory_service.server.process import add_arguments
+    from memory_service.server.arguments import add_arguments
 
     parser = actions.add_parser(
         "serve",
@@ -87,7 +87,8 @@ def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None
 
 def serve(args: argparse.Namespace) -> int:
     """Serve one shard until told to stop."""
-    from memory_service.server.process import serve, serve_config
+    from memory_service.server.arguments import serve_config
+    from memory_service.server.process import serve
 
     serve(serve_config(args))
 

@@ -1,12 +1,10 @@
-"""Metrics over HTTP for Prometheus: samples are taken when it asks, and nothing is kept in between."""
+"""Samples as Prometheus knows them: taken when it asks, and nothing is kept in between."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from types import TracebackType
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -20,35 +18,6 @@ _FAMILIES = {
     Kind.GAUGE: GaugeMetricFamily,
     Kind.HISTOGRAM: HistogramMetricFamily,
 }
-
-
-class MetricsServer:
-    """Serves `/metrics` in a background thread until closed. OSError if it cannot listen there."""
-
-    def __init__(self, collect: Collect, labels: Mapping[str, str], host: str = "127.0.0.1", port: int = 0) -> None:
-        registry = CollectorRegistry()  # its own: the default one would add the metrics of this Python process
-        registry.register(PrometheusCollector(collect, labels))
-        try:
-            self._server, self._thread = start_http_server(port, host, registry)
-        except OSError as error:
-            raise OSError(
-                f"cannot serve metrics on {host}:{port}: choose a free port, or 0 for any ({error})"
-            ) from error
-        self.url = f"http://{host}:{self._server.server_port}/metrics"
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def __enter__(self) -> MetricsServer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class PrometheusCollector(Collector):

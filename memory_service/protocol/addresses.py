@@ -109,6 +109,20 @@ def is_loopback(host: str) -> bool:
     return host.lower() == "localhost" or (_is_ip(host) and _unmapped(host).is_loopback)
 
 
+def public_host(host: str, advertise: str | None) -> str:
+    """The host by which clients reach a shard that listens on `host`.
+
+    Raises:
+        InvalidRequest: A host is not valid, or clients cannot call it.
+    """
+    advertised = check_host(host) if advertise is None else check_host(advertise, "advertise")
+    if is_wildcard(advertised):
+        raise InvalidRequest(
+            f"advertise: clients cannot call {advertised}; give the name or address of this machine that they use"
+        )
+    return advertised
+
+
 def _is_ip(text: str) -> bool:
     try:
         ipaddress.ip_address(text)

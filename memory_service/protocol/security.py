@@ -53,6 +53,8 @@ class ServerSecurity:
         _check_pair(self.cert_file, self.key_file, "the shard")
         if self.client_ca_file and not self.cert_file:
             raise ValueError("client_ca_file: mutual TLS needs TLS, give cert_file and key_file too")
+        if self.client_ca_file:
+            _check_ca(self.client_ca_file)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> ServerSecurity:
@@ -65,6 +67,17 @@ class ServerSecurity:
             return None
         ca = _read(self.client_ca_file, "client CA") if self.client_ca_file else None
         return grpc.ssl_server_credentials([self._key_and_certificate()], ca, require_client_auth=ca is not None)
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Of an HTTPS server that asks for what the doors ask for; None for plaintext."""
+        if not self.cert_file:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.cert_file, self.key_file, password="")
+        if self.client_ca_file:
+            context.load_verify_locations(self.client_ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     def interceptors(self, open_services: Sequence[str]) -> list[grpc.ServerInterceptor]:
         """Of the control door."""

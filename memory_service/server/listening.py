@@ -8,23 +8,28 @@ import socket
 from memory_service.protocol.addresses import Address
 
 
-def check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int, purpose: str = "listen") -> None:
     """Check that this machine has the host's addresses and that the port is free on them.
 
+    Args:
+        host: Address or name of this machine.
+        port: The port; 0 for any free one.
+        purpose: What the port is for, as errors put it: "cannot listen on HOST:PORT".
+
     Raises:
-        OSError: It cannot be listened there; the message names host and port.
+        OSError: No server can listen there.
     """
     address = Address(host, port)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise OSError(f"cannot listen on {address}: no address is known for {host} ({error})") from error
+        raise OSError(f"cannot {purpose} on {address}: no address is known for {host} ({error})") from error
     failures = [failure for family, _, _, _, target in found if (failure := _failure(family, target))]
     taken = [failure for failure in failures if failure.errno == errno.EADDRINUSE]
     if taken or len(failures) == len(found):  # a name may have addresses of families that this machine lacks
         why = (taken or failures)[0]
         raise OSError(
-            f"cannot listen on {address}: choose an address of this machine and a free port or 0 ({why})"
+            f"cannot {purpose} on {address}: choose an address of this machine and a free port or 0 ({why})"
         ) from why
 
 

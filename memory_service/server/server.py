@@ -6,7 +6,7 @@ import threading
 import uuid
 from types import TracebackType
 
-from memory_service.protocol.addresses import Address, check_host, check_port, is_wildcard
+from memory_service.protocol.addresses import Address, check_host, check_port, public_host
 from memory_service.protocol.security import ServerSecurity
 from memory_service.server.control_door import ControlDoor
 from memory_service.server.limits import Admission, DoorLimits
@@ -121,20 +121,3 @@ class ShardServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def public_host(host: str, advertise: str | None) -> str:
-    """The host by which clients reach a shard that listens on `host`.
-
-    Raises:
-        ValueError: A host is not valid, or clients cannot call it.
-    """
-    if advertise is None:
-        if is_wildcard(host := check_host(host)):
-            raise ValueError(
-                f"advertise: clients cannot call {host}; give the name or address of this machine that they use"
-            )
-        return host
-    if is_wildcard(advertised := check_host(advertise, "advertise")):
-        raise ValueError(f"advertise: {advertised} is no address that clients can call; give one of this machine")
-    return advertised

@@ -28,8 +28,9 @@ from memory_service import (
 from memory_service.control.client import ControlClient
 from memory_service.protocol.messages import placement_from_proto, placement_to_proto
 from memory_service.protocol.reports import Prepared
+from memory_service.server.config import ServeConfig
 from memory_service.server.control_door import SERVICE
-from memory_service.server.process import ServeConfig, start
+from memory_service.server.process import start
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
 from protos import memory_pb2 as pb

@@ -25,8 +25,9 @@ from memory_service import (
 )
 from memory_service.control.client import ControlClient
 from memory_service.server.arrow_memory import LIMIT_BYTES
+from memory_service.server.config import ServeConfig
 from memory_service.server.limits import Admission, DoorLimits, client_of
-from memory_service.server.process import ServeConfig, start
+from memory_service.server.process import start
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
 from protos import memory_pb2 as pb
