@@ -139,7 +139,7 @@ class ClientSecurity:
         Raises:
             InvalidRequest: The address is not valid.
         """
-        address = str(parse_address(address))
+        address = str(parse_address(address, "memory address"))
         if self.ca_file:
             renamed = [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
             channel = grpc.secure_channel(address, self._credentials(), [*options, *renamed])

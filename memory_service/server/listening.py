@@ -21,9 +21,9 @@ def check_free(host: str, port: int, purpose: str = "listen") -> None:
     """
     address = Address(host, port)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(address.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise OSError(f"cannot {purpose} on {address}: no address is known for {host} ({error})") from error
+        raise OSError(f"cannot {purpose} on {address}: no address is known for {address.host} ({error})") from error
     failures = [failure for family, _, _, _, target in found if (failure := _failure(family, target))]
     taken = [failure for failure in failures if failure.errno == errno.EADDRINUSE]
     if taken or len(failures) == len(found):  # a name may have addresses of families that this machine lacks

@@ -124,19 +124,18 @@ class _Server(ThreadingMixIn, WSGIServer):
     allow_reuse_port = False
 
     def __init__(self, host: str, port: int, app: _App, tls: ssl.SSLContext | None) -> None:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family = found[0][0]
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         self._tls = tls
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(_CONNECTIONS)
         self._open: dict[Any, socket.socket] = {}
-        super().__init__(found[0][4], _Handler)
+        super().__init__((host, port), _Handler)
         self.set_app(app)
 
     def server_bind(self) -> None:
         """Bind without asking the resolver for this machine's name, as WSGIServer does: that can take a minute."""
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
