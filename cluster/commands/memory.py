@@ -1,4 +1,4 @@
-"""`engram memory`: serve a snapshot's tables with or without Ray, and look at a memory that runs."""
+"""`engram memory`: serve the tables of a snapshot, with or without Ray, and describe a running memory."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Serve one shard until told to stop."""
+    """Serve one shard until a signal ends the process."""
     from memory_service.server.arguments import serve_config
     from memory_service.server.process import serve
 
@@ -100,7 +100,7 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def describe(args: argparse.Namespace) -> int:
-    """Print what a running memory is made of."""
+    """Print the shards, tables and counters of a running memory."""
     from cluster.commands.memory_report import MemoryReport
     from memory_service.protocol.addresses import parse_address
 

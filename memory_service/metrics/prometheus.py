@@ -1,4 +1,4 @@
-"""Samples as Prometheus knows them: taken when it asks, and nothing is kept in between."""
+"""Samples as metric families of Prometheus, taken at each scrape; nothing is kept in between."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FAMILIES = {
 
 
 class PrometheusCollector(Collector):
-    """Samples as metric families, `labels` added to each."""
+    """Yields samples as metric families, with `labels` added to each sample."""
 
     def __init__(self, collect: Collect, labels: Mapping[str, str]) -> None:
         self._collect = collect
         self._labels = labels
 
     def collect(self) -> Iterator[Family]:
-        """Every metric as it stands."""
+        """Yield every metric as it stands."""
         families: dict[Metric, Family] = {}
         for sample in self._collect():
             family = families.setdefault(sample.metric, self._family(sample.metric))
@@ -36,7 +36,7 @@ class PrometheusCollector(Collector):
         yield from families.values()
 
     def describe(self) -> list[Family]:
-        """Nothing, which spares a registry from collecting once to learn the names."""
+        """Return nothing: with this method, a registry need not collect once to learn the names."""
         return []
 
     def _family(self, metric: Metric) -> Family:

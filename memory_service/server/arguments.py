@@ -1,4 +1,4 @@
-"""Command-line arguments of a shard process: flags for the fields of ServeConfig and DoorLimits."""
+"""Command-line arguments of a shard process: a flag for each field of ServeConfig and DoorLimits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LOCKS = {
         "token that every call must carry (ENGRAM_MEMORY_TOKEN_FILE, or ENGRAM_MEMORY_TOKEN itself)",
     ),
 }
-_LIMITS_HELP = "Beyond them a call is refused, with an error that names the limit; nobody else suffers."
+_LIMITS_HELP = "Beyond a limit, calls are refused with an error that names it; other clients are served."
 _FIELD = re.compile(r"\A(\w+)(?=: )|`(\w+)`")
 
 
@@ -110,7 +110,7 @@ def serve_config(args: argparse.Namespace) -> ServeConfig:
 
 
 def in_flags(message: str, parser: argparse.ArgumentParser) -> str:
-    """Write an error with the flags of the parser for the fields it names: at its beginning, and in backquotes."""
+    """Return an error message with flags in place of the fields that it names at its beginning or in backquotes."""
     flags = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
     return _FIELD.sub(lambda found: flags.get(found[1] or found[2], found[0]), message)
 

@@ -1,9 +1,8 @@
-"""What a call of the control door must do before its method runs: be admitted, and send a message that can be decoded.
+"""Admission of calls at the control door: a share of the calls for each client, and a valid message in time.
 
-Left to itself, grpcio waits for the message of a call for ever, with one of its few threads. To a message that it
-cannot decode it answers INTERNAL and never lets go of the call: sixteen kilobytes are lost each time, and the server's
-stop waits for calls that do not end. So every method is registered as one that takes a stream, whose messages are read
-here.
+By default, grpcio waits for the message of a call for ever, in one of its threads. A message that it cannot decode it
+answers with INTERNAL and never frees the call: 16 KiB are lost each time, and the server's stop waits for calls that do
+not end. So every method is registered as one that takes a stream, and the messages are read here.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class CallGuard(grpc.ServerInterceptor):
             return handler
         kind = "stream" if handler.response_streaming else "unary"
         return getattr(grpc, f"stream_{kind}_rpc_method_handler")(
-            self._guarded(handler), _never_failing(handler.request_deserializer), handler.response_serializer
+            self._guarded(handler), _reporting(handler.request_deserializer), handler.response_serializer
         )
 
     def _guarded(self, handler: Any) -> Callable[[Iterator[Any], grpc.ServicerContext], Any]:
@@ -65,7 +64,7 @@ class CallGuard(grpc.ServerInterceptor):
             give_back()  # the call has ended already
 
     def _read(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        """Yield the messages of a call; cancel it if one is late, in which case reading raises."""
+        """Yield the messages of a call; if one is late, cancel the call, which makes reading raise."""
         while True:
             late = threading.Timer(self._message_seconds, context.cancel)
             late.start()
@@ -87,15 +86,15 @@ def _only(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
 
 
 def _identity(context: grpc.ServicerContext) -> bytes:
-    """The name in the client's certificate; empty where none was asked for."""
+    """The name in the client's certificate; empty without mutual TLS."""
     return next(iter(context.peer_identities() or ()), b"")
 
 
-def _never_failing(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def decode_or_tell(content: bytes) -> Any:
+def _reporting(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode_or_report(content: bytes) -> Any:
         try:
             return decode(content)
         except Exception as error:  # DecodeError, or UnicodeDecodeError for text that is not UTF-8
             return _Undecodable(str(error))
 
-    return decode_or_tell
+    return decode_or_report

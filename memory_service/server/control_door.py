@@ -39,7 +39,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class ControlDoor:
-    """A gRPC server around a shard, listening once started."""
+    """The gRPC server of a shard, listening from construction on."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class ControlDoor:
         options = [("grpc.max_send_message_length", message_bytes), ("grpc.max_receive_message_length", message_bytes)]
         guard = CallGuard(admission, limits.control_message_seconds)
         self._server = grpc.server(
-            # A thread for every call that is let in: calls that take long, or wait for a message, hold up no other.
+            # A thread for every admitted call, so that calls that take long or wait for a message delay no other.
             futures.ThreadPoolExecutor(limits.control_calls, thread_name_prefix="control"),
             interceptors=[*security.interceptors(open_services=[HEALTH]), guard],
             options=[("grpc.so_reuseport", 0), *options],
@@ -69,7 +69,7 @@ class ControlDoor:
         shard.when_serving(lambda: self._standard.set_serving(True))
 
     def stop(self, grace_s: float) -> threading.Event:
-        """Refuse new calls at once; the event is set when those under way have ended, within `grace_s`."""
+        """Refuse new calls; the returned event is set once the calls under way have ended, within `grace_s`."""
         self._standard.leave()
         return self._server.stop(grace_s)
 
@@ -84,7 +84,7 @@ class ControlDoor:
 
 
 def _answering(method: _Method) -> _Method:
-    """Turn the errors of a method into gRPC codes."""
+    """Make a method answer errors with their gRPC codes."""
 
     @functools.wraps(method)
     def answer(self: _Servicer, request: Any, context: grpc.ServicerContext) -> Any:
@@ -102,7 +102,7 @@ def _answering(method: _Method) -> _Method:
 
 
 class _Servicer(memory_pb2_grpc.MemoryShardServicer):
-    """Each method: decode, ask the shard, encode."""
+    """The methods of memory.proto: each decodes, calls the shard and encodes."""
 
     def __init__(self, shard: Shard, incarnation: str, rows_port: int) -> None:
         self._shard = shard

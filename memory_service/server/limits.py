@@ -1,4 +1,4 @@
-"""What one client, and all of them together, may have under way at the doors of a shard."""
+"""Limits on what one client, and all clients together, may have under way at the doors of a shard."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _MAPPED_IPV4 = re.compile(r"ipv6:\[::ffff:([0-9.]+)\]")
 
 @dataclass(frozen=True)
 class DoorLimits:
-    """Limits of a shard's doors; beyond them a call is refused with RESOURCE_EXHAUSTED and nothing else suffers.
+    """Limits of a shard's doors, beyond which a call is refused with RESOURCE_EXHAUSTED.
 
-    A client is a certificate's name under mutual TLS, otherwise a host: its processes share what is the host's, and
-    hosts behind one address translation or proxy count as one. The defaults serve hosts with hundreds of client
-    processes of several tables; lower `streams` where a container may have fewer threads.
+    A client is a name in a certificate under mutual TLS, and otherwise a host: the processes of a host share its
+    limits, and hosts behind one proxy or address translation count as one. The defaults suit hosts with hundreds of
+    client processes that use several tables; lower `streams` where a container may have fewer threads.
 
-    What these do not bound is one message at the rows door: Arrow Flight takes messages of any length, for a moment
-    with three times their size in memory, and offers no setting. A stream's token is checked before its first message
-    is read, that of Flight's other methods after: where a token is the only lock, a stranger can make a shard read,
-    and drop, such a message. Mutual TLS keeps strangers from sending any.
+    One message at the rows door is not bounded: Arrow Flight accepts messages of any length, for a moment with three
+    times their size in memory, and has no setting for it. The token of a stream is checked before its first message is
+    read, but that of Flight's other methods afterwards: if a token is the only protection, a stranger can make a shard
+    read, and drop, such a message. With mutual TLS strangers cannot send any.
 
     Raises:
         ValueError: A limit is not above 0.
@@ -56,10 +56,18 @@ class DoorLimits:
 
 
 class Quota:
-    """Amounts that clients hold of one thing, up to a limit for each. Safe to use from several threads."""
+    """A limit on the amount of something that each client may hold. Safe to use from several threads."""
 
     def __init__(self, shard: str, limits: DoorLimits, field: str, held: str, remedy: str) -> None:
-        """`held` says what a client holds, with {client}, {held} and {amount} to be filled in."""
+        """Make the quota of one of `limits`.
+
+        Args:
+            shard: Name of the shard in errors.
+            limits: Where the limit stands.
+            field: Its field.
+            held: What errors say that a client holds, with {client}, {held} and {amount} to be filled in.
+            remedy: What errors tell the client to do.
+        """
         self._shard = shard
         self._field = field
         self._limit = getattr(limits, field)
@@ -70,7 +78,7 @@ class Quota:
 
     @contextmanager
     def held(self, client: str, amount: int = 1) -> Iterator[None]:
-        """Hold an amount for as long as the context lasts; errors as `take`."""
+        """Hold an amount for as long as the context lasts; errors as in `take`."""
         give_back = self.take(client, amount)
         try:
             yield
@@ -78,7 +86,10 @@ class Quota:
             give_back()
 
     def take(self, client: str, amount: int = 1) -> Callable[[], None]:
-        """Hold an amount; the result gives it back.
+        """Hold an amount.
+
+        Returns:
+            The function that gives the amount back.
 
         Raises:
             ResourceExhausted: The client would hold more than the limit.
@@ -109,7 +120,7 @@ class Quota:
 
     def _forget_if_none(self, client: str) -> None:
         if not self._held[client]:
-            del self._held[client]  # else every host that ever called would stay
+            del self._held[client]  # hosts that have left would pile up otherwise
 
 
 class Admission:
@@ -143,7 +154,10 @@ class Admission:
         return self._bytes.held(client, size)
 
     def call(self, client: str) -> Callable[[], None]:
-        """Hold a call of the control door; the result gives it back.
+        """Hold a call of the control door.
+
+        Returns:
+            The function that gives the call back.
 
         Raises:
             ResourceExhausted: The client has as many under way as allowed.
@@ -157,26 +171,26 @@ class Admission:
 
 
 class Visitor:
-    """A client with a stream."""
+    """A client with a stream of rows."""
 
     def __init__(self, admission: Admission, client: str) -> None:
         self._admission = admission
         self._client = client
 
     def request(self, size: int) -> AbstractContextManager[None]:
-        """Hold the bytes of a request and its reply; errors as Admission.request."""
+        """Hold the bytes of a request and its reply; errors as in Admission.request."""
         return self._admission.request(self._client, size)
 
 
 def client_of(peer: str, identity: bytes) -> str:
-    """Name the client of a call.
+    """Return the name by which limits know the client of a call.
 
     Args:
         peer: Address as gRPC writes it: "ipv4:10.0.0.7:51234" or "ipv6:%5Bfd00::7%5D:51234".
         identity: The name in the client's certificate; empty without mutual TLS.
 
     Returns:
-        The name, or else the host without its port, an IPv4 address the same whichever way the shard listens.
+        The identity, or else the host without its port; an IPv4 host alike whether the shard listens on IPv4 or IPv6.
     """
     if identity:
         return identity.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Ports to listen on, looked at before gRPC and Flight try them: they share taken ports, or fail without a reason."""
+"""Checks of ports before gRPC and Flight listen on them, which would share taken ports or fail without a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics door of a shard: HTTP for Prometheus, which however many silent connections cannot close to others."""
+"""The metrics door of a shard: HTTP for Prometheus, with bounded connections that no silent client can use up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from memory_service.protocol.security import ServerSecurity
 from memory_service.server.listening import check_free
 
 _CONNECTIONS = 16
-_SILENCE_S = 10.0  # on a connection, before it is closed
+_SILENCE_S = 10.0  # of a peer before its connection is closed
 _TICK_S = 0.1
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class MetricsDoor:
         """Listen.
 
         Args:
-            collect: Takes the samples, each time that Prometheus asks.
+            collect: Returns the samples, at each scrape.
             labels: Added to every sample.
             host: Address or name of this machine to listen on.
             port: Port to listen on, 0 for any free one.
@@ -70,7 +70,7 @@ class MetricsDoor:
 
     @property
     def reach(self) -> str:
-        """Who can connect, where that is not everyone: words for a line of output."""
+        """Who can connect, in words for a line of output; empty if others than this machine can."""
         return " for this machine only" if is_loopback(self._host) else ""
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class MetricsDoor:
 
 
 def _with_token(token: BearerToken | None, app: _App) -> _App:
-    """The same application for those who show the token."""
+    """Return the application, answering only requests with the token."""
     if token is None:
         return app
 
@@ -104,19 +104,19 @@ def _with_token(token: BearerToken | None, app: _App) -> _App:
 
 
 class _Handler(WSGIRequestHandler):
-    """One request; a peer that is silent for too long is left."""
+    """Handles the one request of a connection; a peer that is silent for too long is disconnected."""
 
     timeout = _SILENCE_S
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: Prometheus asks every few seconds."""
+        """Log nothing: Prometheus scrapes every few seconds."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A WSGI server with a thread for each connection and a bound on both: the oldest makes room for the newest.
+    """A WSGI server with a thread for each connection and a bound on both.
 
-    So it is not the number of silent connections, as of those who open one and forget it, that decides whether
-    Prometheus is answered.
+    Beyond the bound the oldest connection is closed in favour of the newest, so that silent connections, however many,
+    do not keep Prometheus from being answered.
     """
 
     daemon_threads = True
@@ -133,13 +133,13 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.set_app(app)
 
     def server_bind(self) -> None:
-        """Bind without asking the resolver for this machine's name, as WSGIServer does: that can take a minute."""
+        """Bind, without the reverse look-up of the host's name in WSGIServer, which can take a minute."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.socket.getsockname()[:2]
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the thread of a connection, once there is room."""
+        """Start the thread of a connection, after making room for it."""
         with self._lock:
             self._open[request] = request
         if not self._slots.acquire(blocking=False):
@@ -148,7 +148,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection, in its thread; so a TLS handshake keeps nobody else waiting."""
+        """Handle a connection in its thread, the TLS handshake included, so that it delays no other."""
         request.settimeout(_SILENCE_S)
         if self._tls is None:
             return super().finish_request(request, client_address)
@@ -159,14 +159,14 @@ class _Server(ThreadingMixIn, WSGIServer):
             return super().finish_request(secured, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection and give its place to another."""
+        """Close a connection and free its place."""
         with self._lock:
             del self._open[request]
         super().shutdown_request(request)
         self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log nothing of peers that leave, are silent or speak something else."""
+        """Log at debug level: peers that leave, are silent or do not speak HTTP are no fault of the shard."""
         _log.debug("a connection to the metrics door failed", exc_info=True)
 
     def server_close(self) -> None:
@@ -184,7 +184,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 def _end(connection: socket.socket) -> None:
-    """Have whoever reads or writes a connection fail at once; its thread closes it."""
+    """Make reads and writes of a connection fail at once; its own thread then closes it."""
     with suppress(OSError):
         socket.socket.shutdown(
             connection, socket.SHUT_RDWR

@@ -1,4 +1,4 @@
-"""One shard as a plain process, without Ray: with the blocks of a snapshot, or waiting for some, until told to stop."""
+"""A shard as a plain process without Ray, which serves the blocks of a snapshot or waits to be given blocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STATIC_EPOCH = 1
 
 
 def serve(config: ServeConfig) -> NoReturn:
-    """Serve until SIGTERM or SIGINT, and end the process. Call from the main thread.
+    """Serve until SIGTERM or SIGINT, then end the process. To be called from the main thread.
 
     Raises:
         OSError: A port is taken, or a host is no address of this machine.
@@ -39,11 +39,11 @@ def serve(config: ServeConfig) -> NoReturn:
     wake_reader, wake_writer = socket.socketpair()
     wake_writer.setblocking(False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)  # at once, while still loading
+        signal.signal(number, _leave)  # while loading, end at once
     if (possible := allow_open_files(wanted := config.limits.streams)) < wanted:
         _warn(f"the system allows files for {possible} streams, fewer than the limit of {wanted}: raise `ulimit -Hn`")
     server = start(config)
-    # A signal just before a thread blocks would wake nobody; the byte that Python writes for it waits to be read.
+    # A signal just before recv() would not wake it; the byte that Python writes for the signal is there to be read.
     signal.set_wakeup_fd(wake_writer.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -54,7 +54,7 @@ def serve(config: ServeConfig) -> NoReturn:
         _warn("stopped while a client still held a stream open")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # threads of the doors' libraries that still wait for a client would keep the interpreter from ending
+    os._exit(0)  # threads of gRPC and Flight that still wait for a client would keep the interpreter from ending
 
 
 def _greeting(server: ShardServer, config: ServeConfig) -> str:
@@ -85,7 +85,7 @@ def _metrics(server: ShardServer, config: ServeConfig) -> Iterator[None]:
     with metrics:
         if config.exposes_metrics:
             _warn(
-                f"{metrics.url} asks for no certificate or token: whoever reaches it reads names and sizes of tables "
+                f"{metrics.url} asks for no certificate or token: all who reach it can read names and sizes of tables "
                 "and this shard's traffic; give --metrics-secure, or keep it on a --metrics-host of this machine only"
             )
         print(f"engram memory {shard.name} metrics{metrics.reach} on {metrics.url}", flush=True)
@@ -97,14 +97,14 @@ def _leave(*_: object) -> None:
 
 
 def start(config: ServeConfig) -> ShardServer:
-    """Start a server: one that waits, or one of a placement that never changes, computed alike by every peer.
+    """Start a server that waits for blocks, or one with a fixed placement, which every peer computes alike.
 
     Raises:
         OSError: A port is taken, or a host is no address of this machine.
         ValueError, MemoryServiceError: The snapshot cannot be served.
     """
     if config.metrics_port is not None:
-        check_free(config.metrics_host, config.metrics_port, "serve metrics")  # sooner than when the blocks are loaded
+        check_free(config.metrics_host, config.metrics_port, "serve metrics")  # before the blocks are loaded
     if config.snapshot is None:
         return _open_doors(config)
 
@@ -133,7 +133,7 @@ def _open_doors(config: ServeConfig) -> ShardServer:
 
 
 def _same_for_all(uri: str | Path) -> str:
-    """The URI of one generation: peers that start one after the other could each find another one the newest."""
+    """The URI of one generation: to peers that start at different times, different generations could be the newest."""
     snapshot = Snapshot.open(uri)
     directory, generation = split_pin(uri)
     if generation is None and len(found := generations(open_store(directory))) > 1:
@@ -145,7 +145,7 @@ def _same_for_all(uri: str | Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m memory_service.server.process`."""
+    """Run `python -m memory_service.server.process`; return the exit code of a failure."""
     parser = argparse.ArgumentParser(prog="python -m memory_service.server.process", description=__doc__)
     add_arguments(parser)
     try:

@@ -1,4 +1,4 @@
-"""A shard with its two doors open."""
+"""The server of a shard: its control door and its rows door."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ DEFAULT_GRACE_S = 5.0
 
 
 class ShardServer:
-    """Serves a shard on two ports, 0 meaning any free one.
+    """Serves a shard at its control door and its rows door.
 
-    The shard may be loaded and activated before or after the start; until then lookups and the health check say so.
+    The shard may be loaded and activated before or after the start; until then, lookups are refused and the health
+    check reports "not serving".
     """
 
     def __init__(
@@ -38,8 +39,8 @@ class ShardServer:
         Args:
             shard: The shard to serve.
             host: Address or name of this machine to listen on; 0.0.0.0 and :: are all of its addresses.
-            port: Port of the control door.
-            rows_port: Port of the rows door.
+            port: Port of the control door; 0 for any free one.
+            rows_port: Port of the rows door; 0 for any free one.
             security: TLS and token of both doors; None for plaintext without a token.
             limits: What clients may have under way; None for the defaults.
             advertise: Host by which clients reach this shard; None if they reach it by `host`.
@@ -95,13 +96,14 @@ class ShardServer:
         return self._rows.port
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Block until stopped; False if `timeout_s` passed first."""
+        """Block until the server is stopped; return False if `timeout_s` passed first."""
         return self._stopped.wait(timeout_s)
 
     def stop(self, grace_s: float = DEFAULT_GRACE_S) -> bool:
-        """Close both doors, giving calls under way `grace_s` seconds.
+        """Close both doors, after at most `grace_s` seconds for the calls under way.
 
-        False if a client that does not react still holds a stream open; its port is closed all the same.
+        Returns:
+            False if a client that does not react still holds a stream open; the port is closed nevertheless.
         """
         ended = self._control.stop(grace_s) if self._control else None
         clean = self._rows.stop(grace_s) if self._rows else True

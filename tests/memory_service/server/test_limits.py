@@ -188,7 +188,7 @@ def test_a_client_is_a_host_or_a_name(peer: str, identity: bytes, client: str) -
 
 
 @pytest.mark.parametrize("field", list(vars(DoorLimits())))
-def test_limits_are_above_zero(field: str) -> None:
+def test_every_limit_must_be_above_zero(field: str) -> None:
     for value in (0, -1, float("nan")):
         with pytest.raises(ValueError, match=f"{field}: {value} must be above 0"):
             DoorLimits(**{field: value})

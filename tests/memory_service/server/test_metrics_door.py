@@ -58,7 +58,7 @@ def threads_of_connections() -> int:
     return sum("process_request_thread" in thread.name for thread in threading.enumerate())
 
 
-def test_values_are_served_as_they_stand(metrics: Metrics, door: MetricsDoor) -> None:
+def test_a_scrape_returns_the_values_of_the_moment(metrics: Metrics, door: MetricsDoor) -> None:
     assert values(scrape(door.url)["hits"]) == {("hits_total", ("shard", "s")): 2}
     metrics.counter(HITS).add(1)
     assert values(scrape(door.url)["hits"]) == {("hits_total", ("shard", "s")): 3}
@@ -93,7 +93,7 @@ def test_closing_ends_connections_and_frees_the_port(metrics: Metrics, stack: Ex
         scrape(door.url)
 
 
-def test_a_taken_port_is_named() -> None:
+def test_a_taken_metrics_port_is_named_with_its_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = f"cannot serve metrics on 127.0.0.1:{port}: choose an address of this machine and a free port"
