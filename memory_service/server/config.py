@@ -67,7 +67,7 @@ class ServeConfig:
         self._check_ports()
         self._check_peers()
         self._check_metrics()
-        _ = self.advertised
+        _ = self.advertised  # raises if clients could not call this shard
 
     @property
     def addresses(self) -> tuple[Address, ...]:

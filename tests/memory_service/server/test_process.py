@@ -168,7 +168,7 @@ def test_a_process_says_where_it_listens_and_what_it_publishes(processes, packed
 
 
 def test_a_process_with_peers_on_all_addresses_publishes_its_place_in_the_list(snapshot: Path, free_port: int) -> None:
-    config = ServeConfig(snapshot, host="::", port=free_port, peers=[f"127.0.0.1:{free_port}"])
+    config = ServeConfig(snapshot, host="0.0.0.0", port=free_port, peers=[f"127.0.0.1:{free_port}"])
     with start(config) as server:
         assert server.address == f"127.0.0.1:{free_port}"
 
