@@ -26,6 +26,7 @@ import psutil
 from benchmarks.hostile import Hostility, Request, describe
 from memory_service import MemoryClient, RowFormat, TableSpec, write_snapshot
 from memory_service.control.client import ControlClient
+from memory_service.protocol.addresses import parse_address
 from memory_service.tables.random_tables import random_blocks
 
 _BATCH = 250  # hostile requests between two checks
@@ -172,8 +173,8 @@ class _Siege:
 
 def _send_bytes(address: str, content: bytes) -> str:
     """Send, and hang up without a farewell."""
-    host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), _TIMEOUT_S) as connection:
+    door = parse_address(address)
+    with contextlib.suppress(OSError), socket.create_connection((door.host, door.port), _TIMEOUT_S) as connection:
         connection.sendall(content)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return "bytes"

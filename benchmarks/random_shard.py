@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.random_rows import random_blocks
 from benchmarks.servers import free_ports, module_server
 from memory_service import Placement, ShardAddress, TableSpec
+from memory_service.protocol.addresses import parse_address
 from memory_service.server.arrow_memory import restart_bounded
 from memory_service.server.server import ShardServer
 from memory_service.shard.block_sources import Sources
@@ -60,7 +61,7 @@ def main() -> None:
     me = addresses[int(index)]
     placement = Placement.build(1, addresses, specs)
     shard = RandomShard(me.shard, specs)
-    with ShardServer(shard, port=int(me.address.rpartition(":")[2])):
+    with ShardServer(shard, port=parse_address(me.address).port):
         shard.prepare(placement)
         shard.activate(placement)
         print(f"{me.shard} serving on {me.address}", flush=True)

@@ -1,4 +1,4 @@
-"""Join a Ray cluster, or start a Ray of one's own on this machine for as long as it is needed."""
+"""Join a Ray cluster, or start a private one on this machine for as long as it is needed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from memory_service.protocol.addresses import parse_address
 
 NAMESPACE = "engram"
 _OBJECT_STORE_BYTES = 128 << 20  # rows and prompts are small and rows never pass through it
@@ -19,8 +21,9 @@ def ray_session(address: str | None = None, cpus: int = 1) -> Iterator[ModuleTyp
     """Yield the `ray` module, connected. On leaving, shut down what was started here and nothing else.
 
     Args:
-        address: a cluster's "HOST:PORT", "ray://HOST:PORT" or "auto"; None starts Ray on this machine.
-        cpus: actors of one CPU each that a local Ray must have room for; it offers all CPUs even if these are fewer.
+        address: A cluster's "HOST:PORT" or "ray://HOST:PORT", an IPv6 host in brackets, or "auto"; None starts Ray on
+            this machine.
+        cpus: Actors of one CPU each that a local Ray must have room for; it offers all CPUs even if these are fewer.
 
     Raises:
         ValueError: Ray is not installed, or the address cannot be reached.
@@ -40,7 +43,7 @@ def ray_session(address: str | None = None, cpus: int = 1) -> Iterator[ModuleTyp
 
 
 def fetch(refs: Any) -> Any:
-    """`ray.get`, except that what a remote method raised is raised as itself, its remote traceback as the cause."""
+    """Return what `ray.get` does, and raise the exception of a remote method itself, its remote traceback as cause."""
     import ray
 
     try:
@@ -58,7 +61,7 @@ def _import_ray(local: bool) -> ModuleType:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("ray: not installed; run `pip install ray`, or use --workers 0 to do without") from error
+        raise ValueError("ray: not installed; run `pip install ray`, or give 0 `workers` to do without") from error
     return ray
 
 
@@ -79,21 +82,16 @@ def _join(ray: ModuleType, address: str) -> None:
     try:
         ray.init(address=address, namespace=NAMESPACE, logging_level="warning", log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"--address: cannot join Ray at {address} ({error}); is `ray start --head` running?"
-        ) from error
+        raise ValueError(f"address: cannot join Ray at {address} ({error}); is `ray start --head` running?") from error
 
 
 def _probe(address: str) -> None:
     """Fail within seconds where nothing listens; Ray itself would retry for a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:
+    text = address.removeprefix("ray://")
+    if ":" not in text:
         return  # "auto" and the like: Ray looks the address up by itself
-    if not port.isdigit():
-        raise ValueError(f"--address: {address!r} has no port; write HOST:PORT, as `ray start --head` prints it")
+    head = parse_address(text)
     try:
-        socket.create_connection((host, int(port)), timeout=_PROBE_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ValueError(
-            f"--address: nothing answers at {address} ({error}); is `ray start --head` running?"
-        ) from error
+        socket.create_connection((head.host, head.port), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"address: nothing answers at {address} ({error}); is `ray start --head` running?") from error

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from memory_service.control.client import ControlClient
+from memory_service.protocol.addresses import parse_address
 from memory_service.server.rows_door import LOOKUP
 from memory_service.tables.arrow_rows import ID_SCHEMA, view_rows
 from protos import memory_pb2 as pb
@@ -30,7 +31,7 @@ class BareFlightClient:
         self._spec = info.tables[table].spec
         self._epoch = info.placement.epoch
         self._numbers = itertools.count(1)
-        self._client = flight.FlightClient((address.rpartition(":")[0], info.rows_port))
+        self._client = flight.FlightClient((parse_address(address).host, info.rows_port))
         self._writer, self._reader = self._client.do_exchange(flight.FlightDescriptor.for_path(LOOKUP, table))
         self._writer.begin(ID_SCHEMA)
 

@@ -1,4 +1,4 @@
-"""`engram memory`: serve a snapshot's tables with or without Ray, and look at a memory that runs."""
+"""`engram memory`: serve the tables of a snapshot, with or without Ray, and describe a running memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ Alone, the process serves every block. As one of several, it is told the control
 included, in the same order everywhere, and serves its share; --port must then be its own port in that list.
 
 With --join it waits without blocks until memory_service.control.reshape makes it part of a memory.
+
+A shard that listens on all addresses of its machine (--host 0.0.0.0 or ::) needs --advertise, the host that clients are
+told, unless --peers says it. Metrics are plain HTTP, so only this machine reads them; see --metrics-host and
+--metrics-secure.
 """
 _SERVE_EPILOG = """\
 examples:
   engram memory serve --snapshot models/tiny-code/memory --port 7000
   engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 \\
     --shard-index 0 --peers 10.0.0.5:7000,10.0.0.6:7000
-  engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 --metrics-port 9464
+  engram memory serve --snapshot /data/memory --host :: --advertise shard-0.example --port 7000
+  engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 --metrics-port 9464 --metrics-host 10.0.0.5
   engram memory serve --snapshot /data/memory --host 10.0.0.5 --port 7000 \\
     --tls-cert shard.pem --tls-key shard.key --client-ca ca.pem --token-file token
 """
@@ -34,6 +39,7 @@ ENGRAM_MEMORY_TOKEN_FILE or ENGRAM_MEMORY_TOKEN, and ENGRAM_MEMORY_SERVER_NAME w
 
 examples:
   engram memory describe 127.0.0.1:7000
+  engram memory describe '[::1]:7000'
   engram memory describe memory --address ray-head:6379
 """
 
@@ -58,7 +64,7 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
 
 
 def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
-    from memory_service.server.process import add_arguments
+    from memory_service.server.arguments import add_arguments
 
     parser = actions.add_parser(
         "serve",
@@ -86,17 +92,22 @@ def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Serve one shard until told to stop."""
-    from memory_service.server.process import serve, serve_config
+    """Serve one shard until a signal ends the process."""
+    from memory_service.server.arguments import serve_config
+    from memory_service.server.process import serve
 
     serve(serve_config(args))
 
 
 def describe(args: argparse.Namespace) -> int:
-    """Print what a running memory is made of."""
+    """Print the shards, tables and counters of a running memory."""
     from cluster.commands.memory_report import MemoryReport
+    from memory_service.protocol.addresses import parse_address
 
-    address = args.memory if ":" in args.memory else memory_pool.address_of(args.memory, args.address)
+    if ":" in args.memory:
+        address = str(parse_address(args.memory, "memory"))
+    else:
+        address = memory_pool.address_of(args.memory, args.address)
     report = MemoryReport.of(address)
     print(json.dumps(report.to_json(), indent=2) if args.json else report.to_text())
     return 0

@@ -40,6 +40,8 @@ example:
 
 def add_start(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
     """Add `start` to the subparsers of `engram memory`."""
+    from memory_service.server.arguments import add_limits
+
     parser = actions.add_parser(
         "start",
         help="start a memory pool on a Ray cluster",
@@ -56,6 +58,7 @@ def add_start(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
         "--autoscale", metavar="MIN:MAX", type=_range, help="shards to choose from by load (default: keep to --shards)"
     )
     _add_which(parser)
+    add_limits(parser)
     parser.set_defaults(run=start)
 
 
@@ -105,11 +108,12 @@ def start(args: argparse.Namespace) -> int:
     from cluster.pool.plan import Shape
     from cluster.pool.pool import PoolConfig
     from cluster.ray_runtime import ray_session
+    from memory_service.server.arguments import limits_from
 
     if not _NAME.fullmatch(args.name):
         raise ValueError(f"--name: {args.name!r} is no name; use letters, digits, '.', '_' and '-'")
     shape = Shape(args.shards, args.replicas)
-    config = PoolConfig(autoscale=_autoscale(args))
+    config = PoolConfig(autoscale=_autoscale(args), limits=limits_from(args))
     with ray_session(args.address):
         if pool_exists(args.name):
             raise ValueError(f"--name: a pool {args.name!r} runs already; `engram memory scale` or `stop` it")

@@ -1,4 +1,4 @@
-"""What a running memory is made of and how busy it is, for people and as JSON."""
+"""A report of a running memory, its placement, tables, shards and their load, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memory_service.placement.placement import NOBODY, Placement, ShardAddress
 from memory_service.protocol.messages import HeldTable, ShardInfo
 from memory_service.protocol.reports import ShardStats
 
-_SAMPLE_SECONDS = 0.5  # between the two readings that a rate is made of
+_SAMPLE_SECONDS = 0.5  # between the two readings of which a rate is made
 _TABLE_HEADER = ("table", "rows", "row", "format", "blocks", "of rows", "replicas", "version", "fingerprint")
 _SHARD_HEADER = (
     *("shard", "address", "node", "epoch", "blocks", "MiB", "up", "streams"),
@@ -25,17 +25,17 @@ _SHARD_HEADER = (
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What one shard says of itself."""
+    """One shard's description and counters."""
 
     info: ShardInfo
     stats: ShardStats
     rows_per_s: float
-    """Rows answered in the last moment, a second."""
+    """Rows sent per second, at the moment."""
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """A memory's placement, and what each of its shards says. A shard that does not answer says nothing."""
+    """A memory's placement and tables, and a report of each shard; None for a shard that does not answer."""
 
     placement: Placement
     tables: Mapping[str, HeldTable]
@@ -43,7 +43,12 @@ class MemoryReport:
 
     @classmethod
     def of(cls, address: str) -> MemoryReport:
-        """Ask the shard at host:port, and those that it names; ShardUnavailable if it does not answer."""
+        """Ask the shard at HOST:PORT, and the shards of its placement.
+
+        Raises:
+            InvalidRequest: The address is not valid.
+            ShardUnavailable: The shard cannot be reached, or has no placement yet.
+        """
         with ControlClient(address) as control:
             info = control.describe()
         if info.placement is None:
@@ -52,7 +57,7 @@ class MemoryReport:
         return cls(info.placement, info.tables, dict(zip(info.placement.shards, replies, strict=True)))
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; a shard that does not answer has only name and address."""
+        """Return the report as JSON values; a shard that does not answer has only name and address."""
         return {
             "epoch": self.placement.epoch,
             "tables": [_table_json(held, self.placement) for held in self.tables.values()],
@@ -60,7 +65,7 @@ class MemoryReport:
         }
 
     def to_text(self) -> str:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         report = self.to_json()
         shards, tables = _count(report["shards"], "shard"), _count(report["tables"], "table")
         head = f"epoch {report['epoch']}, {shards}, {tables}"
@@ -183,7 +188,7 @@ def _count(things: Sequence[Any], name: str) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    """Columns two spaces apart; a row may end early, and then its last cell takes what room it needs."""
+    """Columns two spaces apart; in a row with fewer cells, the last cell takes the room that it needs."""
     full = [row for row in rows if len(row) == len(rows[0])]
     widths = [max(len(row[i]) for row in full) for i in range(len(rows[0]))]
     for column in (0, 1):  # names and addresses of all rows

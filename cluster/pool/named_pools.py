@@ -49,7 +49,7 @@ def start_pool(
         max_concurrency=_CALLS_AT_ONCE,
         **FOREVER,
     )
-    return actor.remote(RayFleet(name, detached, share), Origin.of(snapshot), shape, config)
+    return actor.remote(RayFleet(name, detached, share, config.limits), Origin.of(snapshot), shape, config)
 
 
 def serve_pool(

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cluster.pool.autoscale import AutoscaleConfig
 from cluster.pool.node_spread import Spreader, next_move
@@ -20,6 +20,7 @@ from memory_service.control.reshape import reshape, retire
 from memory_service.errors import MemoryServiceError, ShardUnavailable, WrongEpoch
 from memory_service.placement.placement import Placement
 from memory_service.protocol.reports import ShardStats
+from memory_service.server.limits import DoorLimits
 from memory_service.snapshots.origin import Origin
 
 _PASSING = (ShardUnavailable, WrongEpoch)  # errors of shards that come and go; the next attempt may do better
@@ -50,6 +51,8 @@ class PoolConfig:
     """Lets the load decide how many shards there are, and which blocks have further replicas."""
     load_s: float = 10.0
     """Over which the load is measured."""
+    limits: DoorLimits = field(default_factory=DoorLimits)
+    """Limits of the doors of every shard."""
 
 
 class MemoryPool:

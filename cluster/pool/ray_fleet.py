@@ -9,6 +9,7 @@ from cluster.pool.plan import Shape, Whereabouts
 from cluster.pool.shard_actor import ShardActor
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service.server.arrow_memory import bounded_environment
+from memory_service.server.limits import DoorLimits
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -24,11 +25,12 @@ _RECALL_SECONDS = 5.0
 class RayFleet:
     """Named shard actors, which Ray restarts. Those of a detached pool outlive the pool's own process."""
 
-    def __init__(self, pool: str, detached: bool, shard_bytes: int) -> None:
+    def __init__(self, pool: str, detached: bool, shard_bytes: int, limits: DoorLimits) -> None:
         """`shard_bytes`: memory that a node must have to spare for Ray to put a shard there."""
         self._prefix = f"{pool}/"
         self._detached = detached
         self._shard_bytes = shard_bytes
+        self._limits = limits
         self._actors: dict[str, ActorHandle] = {}
         self._asked: dict[str, Any] = {}
         self._notes = 0
@@ -37,7 +39,7 @@ class RayFleet:
         """See Fleet."""
         if shard not in self._actors:
             options = _options(self._detached, self._shard_bytes, self._prefix + shard, node)
-            self._actors[shard] = _actor_class(options).remote(shard)
+            self._actors[shard] = _actor_class(options).remote(shard, self._limits)
 
     def locate(self, shard: str) -> Whereabouts | None:
         """See Fleet."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from cluster.pool.plan import Shape, Whereabouts
 from cluster.ray_metrics import RayMetrics
 from memory_service.protocol.security import ServerSecurity
+from memory_service.server.limits import DoorLimits
+from memory_service.server.open_files import allow_open_files
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard, ShardConfig
 
@@ -15,7 +17,7 @@ class ShardActor:
     The pool fills it and puts it to work through its control door.
     """
 
-    def __init__(self, shard: str) -> None:
+    def __init__(self, shard: str, limits: DoorLimits) -> None:
         import ray
 
         self._noted: tuple[int, Shape] | None = None
@@ -23,7 +25,9 @@ class ShardActor:
         try:
             config = ShardConfig(node=ray.get_runtime_context().get_node_id())
             security = ServerSecurity.from_environment()
-            server = ShardServer(Shard(shard, config), host=ray.util.get_node_ip_address(), security=security)
+            host = ray.util.get_node_ip_address()
+            allow_open_files(limits.streams)
+            server = ShardServer(Shard(shard, config), host, security=security, limits=limits)
             self._server = server.start()
             self._metrics = RayMetrics(server.shard.collect, {"shard": shard})
         except (OSError, ValueError) as error:

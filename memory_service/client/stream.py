@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from pyarrow import flight
 
 from memory_service.control.client import ControlClient
-from memory_service.errors import MemoryServiceError, ShardError, ShardUnavailable
+from memory_service.errors import MemoryServiceError, ResourceExhausted, ShardError, ShardUnavailable
 from memory_service.placement.placement import ShardAddress
+from memory_service.protocol.addresses import parse_address
+from memory_service.protocol.flight_errors import refusal_in
 from memory_service.protocol.flight_paths import LOOKUP
 from memory_service.protocol.security import ClientSecurity
 from memory_service.protocol.status import error_of
@@ -80,6 +82,7 @@ class RowStream:
         self._outbox: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._next_id = 1
         self._retired: str | None = None
+        self._refusal: str | None = None  # not the error: its traceback would keep the connection open
         self._reader: flight.FlightStreamReader | None = None
         self._silent_since: float | None = None  # since when an answer, to any request, has been due
         self._sender = threading.Thread(target=self._run, name=f"rows-send-{shard.shard}", daemon=True)
@@ -121,8 +124,9 @@ class RowStream:
                 self._retired = why
                 self._outbox.put(None)
 
-    def break_off(self, why: str) -> None:
-        """Fail the pending requests and end the stream in the background."""
+    def break_off(self, why: str, cause: Exception | None = None) -> None:
+        """Fail the pending requests and end the stream in the background; `cause` may be a refusal of the shard."""
+        self._refusal = self._refusal or refusal_in(cause)
         self.retire(why)
         with self._lock:
             pending, self._pending = list(self._pending.values()), {}
@@ -144,7 +148,7 @@ class RowStream:
         try:
             client, writer, reader = self._open()
         except (MemoryServiceError, pa.ArrowException, OSError) as error:
-            return self.break_off(f"cannot open a stream: {error}")
+            return self.break_off(f"cannot open a stream: {error}", error)
         self._reader = reader
         receiver = threading.Thread(
             target=self._receive_all, args=(reader,), name=f"rows-receive-{self._shard.shard}", daemon=True
@@ -175,7 +179,7 @@ class RowStream:
     def _open(self) -> tuple[flight.FlightClient, flight.FlightStreamWriter, flight.FlightStreamReader]:
         with ControlClient(self._shard.address, self._shard.shard, self._security) as control:
             rows_port = control.describe(self._connect_timeout_s).rows_port  # a restarted shard has another one
-        host = self._shard.address.rpartition(":")[0]
+        host = parse_address(self._shard.address).host
         client = self._security.flight_client(host, rows_port, _OPTIONS)
         writer, reader = client.do_exchange(flight.FlightDescriptor.for_path(LOOKUP, self._spec.name))
         writer.begin(ID_SCHEMA)
@@ -204,7 +208,7 @@ class RowStream:
         try:
             writer.write_with_metadata(batch, header.SerializeToString())
         except (pa.ArrowException, OSError) as error:
-            self.break_off(f"the stream broke: {error}")
+            self.break_off(f"the stream broke: {error}", error)
 
     def _receive_all(self, reader: flight.FlightStreamReader) -> None:
         try:
@@ -213,7 +217,7 @@ class RowStream:
         except StopIteration:
             self.break_off("the shard ended the stream")
         except Exception as error:  # whatever it is, pending requests will not be answered
-            self.break_off(f"the stream broke: {error}")
+            self.break_off(f"the stream broke: {error}", error)
 
     def _receive_one(self, chunk: flight.FlightStreamChunk) -> None:
         reply = pb.LookupReply.FromString(chunk.app_metadata.to_pybytes())
@@ -240,6 +244,8 @@ class RowStream:
             error.table, error.shard, error.epoch = self._spec.name, self._shard.shard, request.epoch
         return error
 
-    def _unavailable(self, why: str, request: RowRequest) -> ShardUnavailable:
+    def _unavailable(self, why: str, request: RowRequest) -> MemoryServiceError:
+        if self._refusal:
+            return ResourceExhausted(self._refusal)
         where = f"{self._shard.shard} at {self._shard.address}, table {self._spec.name!r}, epoch {request.epoch}"
         return ShardUnavailable(f"{where}: {why}", self._spec.name, self._shard.shard, request.epoch)

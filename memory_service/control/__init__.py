@@ -1,1 +1,1 @@
-"""Control: calling one shard or all of them, and changing a placement while it is served."""
+"""Control: calls to one shard or to all, and changes of the placement while it is served."""

@@ -1,4 +1,4 @@
-"""Calls to many shards at once."""
+"""Calls to many shards in parallel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ def each_shard(
     security: ClientSecurity | None = None,
     at_once: int = _THREADS,
 ) -> list[_Result]:
-    """Call every shard, so many at once; the results in order, or the first error."""
+    """Call every shard, `at_once` of them in parallel.
+
+    Returns:
+        The results, in the order of the shards.
+
+    Raises:
+        MemoryServiceError: The error of the first shard in that order whose call fails.
+    """
     with ThreadPoolExecutor(max(1, min(at_once, len(shards)))) as pool:
         return list(pool.map(ask, shards, repeat(call), repeat(security)))
 
@@ -36,12 +43,12 @@ def ask(shard: ShardAddress, call: Callable[[ControlClient], _Result], security:
 
 
 def describing(timeout_s: float) -> Callable[[ControlClient], ShardInfo | MemoryServiceError]:
-    """A call that asks a shard what it is and holds, and returns the error of one that does not say."""
+    """Return a call that describes a shard within `timeout_s`, or returns the error if that fails."""
     return or_error(lambda control: control.describe(timeout_s))
 
 
 def or_error(call: Callable[[ControlClient], _Result]) -> Callable[[ControlClient], _Result | MemoryServiceError]:
-    """The same call, except that an error is returned instead of raised, so that all shards can be heard."""
+    """Return the same call, except that it returns errors instead of raising them: one does not hide the others."""
 
     def outcome(control: ControlClient) -> _Result | MemoryServiceError:
         try:

@@ -1,4 +1,4 @@
-"""Change which shards hold which blocks while they serve: prepare everywhere, activate everywhere, later retire.
+"""Change which shards hold which blocks while they serve: prepare all, activate all, later retire the old placement.
 
 Loading, moving, healing, scaling and replicating are all the same change from one placement to another.
 """
@@ -22,16 +22,16 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Reshaped:
-    """What a change of placement took."""
+    """The result of a change of placement."""
 
     epoch: int
-    """The one now in force."""
+    """Epoch of the placement now in force."""
     moved: int
-    """Block replicas that the placement gives to a shard that did not have them under the one before."""
+    """Block replicas on shards that did not have them under the previous placement."""
     prepared: Prepared
-    """Where the blocks came from, over all shards."""
+    """Where the blocks came from, counted over all shards."""
     seconds: float
-    """Until every shard served under the new placement."""
+    """Seconds until every shard had the new placement in force."""
 
 
 def reshape(
@@ -41,27 +41,36 @@ def reshape(
     prepare_s: float = 3600.0,
     activate_s: float = 5.0,
 ) -> Reshaped:
-    """Have the shards of `target` serve it; those of `current`, where it is served, give the blocks that they can.
+    """Put a placement in force on its shards, while they serve the current one.
 
-    Shards of `current` may be dead. What no shard gives is read from the snapshot, which every shard must see itself.
-    Shards that `target` does not name any more learn of it, so that they can tell their clients, and answer under the
+    Shards that `target` no longer names are told of it too, so that they can tell their clients; they answer under the
     old epoch until they are stopped.
 
-    Raises the first shard's error, naming the shard. If that was in preparing, `current` is served as before. If it
-    was in activating, some shards serve one and some both: go on to a placement with a higher epoch.
+    Args:
+        current: The placement in force, whose shards blocks are copied from; they may be dead. None for none.
+        target: The placement to put in force.
+        snapshot_uri: Where shards read the blocks that no shard has; every shard must be able to read it.
+        prepare_s: Timeout of a shard's preparation.
+        activate_s: Timeout of a shard's activation.
+
+    Raises:
+        MemoryServiceError: The first shard's error, naming the shard. If a preparation fails, `current` stays in
+            force. If an activation fails, some shards have only `current` in force and some have both: go on to a
+            placement with a higher epoch.
     """
     started = time.monotonic()
     parts = _on_all(target.shards, lambda shard: shard.prepare(target, current, snapshot_uri, prepare_s))
     _on_all(target.shards, lambda shard: shard.activate(target, activate_s))
-    _outcomes(_leaving(current, target), lambda shard: shard.activate(target, activate_s))  # they may be gone
+    _outcomes(_leaving(current, target), lambda shard: shard.activate(target, activate_s))  # whose errors do not matter
     moved = target.moves_from(current) if current else sum(part.copied + part.loaded for part in parts)
     return Reshaped(target.epoch, moved, sum(parts, Prepared()), time.monotonic() - started)
 
 
 def retire(target: Placement, timeout_s: float = 5.0) -> None:
-    """Have the shards of a placement forget what is older, once clients have had time to learn of it.
+    """Have the shards of a placement stop serving older ones, once clients have had time to learn of it.
 
-    Raises the first shard's error, naming the shard.
+    Raises:
+        MemoryServiceError: The first shard's error, naming the shard.
     """
     _on_all(target.shards, lambda shard: shard.retire(target.epoch, timeout_s))
 
@@ -72,7 +81,7 @@ def _leaving(current: Placement | None, target: Placement) -> list[ShardAddress]
 
 
 def _on_all(shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Result]) -> list[_Result]:
-    """Call every shard at once and wait for all; the results in order, or the first shard's error."""
+    """Call all shards in parallel and wait for all; return the results in order, or raise the first shard's error."""
     outcomes = _outcomes(shards, call)
     for shard, outcome in zip(shards, outcomes, strict=True):
         if isinstance(outcome, MemoryServiceError):
@@ -83,7 +92,7 @@ def _on_all(shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Res
 def _outcomes(
     shards: Sequence[ShardAddress], call: Callable[[ControlClient], _Result]
 ) -> list[_Result | MemoryServiceError]:
-    return each_shard(shards, or_error(call), at_once=len(shards))  # one that prepares may take minutes
+    return each_shard(shards, or_error(call), at_once=len(shards))  # preparing may take minutes
 
 
 def _naming(shard: ShardAddress, error: MemoryServiceError) -> MemoryServiceError:

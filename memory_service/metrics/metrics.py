@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms that many threads add to, and the samples that exporters read from them.
+"""Counters, gauges and histograms that many threads update, and the samples that exporters read.
 
     metrics = Metrics()
     rows = metrics.counter(CLIENT_ROWS, "engram.1")   # keep it: finding it again costs as much as counting
@@ -6,7 +6,7 @@
     metrics.histogram(CLIENT_STAGE_SECONDS, "send").observe(0.0004)
     for sample in metrics.collect(): ...
 
-What there is to count is defined in catalogue.py. Nothing here knows Prometheus or Ray.
+catalogue.py defines the metrics. Nothing here knows Prometheus or Ray.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS_BOUNDS = tuple(float(f"{mantissa}e{exponent}") for exponent in range(-6,
 
 
 class Kind(str, Enum):
-    """What the values of a metric mean; named as Prometheus names them."""
+    """Kinds of metrics, named as in Prometheus."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -33,7 +33,7 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """One thing that is measured, itself the key to its values. A counter's name ends in `_total`."""
+    """A metric, which is itself the key of its values. The name of a counter ends in `_total`."""
 
     name: str
     kind: Kind
@@ -43,7 +43,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Distribution:
-    """How durations were distributed: a histogram at one moment."""
+    """The distribution of durations at one moment: what a histogram holds."""
 
     bounds: tuple[float, ...]
     """Upper bounds of the buckets, inclusive, ascending."""
@@ -54,13 +54,13 @@ class Distribution:
 
     @property
     def count(self) -> int:
-        """Durations observed."""
+        """Number of durations observed."""
         return sum(self.counts)
 
     def quantile(self, share: float) -> float | None:
-        """The duration that `share` of all stay below, linear within its bucket; None where there are none.
+        """Estimate the duration below which this share of all durations lies; None if there are none.
 
-        The same estimate as histogram_quantile() of Prometheus: beyond the last bound it is the last bound.
+        Linear within a bucket, and the last bound beyond it, as histogram_quantile() of Prometheus does.
         """
         rank = share * self.count
         if not self.count:
@@ -88,7 +88,7 @@ class Sample:
 
 
 class Value:
-    """A number that threads add to: a counter, or a gauge that goes down again."""
+    """A number that threads add to: the value of a counter or a gauge."""
 
     __slots__ = ("_lock", "_number")
 
@@ -97,18 +97,18 @@ class Value:
         self._number = 0
 
     def add(self, number: int = 1) -> None:
-        """Add a number, below zero only for a gauge."""
+        """Add a number, which may be negative only for a gauge."""
         with self._lock:
             self._number += number
 
     @property
     def value(self) -> int:
-        """The sum so far."""
+        """Sum of the numbers added."""
         return self._number
 
 
 class Histogram:
-    """Counts durations by bucket."""
+    """A histogram of durations that threads add to."""
 
     __slots__ = ("_counts", "_lock", "_seconds")
 
@@ -126,7 +126,7 @@ class Histogram:
 
     @property
     def value(self) -> Distribution:
-        """The durations so far."""
+        """Distribution of the durations added."""
         with self._lock:
             return Distribution(SECONDS_BOUNDS, tuple(self._counts), self._seconds)
 
@@ -135,41 +135,41 @@ _Instrument = TypeVar("_Instrument", Value, Histogram)
 
 
 class Metrics:
-    """The instruments of one part of the service, by metric and label values. Safe to use from several threads."""
+    """The values of one part of the service, by metric and labels. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._instruments: dict[tuple[Metric, tuple[str, ...]], Value | Histogram] = {}
 
     def counter(self, metric: Metric, *labels: str) -> Value:
-        """The counter for these label values, new at zero."""
+        """Return the counter with these label values, made at zero if there is none."""
         assert metric.kind is Kind.COUNTER, metric
         return self._instrument(Value, metric, labels)
 
     def gauge(self, metric: Metric, *labels: str) -> Value:
-        """The gauge for these label values, new at zero."""
+        """Return the gauge with these label values, made at zero if there is none."""
         assert metric.kind is Kind.GAUGE, metric
         return self._instrument(Value, metric, labels)
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
-        """The histogram for these label values, new and empty."""
+        """Return the histogram with these label values, made empty if there is none."""
         assert metric.kind is Kind.HISTOGRAM, metric
         return self._instrument(Histogram, metric, labels)
 
     def values(self, metric: Metric) -> dict[tuple[str, ...], int]:
-        """What stands under a counter or gauge, by label values."""
+        """Return the values of a counter or gauge by label values."""
         return {labels: item.value for labels, item in self._of(metric) if isinstance(item, Value)}
 
     def total(self, metric: Metric) -> int:
-        """The sum of a counter over all label values."""
+        """Return the sum of a counter over all label values."""
         return sum(self.values(metric).values())
 
     def distributions(self, metric: Metric) -> dict[tuple[str, ...], Distribution]:
-        """What stands under a histogram, by label values."""
+        """Return the distributions of a histogram by label values."""
         return {labels: item.value for labels, item in self._of(metric) if isinstance(item, Histogram)}
 
     def collect(self) -> Iterator[Sample]:
-        """Every value as it stands."""
+        """Yield every value as it stands."""
         for (metric, labels), item in self._items():
             yield Sample(metric, labels, item.value)
 

@@ -1,12 +1,10 @@
-"""Metrics over HTTP for Prometheus: samples are taken when it asks, and nothing is kept in between."""
+"""Samples as metric families of Prometheus, taken at each scrape; nothing is kept in between."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from types import TracebackType
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -22,44 +20,15 @@ _FAMILIES = {
 }
 
 
-class MetricsServer:
-    """Serves `/metrics` in a background thread until closed. OSError if it cannot listen there."""
-
-    def __init__(self, collect: Collect, labels: Mapping[str, str], host: str = "127.0.0.1", port: int = 0) -> None:
-        registry = CollectorRegistry()  # its own: the default one would add the metrics of this Python process
-        registry.register(PrometheusCollector(collect, labels))
-        try:
-            self._server, self._thread = start_http_server(port, host, registry)
-        except OSError as error:
-            raise OSError(
-                f"cannot serve metrics on {host}:{port}: choose a free port, or 0 for any ({error})"
-            ) from error
-        self.url = f"http://{host}:{self._server.server_port}/metrics"
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def __enter__(self) -> MetricsServer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 class PrometheusCollector(Collector):
-    """Samples as metric families, `labels` added to each."""
+    """Yields samples as metric families, with `labels` added to each sample."""
 
     def __init__(self, collect: Collect, labels: Mapping[str, str]) -> None:
         self._collect = collect
         self._labels = labels
 
     def collect(self) -> Iterator[Family]:
-        """Every metric as it stands."""
+        """Yield every metric as it stands."""
         families: dict[Metric, Family] = {}
         for sample in self._collect():
             family = families.setdefault(sample.metric, self._family(sample.metric))
@@ -67,7 +36,7 @@ class PrometheusCollector(Collector):
         yield from families.values()
 
     def describe(self) -> list[Family]:
-        """Nothing, which spares a registry from collecting once to learn the names."""
+        """Return nothing: with this method, a registry need not collect once to learn the names."""
         return []
 
     def _family(self, metric: Metric) -> Family:

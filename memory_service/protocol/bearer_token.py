@@ -1,4 +1,4 @@
-"""The bearer token of a memory: how it is sent and checked on both doors."""
+"""The bearer token of a memory: how clients send it and shards check it, on both doors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ _REFUSAL = (
 
 @dataclass(frozen=True)
 class BearerToken:
-    """A shared secret. Never shown: not in a repr, a log or an error."""
+    """A secret that clients and shards share. It never appears in a repr, a log or an error.
+
+    Raises:
+        ValueError: The secret is too short, or HTTP headers cannot carry it.
+    """
 
     secret: str = field(repr=False)
 
@@ -37,7 +41,11 @@ class BearerToken:
 
     @classmethod
     def from_file(cls, path: str | Path) -> BearerToken:
-        """The content of a file, without the white space around it; ValueError if it cannot be read."""
+        """Read the token from a file, without the white space around it.
+
+        Raises:
+            ValueError: The file cannot be read, or its content is not a token.
+        """
         try:
             return cls(Path(path).read_text().strip())
         except (OSError, ValueError) as error:
@@ -45,11 +53,11 @@ class BearerToken:
 
     @property
     def header(self) -> str:
-        """The value of the authorization header."""
+        """Value of the authorization header."""
         return f"Bearer {self.secret}"
 
     def refusal(self, headers: Sequence[str | bytes]) -> str | None:
-        """Why a call with these authorization headers is refused; None if it carries the token."""
+        """Return why a call with these authorization headers is refused; None if it carries the token."""
         if len(headers) != 1:
             return _REFUSAL.format(what=f"{len(headers)} of them" if headers else "none")
         given = headers[0].encode() if isinstance(headers[0], str) else headers[0]
@@ -58,7 +66,7 @@ class BearerToken:
 
 
 class ControlGuard(grpc.ServerInterceptor):
-    """Lets calls with the token through the control door, and those of the open services without."""
+    """Refuses calls of the control door without the token, except to open services."""
 
     def __init__(self, token: BearerToken, open_services: Sequence[str]) -> None:
         self._token = token
@@ -77,12 +85,12 @@ class ControlGuard(grpc.ServerInterceptor):
             context.set_trailing_metadata(((STATUS_KEY, str(int(status))),))
             context.abort(code, why)
 
-        # As a stream, whatever the method is: the message of a stranger is not even read.
+        # Registered as a stream, whatever the method is, so that no message is read before the token is checked.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class RowsGuard(flight.ServerMiddlewareFactory):
-    """Refuses calls without the token at the rows door."""
+    """Refuses calls of the rows door without the token."""
 
     def __init__(self, token: BearerToken) -> None:
         self._token = token
@@ -98,7 +106,7 @@ class _CallDetails(
     namedtuple("_CallDetails", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")),
     grpc.ClientCallDetails,
 ):
-    """The details of a call, which grpc has as an interface only."""
+    """Details of a call; grpc has only an interface of them."""
 
 
 class ControlSender(

@@ -1,4 +1,4 @@
-"""Domain objects as messages of protos/memory.proto and back. What cannot be read is an InvalidRequest."""
+"""Domain objects as messages of protos/memory.proto and back; a message that makes no sense is an InvalidRequest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from memory_service.tables.rows import RowFormat
 from memory_service.tables.spec import TableSpec
 from protos import memory_pb2 as pb
 
-MAX_MESSAGE_BYTES = 64 << 20  # of the control door: a placement of 30 million blocks. Rows do not pass there
+MAX_MESSAGE_BYTES = 64 << 20
+"""Bytes of the largest message of the control door: a placement of 30 million blocks. Rows never travel there."""
 
 
 @dataclass(frozen=True)
@@ -27,31 +28,42 @@ class HeldTable:
 
     spec: TableSpec
     version: int
+    """Committed updates that the rows contain."""
     blocks: tuple[int, ...]
+    """Numbers of the blocks held, ascending."""
     shared: SharedTable | None = None
-    """How a process of the shard's machine can read the rows by itself."""
+    """How a process of the shard's machine maps the rows; None if it cannot."""
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a shard says about itself."""
+    """A shard's description of itself."""
 
     shard: str
+    """Name under which placements know the shard."""
     incarnation: str
+    """Identifier of this start of its server."""
     rows_port: int
+    """Port of the rows door, on the host of the control door."""
     placement: Placement | None
+    """Placement in force; None before the first."""
     tables: Mapping[str, HeldTable]
+    """Tables held, by name."""
     node: str = ""
-    """What it runs on and is lost with; "" where nobody said."""
+    """Node that the shard runs on and would be lost with; empty if it is not known."""
 
 
 def spec_to_proto(spec: TableSpec) -> pb.TableSpec:
-    """The message of a table spec."""
+    """Return the message of a table spec."""
     return pb.TableSpec(**spec.to_json())
 
 
 def spec_from_proto(message: pb.TableSpec) -> TableSpec:
-    """The table spec of a message."""
+    """Return the table spec of a message.
+
+    Raises:
+        InvalidRequest: The message is not a possible table spec.
+    """
     with _reading("table spec"):
         return TableSpec(
             name=message.name,
@@ -69,7 +81,7 @@ def spec_from_proto(message: pb.TableSpec) -> TableSpec:
 
 
 def placement_to_proto(placement: Placement) -> pb.Placement:
-    """The message of a placement."""
+    """Return the message of a placement."""
     tables = [
         pb.TablePlacement(table=name, replicas=len(assigned), shards=assigned.astype("<u2").tobytes())
         for name, assigned in placement.tables.items()
@@ -79,7 +91,11 @@ def placement_to_proto(placement: Placement) -> pb.Placement:
 
 
 def placement_from_proto(message: pb.Placement) -> Placement:
-    """The placement of a message."""
+    """Return the placement of a message.
+
+    Raises:
+        InvalidRequest: The message is not a possible placement.
+    """
     with _reading("placement"):
         tables = {
             table.table: np.frombuffer(table.shards, "<u2").astype(np.uint16).reshape(table.replicas, -1)
@@ -90,7 +106,11 @@ def placement_from_proto(message: pb.Placement) -> Placement:
 
 
 def info_from_proto(reply: pb.DescribeReply) -> ShardInfo:
-    """What a Describe reply says."""
+    """Return the description in a Describe reply.
+
+    Raises:
+        InvalidRequest: A table spec or the placement is not possible.
+    """
     held = [
         HeldTable(spec_from_proto(table.spec), table.version, tuple(table.blocks), _shared_from_proto(table))
         for table in reply.tables
@@ -112,7 +132,7 @@ def _shared_from_proto(table: pb.HeldTable) -> SharedTable | None:
 
 
 def stats_to_proto(stats: ShardStats) -> pb.StatsReply:
-    """The message of a shard's counters."""
+    """Return the message of a shard's counters."""
     return pb.StatsReply(
         requests=stats.requests,
         refused=stats.refused,
@@ -133,7 +153,7 @@ def stats_to_proto(stats: ShardStats) -> pb.StatsReply:
 
 
 def stats_from_proto(reply: pb.StatsReply) -> ShardStats:
-    """The counters of a Stats reply."""
+    """Return the counters in a Stats reply."""
     return ShardStats(
         requests=reply.requests,
         expired=reply.expired,
@@ -145,7 +165,7 @@ def stats_from_proto(reply: pb.StatsReply) -> ShardStats:
         latency=_distribution_from_proto(reply.latency),
         stages={stage: _distribution_from_proto(spent) for stage, spent in reply.stages.items()},
         incarnation=reply.incarnation,
-        block_rows={one.table: dict(zip(one.blocks, one.rows, strict=True)) for one in reply.block_rows},
+        block_rows={table.table: dict(zip(table.blocks, table.rows, strict=True)) for table in reply.block_rows},
     )
 
 
@@ -158,13 +178,13 @@ def _distribution_from_proto(message: pb.Distribution) -> Distribution:
 
 
 def blocks_to_proto(entries: Mapping[int, BlockEntry]) -> Iterator[pb.BlockEntry]:
-    """The messages of written blocks."""
+    """Yield the messages of written blocks."""
     for block, entry in entries.items():
         yield pb.BlockEntry(block=block, file=entry.file, batch=entry.batch, rows=entry.rows, digest=entry.digest)
 
 
 def blocks_from_proto(messages: Iterable[pb.BlockEntry]) -> dict[int, BlockEntry]:
-    """The entries of written blocks, by block number."""
+    """Return the entries of written blocks, by block number."""
     return {m.block: BlockEntry(m.file, m.batch, m.rows, m.digest) for m in messages}
 
 

@@ -1,4 +1,4 @@
-"""What a shard reports: its counters, and what a preparation brought."""
+"""What a shard reports: its counters, and the result of preparing a placement."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ class ShardStats:
     """Counters of a shard since it was made; a snapshot of values, not a live view."""
 
     requests: int = 0
-    """Lookups answered with rows."""
+    """Requests answered with rows."""
     expired: int = 0
-    """Lookups dropped because their time was up before their turn came."""
+    """Requests dropped because their deadline had passed when they were read."""
     rows: int = 0
+    """Rows sent."""
     bytes: int = 0
+    """Bytes of the rows sent."""
     refused_by: Mapping[str, int] = field(default_factory=dict)
-    """Lookups answered with an error, by what the error is called on the wire."""
+    """Requests answered with an error, by the name of its status."""
     streams: int = 0
-    """Streams that clients hold open now."""
+    """Streams of rows open now."""
     started: float = 0.0
-    """When the shard was made, in Unix time."""
+    """Unix time at which the shard was made."""
     latency: Distribution = NO_SECONDS
     """Time from reading a request to having written its reply."""
     stages: Mapping[str, Distribution] = field(default_factory=dict)
-    """Time by stage: "queue", "locate", "gather", "write"."""
+    """Time by stage of a request: "queue", "locate", "gather", "write"."""
     incarnation: str = ""
-    """Of the server that answered; empty where no server was asked."""
+    """Incarnation of the server that answered; empty if the counters were read in its process."""
     block_rows: BlockRows = field(default_factory=dict)
-    """How often each block was asked for, where that was asked for."""
+    """Requested rows by table and block; empty unless block statistics were requested."""
 
     @property
     def refused(self) -> int:
-        """Lookups answered with an error."""
+        """Requests answered with an error."""
         return sum(self.refused_by.values())
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where a shard got the blocks of a placement from, over all tables."""
+    """Where a shard got the blocks of a placement from, counted over all tables."""
 
     kept: int = 0
-    """Blocks that it held already."""
+    """Blocks that it held before."""
     copied: int = 0
-    """Blocks that other shards gave."""
+    """Blocks copied from other shards."""
     loaded: int = 0
     """Blocks read from the snapshot."""
     bytes: int = 0

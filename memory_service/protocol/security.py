@@ -1,7 +1,7 @@
-"""Locks of both doors: TLS, mutual TLS and a token, for whoever opens a door and for whoever knocks.
+"""Security of both doors: TLS, mutual TLS and a bearer token, on the side of the shard and of the client.
 
-The default of both sides is plaintext without a token. A token alone keeps out who does not know it, yet travels in
-the clear; TLS hides it; mutual TLS turns strangers away before they can send a single message.
+The default of both sides is plaintext without a token. A token alone refuses clients that do not know it, yet travels
+in the clear; TLS encrypts it; mutual TLS refuses clients without a certificate before they can send a single message.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from pyarrow import flight
 
+from memory_service.protocol.addresses import bracketed, parse_address
 from memory_service.protocol.bearer_token import BearerToken, ControlGuard, ControlSender, RowsGuard, RowsSender
 
 _FILE_OF_SERVER = {
@@ -37,44 +38,65 @@ _Options = Sequence[tuple[str, Any]]
 
 @dataclass(frozen=True)
 class ServerSecurity:
-    """What a shard asks of those who knock. ValueError for files that are missing or do not fit together."""
+    """What a shard requires of its clients.
+
+    Raises:
+        ValueError: A file is missing or not PEM, or the files do not belong together.
+    """
 
     cert_file: Path | None = None
-    """PEM: the shard's certificate, with the intermediate ones after it. Given, both doors speak TLS only."""
+    """PEM file of the shard's certificate, followed by intermediate ones; with it, both doors speak only TLS."""
     key_file: Path | None = None
-    """PEM: the key of that certificate."""
+    """PEM file of the key of `cert_file`."""
     client_ca_file: Path | None = None
-    """PEM: who signs the certificates of clients. Given, clients must show one (mutual TLS)."""
+    """PEM file of the authority that signs certificates of clients; with it, clients need one (mutual TLS)."""
     token: BearerToken | None = None
-    """Given, every call needs it, except for the health check."""
+    """Token that every call must carry, except for health checks; None for no token."""
 
     def __post_init__(self) -> None:
         _check_pair(self.cert_file, self.key_file, "the shard")
         if self.client_ca_file and not self.cert_file:
             raise ValueError("client_ca_file: mutual TLS needs TLS, give cert_file and key_file too")
+        if self.client_ca_file:
+            _check_ca(self.client_ca_file)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> ServerSecurity:
-        """As ENGRAM_MEMORY_TLS_CERT, _TLS_KEY, _CLIENT_CA and _TOKEN_FILE or _TOKEN say."""
+        """Read ENGRAM_MEMORY_TLS_CERT, _TLS_KEY, _CLIENT_CA and _TOKEN_FILE or _TOKEN.
+
+        Raises:
+            ValueError: A file is missing or not PEM, or the files do not belong together.
+        """
         return cls(**_paths(_FILE_OF_SERVER, environ), token=_token(environ))
 
     def credentials(self) -> grpc.ServerCredentials | None:
-        """Of the control door; None for plaintext."""
+        """Return the credentials of the control door; None for plaintext."""
         if not self.cert_file:
             return None
         ca = _read(self.client_ca_file, "client CA") if self.client_ca_file else None
         return grpc.ssl_server_credentials([self._key_and_certificate()], ca, require_client_auth=ca is not None)
 
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return the TLS settings of an HTTPS server with the same requirements; None for plaintext."""
+        if not self.cert_file:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.cert_file, self.key_file, password="")
+        if self.client_ca_file:
+            context.load_verify_locations(self.client_ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
     def interceptors(self, open_services: Sequence[str]) -> list[grpc.ServerInterceptor]:
-        """Of the control door."""
+        """Return the interceptors of the control door; `open_services` need no token."""
         return [ControlGuard(self.token, open_services)] if self.token else []
 
     def flight_location(self, host: str, port: int) -> flight.Location:
-        """Where the rows door listens."""
-        return (flight.Location.for_grpc_tls if self.cert_file else flight.Location.for_grpc_tcp)(host, port)
+        """Return the location on which the rows door listens."""
+        return (flight.Location.for_grpc_tls if self.cert_file else flight.Location.for_grpc_tcp)(bracketed(host), port)
 
     def flight_options(self, middleware: Mapping[str, flight.ServerMiddlewareFactory]) -> dict[str, Any]:
-        """Of the rows door: keyword arguments of flight.FlightServerBase, other middleware included."""
+        """Return the keyword arguments of flight.FlightServerBase for the rows door, with further middleware."""
         options: dict[str, Any] = {"middleware": dict(middleware)}
         if self.cert_file:
             key, certificate = self._key_and_certificate()
@@ -91,20 +113,24 @@ class ServerSecurity:
 
 @dataclass(frozen=True)
 class ClientSecurity:
-    """Whom a client trusts and how it proves who it is. ValueError for files that are missing or do not fit together.
+    """Which shards a client trusts, and how it proves its own identity.
 
-    A shard that copies blocks from another one is a client too.
+    A shard that copies blocks from another shard is a client too.
+
+    Raises:
+        ValueError: A file is missing or not PEM, or the files do not belong together.
     """
 
     ca_file: Path | None = None
-    """PEM: who signs the certificates of shards. Given, the client speaks TLS only."""
+    """PEM file of the authority that signs certificates of shards; with it, the client speaks only TLS."""
     cert_file: Path | None = None
-    """PEM: the client's own certificate, for shards that ask for one."""
+    """PEM file of the client's own certificate, for shards that require one."""
     key_file: Path | None = None
-    """PEM: the key of that certificate."""
+    """PEM file of the key of `cert_file`."""
     token: BearerToken | None = None
+    """Token that the client sends with every call; None for no token."""
     server_name: str | None = None
-    """Name to look for in a shard's certificate instead of the host that was called."""
+    """Name to expect in a shard's certificate instead of the host that is called."""
 
     def __post_init__(self) -> None:
         _check_pair(self.cert_file, self.key_file, "the client")
@@ -115,12 +141,21 @@ class ClientSecurity:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> ClientSecurity:
-        """As ENGRAM_MEMORY_CA, _CERT, _KEY, _SERVER_NAME and _TOKEN_FILE or _TOKEN say."""
+        """Read ENGRAM_MEMORY_CA, _CERT, _KEY, _SERVER_NAME and _TOKEN_FILE or _TOKEN.
+
+        Raises:
+            ValueError: A file is missing or not PEM, or the files do not belong together.
+        """
         name = environ.get(_SERVER_NAME) or None
         return cls(**_paths(_FILE_OF_CLIENT, environ), token=_token(environ), server_name=name)
 
     def channel(self, address: str, options: _Options = ()) -> grpc.Channel:
-        """A channel to the control door at host:port."""
+        """Return a channel to the control door at HOST:PORT.
+
+        Raises:
+            InvalidRequest: The address is not valid.
+        """
+        address = str(parse_address(address, "memory address"))
         if self.ca_file:
             renamed = [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
             channel = grpc.secure_channel(address, self._credentials(), [*options, *renamed])
@@ -129,7 +164,7 @@ class ClientSecurity:
         return grpc.intercept_channel(channel, ControlSender(self.token)) if self.token else channel
 
     def flight_client(self, host: str, port: int, options: _Options = ()) -> flight.FlightClient:
-        """A client of the rows door."""
+        """Return a client of the rows door."""
         keywords: dict[str, Any] = {"generic_options": list(options)}
         if self.ca_file:
             keywords |= {"tls_root_certs": _read(self.ca_file, "CA"), "override_hostname": self.server_name}
@@ -138,10 +173,10 @@ class ClientSecurity:
         if self.token:
             keywords["middleware"] = [RowsSender(self.token)]
         location = flight.Location.for_grpc_tls if self.ca_file else flight.Location.for_grpc_tcp
-        return flight.FlightClient(location(host, port), **keywords)
+        return flight.FlightClient(location(bracketed(host), port), **keywords)
 
     def remedy(self, details: str) -> str:
-        """What to do about a connection that could not be made, from what gRPC says of it."""
+        """Return what to do about a failed connection, given gRPC's description of the failure."""
         if not self.ca_file:
             return "is it running, and without TLS? For one with TLS, set ENGRAM_MEMORY_CA"
         if "CERTIFICATE_VERIFY_FAILED" in details or "certificate verify failed" in details.lower():
@@ -163,7 +198,7 @@ def _paths(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, An
 
 
 def _token(environ: Mapping[str, str]) -> BearerToken | None:
-    """A file comes first: it can be replaced by a newer one without a look at the environment of every process."""
+    """Prefer the file: a token in it can be replaced without changing the environment of every process."""
     if path := environ.get(_TOKEN_FILE):
         return BearerToken.from_file(path)
     if secret := environ.get(_TOKEN, "").strip():

@@ -20,19 +20,19 @@ _SEQUENCE, _VERSION = 0, 1
 class Layout:
     """A sequence number, the table's version and `delta`, int64 [blocks]: the arena row of `row` is `row + delta`.
 
-    The sequence number is odd while any of it, or rows that it points to, are changed (a seqlock). Whoever reads rows
-    by it without the writer's knowledge reads the number before and after: only two equal, even ones vouch for them.
+    The sequence number is a seqlock: it is odd while the layout, or rows that it points to, are being changed. A reader
+    in another process reads the number before and after the rows; they are valid only if both are equal and even.
     """
 
     def __init__(self, memory: mmap.mmap, blocks: int) -> None:
         self._header = np.frombuffer(memory, np.int64, 2)
         self.delta: NDArray[np.int64] = np.frombuffer(memory, np.int64, blocks, HEADER_BYTES)
         self.fd: int | None = None
-        """Descriptor by which others can map it, None if it is not shared."""
+        """File descriptor by which other processes map the layout; None if it is not shared."""
 
     @classmethod
     def create(cls, blocks: int, shared: bool = False) -> Layout:
-        """Make one, for the only writer."""
+        """Make a layout in which no block is held, for its only writer."""
         fd = os.memfd_create("engram-layout") if shared and hasattr(os, "memfd_create") else None
         if fd is not None:
             os.ftruncate(fd, layout_bytes(blocks))
@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def version(self) -> int:
-        """Committed updates that the rows hold."""
+        """Committed updates that the rows contain."""
         return int(self._header[_VERSION])
 
     @version.setter
@@ -60,7 +60,7 @@ class Layout:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Tell readers that what they read meanwhile is not to be trusted. One writer at a time."""
+        """Mark what readers read meanwhile as invalid. One writer at a time."""
         self._header[_SEQUENCE] += 1
         try:
             yield
@@ -69,5 +69,5 @@ class Layout:
 
 
 def layout_bytes(blocks: int) -> int:
-    """Bytes of the layout of so many blocks."""
+    """Return the bytes of a layout of this many blocks."""
     return HEADER_BYTES + 8 * blocks

@@ -10,11 +10,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SharedTable:
-    """How another process of the machine finds a table of a shard: two descriptors of the shard's process."""
+    """The file descriptors, in the shard's process, of a table's arena and layout, and the inodes to expect there."""
 
     machine: str
-    """Boot id of the kernel."""
+    """Boot id of the kernel: another process can map the table only under the same kernel."""
     pid: int
+    """Process id of the shard."""
     arena_fd: int
     arena_inode: int
     layout_fd: int
@@ -22,7 +23,7 @@ class SharedTable:
 
 
 def share_table(arena_fd: int | None, layout_fd: int | None) -> SharedTable | None:
-    """What to tell others about a table of this process; None where it cannot be mapped."""
+    """Describe a table of this process to other processes; None if they cannot map it."""
     if arena_fd is None or layout_fd is None or not (machine := machine_id()):
         return None
     inodes = [os.fstat(fd).st_ino for fd in (arena_fd, layout_fd)]
@@ -30,7 +31,7 @@ def share_table(arena_fd: int | None, layout_fd: int | None) -> SharedTable | No
 
 
 def machine_id() -> str:
-    """Equal for processes of one running kernel, and empty where it does not say."""
+    """Return the kernel's boot id, equal for all processes under it; empty if the kernel has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

@@ -1,4 +1,4 @@
-"""One table for errors on the wire: error class, status of a lookup reply, gRPC code of the control door."""
+"""Errors on the wire, in one table: error class, status of a lookup reply, gRPC code of the control door."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from memory_service.errors import (
 )
 from protos import memory_pb2 as pb
 
-STATUS_KEY = "engram-status"  # trailing metadata that carries the status through the control door
+STATUS_KEY = "engram-status"
+"""Key of the trailing metadata that carries the status through the control door."""
 
 _ERRORS: dict[type[MemoryServiceError], tuple[pb.Status, grpc.StatusCode]] = {
     InvalidRequest: (pb.STATUS_INVALID_REQUEST, grpc.StatusCode.INVALID_ARGUMENT),
@@ -41,7 +42,7 @@ _CLASSES: dict[int, type[MemoryServiceError]] = {status: error for error, (statu
 
 
 def status_of(error: Exception) -> tuple[pb.Status, grpc.StatusCode]:
-    """What an error is called on the wire; whatever nobody raised on purpose is INTERNAL."""
+    """Return the status and gRPC code of an error; INTERNAL for an error that is not a MemoryServiceError."""
     for kind, named in _ERRORS.items():
         if isinstance(error, kind):
             return named
@@ -49,11 +50,11 @@ def status_of(error: Exception) -> tuple[pb.Status, grpc.StatusCode]:
 
 
 def reason_of(error: Exception) -> str:
-    """The status of an error in lower case, such as "row_out_of_range"."""
+    """Return the status of an error in lower case, such as "row_out_of_range"."""
     status, _ = status_of(error)
     return pb.Status.Name(status).removeprefix("STATUS_").lower()
 
 
 def error_of(status: int, message: str) -> MemoryServiceError:
-    """The error that a status stands for."""
+    """Return a new error of the class that a status stands for."""
     return _CLASSES.get(status, MemoryServiceError)(message)

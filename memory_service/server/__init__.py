@@ -1,1 +1,1 @@
-"""The server: a shard's two network doors, their limits and locks, and the process around them."""
+"""The server: a shard's network doors for control, rows and metrics, their limits, and the process around them."""

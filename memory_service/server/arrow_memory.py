@@ -1,8 +1,8 @@
-"""A bound on the memory that Arrow may take in a shard's process.
+"""A bound on the memory that Arrow allocates in a shard's process.
 
-Arrow Flight unpacks a compressed batch before anybody can look at it, a thousand times its size if the sender wants
-that. With the bound, unpacking too much fails, that stream ends, and the shard goes on. Rows are not concerned: tables
-and replies lie in memory of numpy's, and batches that are not compressed in gRPC's.
+Arrow Flight decompresses a batch before the shard sees it, to a thousand times its size if the sender means harm. With
+the bound, decompressing too much fails, that stream ends, and the shard goes on. Rows are not affected: numpy allocates
+tables and replies, and gRPC the batches that are not compressed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ LIMIT_BYTES = 1 << 30  # a row request of the largest size takes 8 MiB, a block 
 
 
 def bounded_environment() -> dict[str, str]:
-    """Variables that mimalloc, Arrow's allocator, reads when the library is loaded and never after."""
+    """Return the environment variables of mimalloc, Arrow's allocator, which reads them only while it is loaded."""
     return {"MIMALLOC_RESERVE_OS_MEMORY": f"{LIMIT_BYTES >> 10}KiB", "MIMALLOC_DISALLOW_OS_ALLOC": "1"}
 
 
 def restart_bounded() -> None:
-    """Start this process over as a bounded one, unless it is one already or its user chose the variables."""
+    """Start this process again with the bound, unless it has it or its user has set the variables."""
     if not os.environ.keys() & bounded_environment().keys():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | bounded_environment())

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import grpc
 
 from memory_service.errors import MemoryServiceError
+from memory_service.protocol.addresses import Address
 from memory_service.protocol.messages import (
     blocks_from_proto,
     blocks_to_proto,
@@ -23,23 +24,22 @@ from memory_service.protocol.messages import (
 )
 from memory_service.protocol.security import ServerSecurity
 from memory_service.protocol.status import STATUS_KEY, status_of
-from memory_service.server.decoding import DecodingGuard
+from memory_service.server.call_guard import CallGuard
 from memory_service.server.health import HEALTH, StandardServices
-from memory_service.server.limits import DoorLimits
+from memory_service.server.limits import Admission, DoorLimits
 from memory_service.shard.shard import Shard
 from memory_service.shard.table import ShardTable
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
 
 SERVICE = "engram.memory.v1.MemoryShard"
-_THREADS = 8
 
 _log = logging.getLogger(__name__)
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class ControlDoor:
-    """A gRPC server around a shard, listening once started."""
+    """The gRPC server of a shard, listening from construction on."""
 
     def __init__(
         self,
@@ -50,12 +50,15 @@ class ControlDoor:
         port: int,
         security: ServerSecurity,
         limits: DoorLimits,
+        admission: Admission,
     ) -> None:
         message_bytes = limits.control_message_bytes
         options = [("grpc.max_send_message_length", message_bytes), ("grpc.max_receive_message_length", message_bytes)]
+        guard = CallGuard(admission, limits.control_message_seconds)
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="control"),
-            interceptors=[*security.interceptors(open_services=[HEALTH]), DecodingGuard()],
+            # A thread for every admitted call, so that calls that take long or wait for a message delay no other.
+            futures.ThreadPoolExecutor(limits.control_calls, thread_name_prefix="control"),
+            interceptors=[*security.interceptors(open_services=[HEALTH]), guard],
             options=[("grpc.so_reuseport", 0), *options],
             maximum_concurrent_rpcs=limits.control_calls,
         )
@@ -66,21 +69,22 @@ class ControlDoor:
         shard.when_serving(lambda: self._standard.set_serving(True))
 
     def stop(self, grace_s: float) -> threading.Event:
-        """Refuse new calls at once; the event is set when those under way have ended, within `grace_s`."""
+        """Refuse new calls; the returned event is set once the calls under way have ended, within `grace_s`."""
         self._standard.leave()
         return self._server.stop(grace_s)
 
     def _bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+        address = str(Address(host, port))
         try:
             if credentials:
-                return self._server.add_secure_port(f"{host}:{port}", credentials)
-            return self._server.add_insecure_port(f"{host}:{port}")
+                return self._server.add_secure_port(address, credentials)
+            return self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {host}:{port}: choose a free port, or 0 for any ({error})") from error
+            raise OSError(f"cannot listen on {address}: choose a free port, or 0 for any ({error})") from error
 
 
 def _answering(method: _Method) -> _Method:
-    """Turn the errors of a method into gRPC codes."""
+    """Make a method answer errors with their gRPC codes."""
 
     @functools.wraps(method)
     def answer(self: _Servicer, request: Any, context: grpc.ServicerContext) -> Any:
@@ -98,7 +102,7 @@ def _answering(method: _Method) -> _Method:
 
 
 class _Servicer(memory_pb2_grpc.MemoryShardServicer):
-    """Each method: decode, ask the shard, encode."""
+    """The methods of memory.proto: each decodes, calls the shard and encodes."""
 
     def __init__(self, shard: Shard, incarnation: str, rows_port: int) -> None:
         self._shard = shard

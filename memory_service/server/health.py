@@ -1,7 +1,7 @@
-"""The standard health and reflection services of a control door, where their packages are installed.
+"""The standard health and reflection services of a control door, if their packages are installed.
 
-An image made for GPUs often has grpcio alone. A shard serves rows there all the same, and any probe of it finds no
-health service instead of a wrong answer.
+Images made for GPUs often have grpcio alone. A shard serves rows there too; a probe finds no health service, rather
+than a wrong answer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ HEALTH = "grpc.health.v1.Health"
 
 
 class StandardServices:
-    """Says on behalf of one service whether it serves, and which methods it has."""
+    """Reports whether a service is serving, and which methods it has."""
 
     def __init__(self, server: grpc.Server, service: str) -> None:
-        """Add both services to a server that has not started; nobody serves yet."""
+        """Add both services to a server that has not started; the status is "not serving" at first."""
         self._names = "", service
         self._health: Any = None
         if find_spec("grpc_health") and find_spec("grpc_reflection"):
@@ -34,7 +34,7 @@ class StandardServices:
         reflection.enable_server_reflection((self._names[1], HEALTH, reflection.SERVICE_NAME), server)
 
     def set_serving(self, serving: bool) -> None:
-        """Tell those who ask whether the service serves."""
+        """Set the status that health checks return."""
         if self._health is None:
             return
         from grpc_health.v1.health_pb2 import HealthCheckResponse
@@ -43,6 +43,6 @@ class StandardServices:
             self._health.set(name, HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING)
 
     def leave(self) -> None:
-        """Tell them that it ends, whatever is set afterwards."""
+        """Set the status to "not serving" for good."""
         if self._health is not None:
             self._health.enter_graceful_shutdown()

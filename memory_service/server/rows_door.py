@@ -20,12 +20,14 @@ from memory_service.errors import (
     MemoryServiceError,
     RequestTooLarge,
     ShardUnavailable,
+    UnknownTable,
 )
 from memory_service.memory import require_table
+from memory_service.protocol.flight_errors import to_flight
 from memory_service.protocol.flight_paths import LOOKUP
 from memory_service.protocol.security import ServerSecurity
 from memory_service.protocol.status import status_of
-from memory_service.server.limits import Admission, DoorLimits, Visitor, client_of
+from memory_service.server.limits import Admission, Visitor, client_of
 from memory_service.shard.block_copy import give_blocks
 from memory_service.shard.shard import Shard
 from memory_service.shard.table import ShardTable
@@ -38,13 +40,13 @@ _log = logging.getLogger(__name__)
 
 
 class RowsDoor(flight.FlightServerBase):
-    """A Flight server around a shard, listening from construction on."""
+    """The Flight server of a shard, listening from construction on."""
 
-    def __init__(self, shard: Shard, host: str, port: int, security: ServerSecurity, limits: DoorLimits) -> None:
+    def __init__(self, shard: Shard, host: str, port: int, security: ServerSecurity, admission: Admission) -> None:
         options = security.flight_options(middleware={"methods": _OnlyRows()})
         super().__init__(security.flight_location(host, port), **options)
         self._shard = shard
-        self._admission = Admission(shard.name, limits)
+        self._admission = admission
         self._lock = threading.Lock()
         self._streams: set[_Stream] = set()
         self._stopping = False
@@ -56,14 +58,14 @@ class RowsDoor(flight.FlightServerBase):
         reader: flight.MetadataRecordBatchReader,
         writer: flight.MetadataRecordBatchWriter,
     ) -> None:
-        """Answer the lookups of one client in one table until it goes away."""
-        with _without_traceback(), self._admission.stream(client_of(context)) as visitor:
+        """Answer one client's lookups in one table until it ends the stream."""
+        with _without_traceback(), self._admission.stream(_client_of(context)) as visitor:
             stream = _Stream(self._shard, _table_of(descriptor), reader, writer, visitor)
             with self._known(stream), self._shard.counters.stream():
                 stream.serve()
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.GeneratorStream:
-        """Give whole blocks to another shard."""
+        """Send whole blocks to another shard."""
         with _without_traceback():
             wanted = pb.BlocksTicket.FromString(ticket.ticket)
             table = require_table(self._shard.tables, wanted.table)
@@ -72,13 +74,16 @@ class RowsDoor(flight.FlightServerBase):
             if len(wanted.blocks) > table.spec.blocks:
                 raise RequestTooLarge(f"{len(wanted.blocks)} blocks of table {wanted.table!r}: it has fewer")
         return flight.GeneratorStream(
-            row_schema(table.spec.row_bytes), self._giving(client_of(context), table, wanted.blocks)
+            row_schema(table.spec.row_bytes), self._giving(_client_of(context), table, wanted.blocks)
         )
 
     def stop(self, grace_s: float) -> bool:
-        """Ask every client to leave and stop listening; whether all had left after `grace_s`.
+        """Stop listening, and ask every client to end its streams.
 
-        Flight cannot break off a stream whose client does not react, so this waits in a thread of its own.
+        Flight cannot cancel a stream whose client does not react, so its shutdown waits in a thread of its own.
+
+        Returns:
+            Whether all streams have ended within `grace_s`.
         """
         with self._lock:
             self._stopping = True
@@ -98,10 +103,10 @@ class RowsDoor(flight.FlightServerBase):
 
     @contextmanager
     def _known(self, stream: _Stream) -> Iterator[None]:
-        """Have `stop` take leave of a stream while it lasts."""
+        """Register a stream, for as long as it lasts, to be ended by `stop`."""
         with self._lock:
             if self._stopping:
-                raise flight.FlightUnavailableError(f"{self._shard.name} is stopping")
+                raise ShardUnavailable(f"{self._shard.name} is stopping")
             self._streams.add(stream)
         try:
             yield
@@ -112,26 +117,30 @@ class RowsDoor(flight.FlightServerBase):
 
 @contextmanager
 def _without_traceback() -> Iterator[None]:
-    """Flight tells the client the traceback of any error but its own, and keeps a kilobyte of each for ever."""
+    """Raise errors as Flight's own, since it sends the traceback of any other to the client."""
     try:
         yield
     except flight.FlightError:
         raise
     except Exception as error:
-        raise flight.FlightServerError(f"{error!s:.1000}") from error
+        raise to_flight(error) from error
+
+
+def _client_of(context: flight.ServerCallContext) -> str:
+    return client_of(context.peer(), context.peer_identity())
 
 
 class _OnlyRows(flight.ServerMiddlewareFactory):
-    """Refuses the methods that a shard does not have; Flight's own refusals come with a traceback."""
+    """Refuses Flight's other methods; Flight itself would do so with a traceback."""
 
     def start_call(self, info: flight.CallInfo, headers: object) -> None:
         """See flight.ServerMiddlewareFactory."""
         if info.method not in (flight.FlightMethod.DO_EXCHANGE, flight.FlightMethod.DO_GET):
-            raise flight.FlightServerError(f"a shard has no method {info.method.name} at its rows door")
+            raise to_flight(InvalidRequest(f"a shard has no method {info.method.name} at its rows door"))
 
 
 class _Stream:
-    """One client's lookups in one table. Replies in order; an error is a reply, not the end of the stream."""
+    """One client's lookups in one table. Replies come in the order of the requests, and errors are replies."""
 
     def __init__(
         self,
@@ -152,7 +161,7 @@ class _Stream:
         self._leaving = False
         self._queue = QueueClock()
         if table not in shard.tables:
-            raise flight.FlightServerError(f"{shard.name} has no table {table!r:.200}")
+            raise UnknownTable(f"{shard.name} has no table {table!r:.200}")
         self._schema = row_schema(shard.tables[table].spec.row_bytes)
         self._no_rows = np.empty((0, shard.tables[table].spec.row_bytes), np.uint8)
 
@@ -171,13 +180,13 @@ class _Stream:
                 self._counters.took(time.perf_counter() - read)
         finally:
             with self._write_lock:
-                self._open = False  # Flight frees the writer when this returns: say_goodbye must not touch it any more
+                self._open = False  # Flight frees the writer when this returns, so say_goodbye must not use it
 
     def say_goodbye(self) -> None:
-        """Tell the client that this shard is stopping, so that it leaves once it has its answers."""
+        """Tell the client that this shard is stopping, so that it ends the stream once it has its replies."""
         self._leaving = True
         status, _ = status_of(ShardUnavailable(""))
-        with suppress(pa.ArrowException, OSError):  # gone already
+        with suppress(pa.ArrowException, OSError):  # the client has left already
             self._write(self._no_rows, pb.LookupReply(status=status, message=f"{self._shard.name} is stopping"))
 
     def _next(self) -> flight.FlightStreamChunk | None:
@@ -213,7 +222,7 @@ class _Stream:
         return self._counters.spent("write", time.perf_counter() - start)
 
     def _bytes_of(self, ids: NDArray[np.int64]) -> int:
-        """What a request and its reply take."""
+        """Bytes of a request and its reply."""
         return ids.nbytes + len(ids) * self._no_rows.shape[1]
 
     def _write(self, rows: NDArray[np.uint8], reply: pb.LookupReply) -> None:
@@ -223,16 +232,16 @@ class _Stream:
 
 
 class QueueClock:
-    """How long requests waited to be read, without comparing the clocks of two machines.
+    """Measures how long requests waited to be read, without comparing the clocks of two machines.
 
-    The least difference between arrival and sending seen so far stands for a request that did not wait.
+    The smallest difference between arrival and sending so far is taken for a request that did not wait.
     """
 
     def __init__(self) -> None:
         self._least: int | None = None
 
     def waited_us(self, sent_us: int, now_us: int) -> int:
-        """Microseconds by which this request took longer than the quickest one."""
+        """Return the microseconds by which this request took longer than the fastest so far."""
         delay = now_us - sent_us
         self._least = delay if self._least is None else min(self._least, delay)
         return delay - self._least
@@ -241,7 +250,7 @@ class QueueClock:
 def _table_of(descriptor: flight.FlightDescriptor) -> str:
     path = descriptor.path or []
     if len(path) != 2 or path[0] != LOOKUP:
-        raise flight.FlightServerError(f"descriptor path must be ['lookup', TABLE], got {path!r:.200}")
+        raise InvalidRequest(f"descriptor path must be ['lookup', TABLE], got {path!r:.200}")
     return path[1].decode(errors="replace")
 
 

@@ -1,15 +1,16 @@
-"""A shard with its two doors open."""
+"""The server of a shard: its control door and its rows door."""
 
 from __future__ import annotations
 
-import socket
 import threading
 import uuid
 from types import TracebackType
 
+from memory_service.protocol.addresses import Address, check_host, check_port, public_host
 from memory_service.protocol.security import ServerSecurity
 from memory_service.server.control_door import ControlDoor
-from memory_service.server.limits import DoorLimits
+from memory_service.server.limits import Admission, DoorLimits
+from memory_service.server.listening import check_free
 from memory_service.server.rows_door import RowsDoor
 from memory_service.shard.shard import Shard
 
@@ -17,9 +18,10 @@ DEFAULT_GRACE_S = 5.0
 
 
 class ShardServer:
-    """Serves a shard on two ports, 0 meaning any free one. OSError if a port is taken.
+    """Serves a shard at its control door and its rows door.
 
-    The shard may be loaded and activated before or after the start; until then lookups and the health check say so.
+    The shard may be loaded and activated before or after the start; until then, lookups are refused and the health
+    check reports "not serving".
     """
 
     def __init__(
@@ -30,11 +32,27 @@ class ShardServer:
         rows_port: int = 0,
         security: ServerSecurity | None = None,
         limits: DoorLimits | None = None,
+        advertise: str | None = None,
     ) -> None:
+        """Check the arguments; `start` listens.
+
+        Args:
+            shard: The shard to serve.
+            host: Address or name of this machine to listen on; 0.0.0.0 and :: are all of its addresses.
+            port: Port of the control door; 0 for any free one.
+            rows_port: Port of the rows door; 0 for any free one.
+            security: TLS and token of both doors; None for plaintext without a token.
+            limits: What clients may have under way; None for the defaults.
+            advertise: Host by which clients reach this shard; None if they reach it by `host`.
+
+        Raises:
+            ValueError: A host or port is not valid, or clients cannot reach the shard by it.
+        """
         self.shard = shard
         self.incarnation = uuid.uuid4().hex
-        self._host = host
-        self._ports = port, rows_port
+        self._host = check_host(host)
+        self._advertised = public_host(host, advertise)
+        self._ports = check_port(port), check_port(rows_port, "rows_port")
         self._security = security or ServerSecurity()
         self._limits = limits or DoorLimits()
         self._stopped = threading.Event()
@@ -42,13 +60,19 @@ class ShardServer:
         self._rows: RowsDoor | None = None
 
     def start(self) -> ShardServer:
-        """Open both doors."""
+        """Open both doors.
+
+        Raises:
+            OSError: A port is taken, or the host is no address of this machine.
+        """
         port, rows_port = self._ports
-        _check_free(self._host, rows_port)
-        self._rows = RowsDoor(self.shard, self._host, rows_port, self._security, self._limits)
+        for taken in self._ports:
+            check_free(self._host, taken)
+        admission = Admission(self.shard.name, self._limits)
+        self._rows = RowsDoor(self.shard, self._host, rows_port, self._security, admission)
         try:
             self._control = ControlDoor(
-                self.shard, self.incarnation, self._rows.port, self._host, port, self._security, self._limits
+                self.shard, self.incarnation, self._rows.port, self._host, port, self._security, self._limits, admission
             )
         except OSError:
             self._rows.stop(DEFAULT_GRACE_S)
@@ -57,9 +81,13 @@ class ShardServer:
 
     @property
     def address(self) -> str:
-        """host:port of the control door."""
-        assert self._control is not None, "start() comes first"
-        return f"{self._host}:{self._control.port}"
+        """HOST:PORT by which clients reach the control door."""
+        return str(Address(self._advertised, self._listening().port))
+
+    @property
+    def listens_on(self) -> str:
+        """HOST:PORT on which the control door listens."""
+        return str(Address(self._host, self._listening().port))
 
     @property
     def rows_port(self) -> int:
@@ -68,13 +96,14 @@ class ShardServer:
         return self._rows.port
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Block until stopped; False if `timeout_s` passed first."""
+        """Block until the server is stopped; return False if `timeout_s` passed first."""
         return self._stopped.wait(timeout_s)
 
     def stop(self, grace_s: float = DEFAULT_GRACE_S) -> bool:
-        """Close both doors, giving calls under way `grace_s` seconds.
+        """Close both doors, after at most `grace_s` seconds for the calls under way.
 
-        False if a client that does not react still holds a stream open; its port is closed all the same.
+        Returns:
+            False if a client that does not react still holds a stream open; the port is closed nevertheless.
         """
         ended = self._control.stop(grace_s) if self._control else None
         clean = self._rows.stop(grace_s) if self._rows else True
@@ -83,6 +112,10 @@ class ShardServer:
         self._stopped.set()
         return clean
 
+    def _listening(self) -> ControlDoor:
+        assert self._control is not None, "start() comes first"
+        return self._control
+
     def __enter__(self) -> ShardServer:
         return self if self._control else self.start()
 
@@ -90,15 +123,3 @@ class ShardServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def _check_free(host: str, port: int) -> None:
-    """Flight would share a taken port with its owner (SO_REUSEPORT), and does not say why it cannot listen."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OSError(
-                f"cannot listen on {host}:{port}: choose an address of this machine and a free port or 0 ({error})"
-            ) from error

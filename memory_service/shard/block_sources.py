@@ -14,6 +14,7 @@ from memory_service.control.client import ControlClient
 from memory_service.errors import MemoryServiceError, OutOfMemory, ShardUnavailable, SnapshotError
 from memory_service.placement.assignment import NOBODY
 from memory_service.placement.placement import Placement, ShardAddress
+from memory_service.protocol.addresses import parse_address
 from memory_service.protocol.messages import HeldTable, ShardInfo
 from memory_service.protocol.security import ClientSecurity
 from memory_service.shard.block_copy import take_blocks
@@ -142,7 +143,7 @@ class _Peer:
         if (difference := _difference(table, held.spec, held.version)) is not None:
             raise MemoryServiceError(f"table {table.spec.name!r}: {difference}")
         if self._client is None:
-            host = self.shard.address.rpartition(":")[0]
+            host = parse_address(self.shard.address).host
             self._client = ClientSecurity.from_environment().flight_client(host, info.rows_port)
         yield from take_blocks(self._client, table.spec, table.version, blocks)
 

@@ -92,7 +92,7 @@ PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
         (["memory", "describe", "127.0.0.1:1"], ["127.0.0.1:1"]),
         (["memory", "describe", "memory", "--address", "127.0.0.1:1"], ["--address", "127.0.0.1:1"]),
         (["memory", "serve", "--snapshot", "{jobs}"], ["snapshot", "{jobs}", "manifest.json"]),
-        (["memory", "serve", "--snapshot", "{tiny}/memory", "--shard-index", "1"], ["shard_index"]),
+        (["memory", "serve", "--snapshot", "{tiny}/memory", "--shard-index", "1"], ["--shard-index"]),
         (["memory", "serve", "--snapshot", "{tiny}/memory", "--peers", "a:1,b:2"], ["--port"]),
         (["memory", "start", "--snapshot", "{tiny}/memory", "--shards", "0"], ["--shards", "0", "at least 1"]),
         ([*START, "--replicas", "3"], ["--replicas", "3 copies", "2 shards", "more --shards"]),

@@ -120,6 +120,16 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+@pytest.fixture(scope="session")
+def ipv6() -> str:
+    """The loopback host of IPv6; tests of it are skipped where this machine has none."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return "::1"
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6 loopback: {error}")
+
+
 @pytest.fixture
 def cluster(snapshot: Path, spec: TableSpec, stack: ExitStack) -> Cluster:
     return Cluster(snapshot, [spec], stack)
@@ -154,7 +164,9 @@ class Processes:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         source = () if "--join" in options else ("--snapshot", str(self._snapshot))
-        command = [sys.executable, "-m", "memory_service.server.process", *source, *options]
+        return self.run([sys.executable, "-m", "memory_service.server.process", *source, *options])
+
+    def run(self, command: list[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         self.running.append(process)
         self._stack.callback(_end, process)
@@ -176,6 +188,11 @@ class Processes:
 @pytest.fixture
 def processes(snapshot: Path, stack: ExitStack) -> Processes:
     return Processes(snapshot, stack)
+
+
+@pytest.fixture
+def free_port() -> int:
+    return _free_ports(1)[0]
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -40,7 +40,7 @@ def shards(tmp_path):
         yield servers
 
 
-def test_json_says_it_all(shards, capsys):
+def test_the_json_report_holds_what_every_shard_says(shards, capsys):
     assert main(["memory", "describe", shards[0].address, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["epoch"] == 4
@@ -61,7 +61,7 @@ def test_json_says_it_all(shards, capsys):
     assert busy["stages"]["gather"]["count"] == busy["served"]["lookups"]
 
 
-def test_text_is_aligned(shards):
+def test_the_columns_of_the_text_report_are_aligned(shards):
     head, _, table_head, table, _, shard_head, *lines = MemoryReport.of(shards[0].address).to_text().splitlines()
     assert head == "epoch 4, 2 shards, 1 table"
     assert table.split() == ["engram.1", "100", "16", "B", "fp32", "7", "16", "2", "3", SPEC.fingerprint[:12]]
@@ -75,7 +75,7 @@ def test_text_is_aligned(shards):
         assert line[columns["refused"] :].startswith(f"{refused} ")
 
 
-def test_a_shard_that_is_gone_is_said_to_be(shards):
+def test_a_shard_that_is_gone_is_reported_as_gone(shards):
     shards[1].stop()
     report = MemoryReport.of(shards[0].address)
     gone = report.to_json()["shards"][1]
@@ -92,3 +92,20 @@ def test_rows_a_second_are_those_of_the_moment(shards, monkeypatch):
     shards[1].stop()  # so that every row comes from the other
     assert MemoryReport.of(shards[0].address).to_json()["shards"][0]["rows_per_s"] > 0
     client.close()
+
+
+def test_a_memory_is_described_over_ipv6(tmp_path, capsys):
+    try:
+        server = ShardServer(Shard("shard-0"), "::1").start()
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6 loopback: {error}")
+    with server:
+        packed = np.zeros((SPEC.rows, SPEC.row_bytes), np.uint8)
+        write_snapshot(tmp_path / "memory", {SPEC: packed})
+        placement = Placement.build(1, [ShardAddress("shard-0", server.address)], [SPEC])
+        server.shard.prepare(placement, snapshot_uri=tmp_path / "memory")
+        server.shard.activate(placement)
+        assert main(["memory", "describe", server.address]) == 0
+        assert f"shard-0  {server.address}" in capsys.readouterr().out
+        assert main(["memory", "describe", server.address.replace("[", "").replace("]", "")]) == 2
+        assert f"has an IPv6 host without brackets; write {server.address}" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_quantiles_are_right_within_a_bucket() -> None:
         assert bounds[bucket - 1] <= histogram.value.quantile(share) <= bounds[bucket]
 
 
-def test_quantiles_at_the_edges() -> None:
+def test_quantiles_of_none_and_beyond_the_last_bound() -> None:
     assert NO_SECONDS.quantile(0.5) is None
     histogram = Histogram()
     histogram.observe(SECONDS_BOUNDS[3])

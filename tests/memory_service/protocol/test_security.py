@@ -216,6 +216,19 @@ def test_a_certificate_for_another_name_is_accepted_when_told(serve, papers: Pap
     np.testing.assert_array_equal(rows, packed[:50])
 
 
+def test_certificates_for_ipv6_addresses_are_checked_at_both_doors(
+    cluster, papers: Papers, packed: np.ndarray, ipv6: str
+) -> None:
+    security = ServerSecurity(**papers.issue(ipv6), client_ca_file=papers.ca, token=TOKEN)
+    server = cluster.add(ShardServer(Shard("shard-0"), ipv6, security=security).start())
+    cluster.activate(1)
+    assert server.address.startswith("[::1]:")
+    client = ClientSecurity(papers.ca, **papers.issue("worker-9"), token=TOKEN)
+    np.testing.assert_array_equal(looked_up(server.address, client), packed[:50])
+    with pytest.raises(Unauthenticated):
+        looked_up(server.address, replace(client, token=None))
+
+
 def test_clients_find_their_keys_in_the_environment(
     serve, papers: Papers, packed: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +275,7 @@ def test_what_does_not_fit_together_is_refused(papers: Papers, tmp_path: Path) -
         (lambda: ServerSecurity(cert_file=one["cert_file"]), "the shard has no key_file"),
         (lambda: ServerSecurity(key_file=one["key_file"]), "the shard has no cert_file"),
         (lambda: ServerSecurity(client_ca_file=papers.ca), "give cert_file and key_file"),
+        (lambda: ServerSecurity(**one, client_ca_file=text), "text is no PEM file"),
         (lambda: ServerSecurity(one["cert_file"], other["key_file"]), r"one\.pem and key .*other\.key do not fit"),
         (lambda: ServerSecurity(tmp_path / "none", one["key_file"]), "none: No such file"),
         (lambda: ClientSecurity(**one), "give ca_file too"),

@@ -28,8 +28,9 @@ from memory_service import (
 from memory_service.control.client import ControlClient
 from memory_service.protocol.messages import placement_from_proto, placement_to_proto
 from memory_service.protocol.reports import Prepared
+from memory_service.server.config import ServeConfig
 from memory_service.server.control_door import SERVICE
-from memory_service.server.process import ServeConfig, start
+from memory_service.server.process import start
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
 from protos import memory_pb2 as pb
@@ -105,7 +106,9 @@ def test_errors_come_back_as_what_they_were(
         control.snapshot(snapshot / "manifest.json", "engram.1", "x-", [0], {})
 
 
-def test_codes(channel: grpc.Channel, server: ShardServer, snapshot: Path, spec: TableSpec) -> None:
+def test_each_error_is_answered_with_its_grpc_code(
+    channel: grpc.Channel, server: ShardServer, snapshot: Path, spec: TableSpec
+) -> None:
     stub = memory_pb2_grpc.MemoryShardStub(channel)
     good = placement_to_proto(placement_of(server, spec, 5))
     wrong = pb.Placement(epoch=6, shards=good.shards, tables=[pb.TablePlacement(table="engram.1", shards=b"xyz")])
@@ -184,7 +187,7 @@ def test_stop_ends_wait_and_may_be_repeated() -> None:
     assert server.stop()
 
 
-def test_placement_needs_matching_shapes(server: ShardServer, spec: TableSpec) -> None:
+def test_a_placement_of_the_wrong_length_is_refused(server: ShardServer, spec: TableSpec) -> None:
     message = placement_to_proto(placement_of(server, spec))
     message.tables[0].shards = message.tables[0].shards[:-1]
     with pytest.raises(InvalidRequest, match="not a placement"):
