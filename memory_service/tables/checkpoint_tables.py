@@ -8,22 +8,25 @@ Names may begin with `model.`. With a model.safetensors.index.json, only the fil
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service.tables.checks import shorten
 from memory_service.tables.rows import FP8_GROUP, RowFormat
-from memory_service.tables.safetensors_file import StoredTensor, locate, read_header
+from memory_service.tables.safetensors_file import MAX_HEADER_BYTES, StoredTensor, locate, read_header
 from memory_service.tables.spec import TableSpec
+from memory_service.tables.strict_json import parse_json
 
 INDEX = "model.safetensors.index.json"
-_TENSOR = re.compile(r"(?:model\.)?layers\.(\d+)\.engram\.embed\.(weight|scale)")
+_TENSOR = re.compile(r"(?:model\.)?layers\.([0-9]{1,9})\.engram\.embed\.(weight|scale)")
+_FILE = re.compile(r"(?!\.)[^/\\\0-\x1f\ud800-\udfff]+\.safetensors")
 _ROW_FORMATS = {"F8_E4M3": RowFormat.FP8_E4M3_UE8M0, "BF16": RowFormat.BF16, "F32": RowFormat.FP32}
 _SCALE_DTYPE = "F8_E8M0"
 
@@ -143,13 +146,35 @@ def _files(directory: Path) -> dict[Path, set[str]]:
             raise ValueError(f"{directory}: no *.safetensors file there; give the directory of a checkpoint")
         return found
     promised: dict[Path, set[str]] = {}
-    try:
-        for name, file in json.loads(index.read_bytes())["weight_map"].items():
-            if _TENSOR.fullmatch(name):
-                promised.setdefault(directory / file, set()).add(name)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index}: no index of safetensors files ({error!r}); copy it again") from error
+    for name, file in _weight_map(index).items():
+        if _TENSOR.fullmatch(name):
+            promised.setdefault(directory / _inside(index, name, file), set()).add(name)
     return promised
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    """File by tensor, as an index says it."""
+    with index.open("rb") as file:
+        content = file.read(MAX_HEADER_BYTES + 1)
+    try:
+        if len(content) > MAX_HEADER_BYTES:
+            raise ValueError(f"it is larger than {MAX_HEADER_BYTES} bytes")
+        weight_map = parse_json(content)["weight_map"]
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"weight_map={shorten(weight_map)} is no object")
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{index}: no index of safetensors files ({error!r}); copy it again") from error
+    return weight_map
+
+
+def _inside(index: Path, name: str, file: Any) -> str:
+    """The file of a tensor; ValueError unless it lies in the directory of the index."""
+    if not isinstance(file, str) or not _FILE.fullmatch(file):
+        raise ValueError(
+            f"{index}: no index of safetensors files: it names {shorten(file)} for tensor {name}, which is no "
+            "*.safetensors file beside it; copy the checkpoint again, all files in one directory"
+        )
+    return file
 
 
 def _tensors_of(path: Path, expected: set[str]) -> list[StoredTensor]:

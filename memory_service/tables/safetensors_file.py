@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -12,8 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service.tables.checks import Check, check_fields, shorten, text, wholes
+from memory_service.tables.strict_json import parse_json
+
+_NO_HEADER = "the header is truncated, or this is no safetensors file; copy it again"
 _LENGTH_BYTES = 8  # little-endian, before the header
-_MAX_HEADER = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 100_000_000
+"""Of JSON, the format's own limit."""
+_ENTRY: Mapping[str, Check] = {
+    "dtype": text(r"[A-Z0-9_]+", "name a type of safetensors"),
+    "shape": wholes(0, 2**63 - 1),
+    "data_offsets": wholes(0, 2**63 - 1),
+}
 _ITEM_BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "BF16": 2, "F32": 4}
 
 
@@ -54,13 +64,13 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        text = file.read(length) if length <= _MAX_HEADER else b""
+        content = file.read(length) if length <= MAX_HEADER_BYTES else b""
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        header = None
-    if len(text) != length or not isinstance(header, dict):
-        raise ValueError(f"{path}: the header is truncated, or this is no safetensors file; copy it again")
+        header = parse_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {_NO_HEADER} ({error})") from error
+    if len(content) != length or not isinstance(header, dict):
+        raise ValueError(f"{path}: {_NO_HEADER}")
     header.pop("__metadata__", None)
     return header, _LENGTH_BYTES + length
 
@@ -71,13 +81,10 @@ def locate(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     ValueError for a dtype that no table has, a shape that is not [rows, width], or data that is not all there.
     """
     try:
-        dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
-        begin, end = map(int, entry["data_offsets"])
-        valid = 0 <= begin <= end and min(shape, default=0) >= 0
-    except (LookupError, TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise _error(path, name, f"its header entry {entry!r} is damaged; copy the file again")
+        dtype, shape, (begin, end) = check_fields("entry", entry, _ENTRY).values()
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"its header entry {shorten(entry)} is damaged ({error}); copy the file again"
+        raise _error(path, name, what) from error
     if dtype not in _ITEM_BYTES:
         raise _error(path, name, f"dtype {dtype} is not supported; tables are one of {', '.join(_ITEM_BYTES)}")
     if len(shape) != 2 or 0 in shape:
