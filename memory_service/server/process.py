@@ -20,7 +20,7 @@ from memory_service.protocol.security import ServerSecurity
 from memory_service.server.arrow_memory import restart_bounded
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard, ShardConfig
-from memory_service.snapshots.manifest import split_pin
+from memory_service.snapshots.names import split_pin
 from memory_service.snapshots.snapshot import Snapshot, generations, load_newest
 from memory_service.snapshots.store import open_store
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from memory_service.shard.table import ShardTable
 from memory_service.snapshots.manifest import BlockEntry
 from memory_service.snapshots.store import open_store
 from memory_service.snapshots.writer import write_blocks
+from memory_service.tables.spec import TableSpec
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,12 @@ class Shard:
     ) -> tuple[int, dict[int, BlockEntry]]:
         """Write those of some blocks that differ from `base`; the table's version and the entries of them all.
 
-        RowOutOfRange if a block is not held.
+        RowOutOfRange if a block is not held. InvalidRequest for a prefix that would lead out of the table's folder.
         """
         held = self._table(table)
         rows = ((block, held.copy_block(block)) for block in blocks)
-        return held.version, write_blocks(open_store(uri), held.spec, rows, f"{prefix}{self.name}-", base)
+        prefix = f"{prefix}{quote(self.name, safe=' ')}-"
+        return held.version, write_blocks(open_store(uri), held.spec, rows, prefix, base)
 
     def stats(self) -> ShardStats:
         """Counters since construction."""
@@ -204,13 +207,8 @@ class Shard:
 
     def _prepare_table(self, name: str, placement: Placement, sources: Sources) -> Prepared:
         table = self._tables.get(name) or self._add_table(name, placement, sources)
-        assigned, spec = placement.assigned(name), table.spec
-        if assigned.shape[1] != spec.blocks:
-            raise InvalidRequest(
-                f"the placement has {assigned.shape[1]} blocks of table {name!r}, the table {spec.blocks}: "
-                "build it from the specs of what is served"
-            )
-        mine = placement.blocks_of(name, self.name)
+        _check_blocks(table.spec, placement)
+        spec, mine = table.spec, placement.blocks_of(name, self.name)
         missing = np.setdiff1d(mine, table.blocks)
         copied = sources.copy(table, missing, lambda: self._check_intended(placement))
         loaded = sources.load(table, np.setdiff1d(missing, table.blocks), lambda: self._check_intended(placement))
@@ -219,6 +217,7 @@ class Shard:
 
     def _add_table(self, name: str, placement: Placement, sources: Sources) -> ShardTable:
         spec, version = sources.describe(name)
+        _check_blocks(spec, placement)  # before anything is allocated: of a placement, no more blocks fit one message
         table = ShardTable(spec, version, self.config.share_memory)
         with self._changing:
             self._check_intended(placement)
@@ -297,3 +296,12 @@ class Shard:
         self.counters.answered(held.spec.name, len(rows), out.nbytes)
         self.block_load.count(held.spec, rows)
         return out
+
+
+def _check_blocks(spec: TableSpec, placement: Placement) -> None:
+    blocks = placement.assigned(spec.name).shape[1]
+    if blocks != spec.blocks:
+        raise InvalidRequest(
+            f"the placement has {blocks} blocks of table {spec.name!r}, the table {spec.blocks}: "
+            "build it from the specs of what is served"
+        )

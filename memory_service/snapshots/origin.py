@@ -6,7 +6,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from memory_service.snapshots.manifest import split_pin
+from memory_service.snapshots.names import split_pin
 from memory_service.snapshots.snapshot import Snapshot, generations, inspect
 from memory_service.snapshots.store import open_store
 from memory_service.tables.spec import TableSpec, canonical_json

@@ -13,23 +13,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from memory_service.errors import InvalidRequest, SnapshotError, UnknownTable
-from memory_service.snapshots.manifest import (
-    BlockEntry,
-    TableEntry,
-    generation_of_manifest,
-    manifest_name,
-    parse_manifest,
-    pin,
-    split_pin,
-)
-from memory_service.snapshots.store import Store, open_store
-from memory_service.tables.arrow_rows import view_rows
+from memory_service.errors import SnapshotError, UnknownTable
+from memory_service.snapshots.block_file import BlockFile
+from memory_service.snapshots.manifest import MAX_BYTES, BlockEntry, TableEntry, damaged_manifest, parse_manifest
+from memory_service.snapshots.names import generation_of_manifest, manifest_name, pin, split_pin
+from memory_service.snapshots.store import Store, StoredFile, open_store
 from memory_service.tables.spec import TableSpec
+
+Checked = dict[tuple[BlockEntry, int], str | None]
+"""What is wrong with each block that was read, None if nothing, by its entry and the bytes of a row."""
 
 _log = logging.getLogger(__name__)
 _Loaded = TypeVar("_Loaded")
@@ -70,7 +65,7 @@ class Snapshot:
     @classmethod
     def _newest(cls, store: Store, deep: bool) -> Snapshot:
         damage: list[str] = []
-        checked: dict[BlockEntry, str | None] = {}
+        checked: Checked = {}
         for generation in reversed(generations(store)):
             snapshot, found = inspect(store, generation, checked if deep else None)
             if snapshot is not None and not found:
@@ -121,39 +116,36 @@ class Snapshot:
             yield from self._read_file(entry, file, by_file[file])
 
     def missing_files(self) -> list[str]:
-        """A sentence for each file that is not there or not of the size that it was written with."""
-        sentences = []
+        """A sentence for each file that is not there, or cannot be what was written by its size."""
+        found = []
         for name, table in self.tables.items():
-            stored = self._store.files(name, recursive=True)
+            stored = self._store.files(name)
             for file in table.files:
-                wanted = table.file_bytes.get(file)
-                if file not in stored:
-                    sentences.append(self._about(f"file {file} of table {name!r} is missing"))
-                elif wanted is not None and stored[file].size != wanted:
-                    size = stored[file].size
-                    sentences.append(self._about(f"file {file} of table {name!r} has {size} bytes, not {wanted}"))
-        return sentences
+                if what := _damage_of_file(stored.get(file), table.file_bytes.get(file), table.needed_bytes[file]):
+                    found.append(self._about(f"file {file} of table {name!r} {what}"))
+        return found
 
-    def damaged_blocks(self, checked: dict[BlockEntry, str | None]) -> list[str]:
+    def damaged_blocks(self, checked: Checked) -> list[str]:
         """Read every block that `checked` does not know yet, and put there what is wrong with it; the sentences."""
         for table in self.tables.values():
             by_file: dict[str, list[int]] = {}
             for block, entry in enumerate(table.blocks):
-                if entry not in checked:
+                if (entry, table.spec.row_bytes) not in checked:
                     by_file.setdefault(entry.file, []).append(block)
             for blocks in by_file.values():
                 self._check_file(table, blocks, checked)
-        found = [checked[entry] for table in self.tables.values() for entry in table.blocks]
+        found = [checked[entry, table.spec.row_bytes] for table in self.tables.values() for entry in table.blocks]
         return [sentence for sentence in found if sentence is not None]
 
-    def _check_file(self, table: TableEntry, blocks: list[int], checked: dict[BlockEntry, str | None]) -> None:
+    def _check_file(self, table: TableEntry, blocks: list[int], checked: Checked) -> None:
+        row_bytes = table.spec.row_bytes
         try:
             for block, _ in self.read_blocks(table.spec.name, blocks):
-                checked[table.blocks[block]] = None
+                checked[table.blocks[block], row_bytes] = None
         except SnapshotError:  # one is damaged: read those left one by one, to name each
             for block in blocks:
-                if table.blocks[block] not in checked:
-                    checked[table.blocks[block]] = self._damage_of(table, block)
+                if (table.blocks[block], row_bytes) not in checked:
+                    checked[table.blocks[block], row_bytes] = self._damage_of(table, block)
 
     def _damage_of(self, table: TableEntry, block: int) -> str | None:
         try:
@@ -164,23 +156,26 @@ class Snapshot:
         return None
 
     def _read_file(self, table: TableEntry, file: str, blocks: list[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        most = max(table.blocks[block].rows for block in blocks)
+        buffer = np.empty((most, table.spec.row_bytes), np.uint8)
         with self._store.reading(file) as source:
             try:
-                reader = pa.ipc.open_file(source)
-            except (OSError, pa.ArrowException) as error:
+                stored = BlockFile(source)
+            except (OSError, ValueError) as error:
                 raise self._damaged(table, file, blocks[0], f"the file is truncated or damaged ({error})") from error
             for block in blocks:
-                yield block, self._checked(table, reader, block)
+                rows = buffer[: table.blocks[block].rows]
+                self._read_block(table, stored, block, rows)
+                yield block, rows
 
-    def _checked(self, table: TableEntry, reader: pa.ipc.RecordBatchFileReader, block: int) -> NDArray[np.uint8]:
+    def _read_block(self, table: TableEntry, stored: BlockFile, block: int, rows: NDArray[np.uint8]) -> None:
         entry = table.blocks[block]
         try:
-            rows = view_rows(reader.get_batch(entry.batch), table.spec.row_bytes)
-        except (OSError, ValueError, IndexError, pa.ArrowException, InvalidRequest) as error:
+            stored.read(entry.batch, rows)
+        except (OSError, ValueError) as error:
             raise self._damaged(table, entry.file, block, f"the block cannot be read ({error})") from error
-        if len(rows) != entry.rows or xxhash.xxh3_128_hexdigest(rows.data) != entry.digest:
+        if xxhash.xxh3_128_hexdigest(rows.data) != entry.digest:
             raise self._damaged(table, entry.file, block, "the checksum does not match")
-        return rows
 
     def _damaged(self, table: TableEntry, file: str, block: int, what: str) -> SnapshotError:
         return SnapshotError(self._about(f"file {file}, table {table.spec.name!r}, block {block}: {what}"))
@@ -213,9 +208,7 @@ def generations(store: Store) -> list[int]:
     return sorted(number for name in store.files() if (number := generation_of_manifest(name)) is not None)
 
 
-def inspect(
-    store: Store, generation: int, checked: dict[BlockEntry, str | None] | None = None
-) -> tuple[Snapshot | None, list[str]]:
+def inspect(store: Store, generation: int, checked: Checked | None = None) -> tuple[Snapshot | None, list[str]]:
     """One generation, if its manifest can be read, and what is wrong with it, a sentence each.
 
     Its files are only looked for, unless `checked` is given: then its blocks are read, and `checked` remembers them
@@ -224,12 +217,29 @@ def inspect(
     name = manifest_name(generation)
     try:
         with store.reading(name) as source:
-            tables = parse_manifest(source.read(), store.uri, name)
+            size = source.seek(0, 2)
+            if size > MAX_BYTES:
+                raise damaged_manifest(store.uri, name, f"it has {size} bytes, more than {MAX_BYTES}")
+            source.seek(0)
+            tables = parse_manifest(source.read(size), store.uri, name)
     except SnapshotError as error:
         return None, [str(error)]
     snapshot = Snapshot(store, generation, tables)
     damage = snapshot.missing_files()
     return snapshot, damage if damage or checked is None else snapshot.damaged_blocks(checked)
+
+
+def _damage_of_file(stored: StoredFile | None, written_bytes: int | None, needed_bytes: int) -> str:
+    """What is wrong with a file, as far as a listing shows it; empty if nothing."""
+    if stored is None:
+        return "is missing"
+    if not stored.regular:
+        return "is no regular file"
+    if written_bytes is not None and stored.size != written_bytes:
+        return f"has {stored.size} bytes, not {written_bytes}"
+    if stored.size < needed_bytes:
+        return f"has {stored.size} bytes, its blocks have {needed_bytes}"
+    return ""
 
 
 def _no_manifest(store: Store) -> str:

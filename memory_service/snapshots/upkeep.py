@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from memory_service.errors import SnapshotError
-from memory_service.snapshots.manifest import (
-    BlockEntry,
-    generation_of_file,
-    manifest_name,
-    prefix_of_file,
-    split_pin,
-)
-from memory_service.snapshots.snapshot import Snapshot, generations, inspect
+from memory_service.snapshots.names import generation_of_file, manifest_name, prefix_of_file, split_pin
+from memory_service.snapshots.ownership import is_own
+from memory_service.snapshots.snapshot import Checked, Snapshot, generations, inspect
 from memory_service.snapshots.store import Store, open_store
+
+_log = logging.getLogger(__name__)
 
 UNDER_WAY_S = 3600.0
 """Files of a generation not sealed yet stay while any of them is younger: its writer may be alive."""
@@ -43,7 +41,7 @@ def verify(uri: str | Path) -> list[GenerationReport]:
     numbers = generations(store)
     if not numbers:
         Snapshot.open(store.uri)  # says what is missing
-    checked: dict[BlockEntry, str | None] = {}
+    checked: Checked = {}
     return [_report(number, *inspect(store, number, checked)) for number in numbers]
 
 
@@ -81,21 +79,25 @@ def prune(uri: str | Path, keep: int) -> list[str]:
     if not whole:
         raise SnapshotError(f"snapshot {store.uri}: no generation is whole, so nothing is deleted: verify it")
     oldest = whole[-keep:][0]
-    doomed = [manifest_name(number) for number in numbers if number < oldest]
-    kept = {number: found[number][0] for number in numbers if number >= oldest}
-    doomed += _unused_files(
-        store, kept, {name for snapshot, _ in found.values() if snapshot for name in snapshot.tables}
-    )
+    root = store.files()
+    old = [n for n in numbers if n < oldest and is_own(store, name := manifest_name(n), root[name])]
+    kept = {n: snapshot for n, (snapshot, _) in found.items() if n >= oldest or (snapshot and n not in old)}
+    named = {file for n in old if (snapshot := found[n][0]) for file in _files_of(snapshot)}
+    folders = {table for snapshot, _ in found.values() if snapshot for table in snapshot.tables}
+    doomed = [*map(manifest_name, old), *_unused_files(store, kept, named, folders)]
     for path in doomed:  # manifests first: an interruption leaves files without a manifest, never the reverse
         store.delete(path)
     return doomed
 
 
-def _unused_files(store: Store, kept: Mapping[int, Snapshot | None], folders: Iterable[str]) -> list[str]:
-    """Files that no kept manifest names or can come to name; `kept` has None for a manifest that cannot be read."""
-    used = {
-        file for snapshot in kept.values() if snapshot for table in snapshot.tables.values() for file in table.files
-    }
+def _unused_files(
+    store: Store, kept: Mapping[int, Snapshot | None], named: Collection[str], folders: Iterable[str]
+) -> list[str]:
+    """Files of this snapshot that no kept manifest names or can come to name.
+
+    `kept` has None for a manifest that cannot be read; `named` are the files of manifests that are not kept.
+    """
+    used = {file for snapshot in kept.values() if snapshot for file in _files_of(snapshot)}
     unreadable = max((number for number, snapshot in kept.items() if snapshot is None), default=-1)
     stored = {path: file for folder in folders for path, file in store.files(folder).items() if path not in used}
     stored |= {path: file for path, file in store.files().items() if prefix_of_file(path)}
@@ -105,7 +107,17 @@ def _unused_files(store: Store, kept: Mapping[int, Snapshot | None], folders: It
         generation = generation_of_file(path)
         return unreadable < generation <= max(kept) or (generation > max(kept) and prefix_of_file(path) not in alive)
 
-    return sorted(filter(is_dead, stored))
+    def may_go(path: str) -> bool:
+        own = is_own(store, path, stored[path], path in named)
+        if not own and (path in named or prefix_of_file(path)):
+            _log.warning("snapshot %s: %s is left alone: it is a link, or not what was written there", store.uri, path)
+        return own
+
+    return [path for path in sorted(filter(is_dead, stored)) if may_go(path)]
+
+
+def _files_of(snapshot: Snapshot) -> Iterator[str]:
+    return (file for table in snapshot.tables.values() for file in table.files)
 
 
 def _report(generation: int, snapshot: Snapshot | None, damage: list[str]) -> GenerationReport:

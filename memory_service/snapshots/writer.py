@@ -16,23 +16,22 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
 from memory_service.errors import SnapshotError
-from memory_service.snapshots.manifest import (
-    BlockEntry,
-    TableEntry,
+from memory_service.snapshots.block_file import write_batches
+from memory_service.snapshots.manifest import BlockEntry, TableEntry, check_names, render_manifest
+from memory_service.snapshots.names import (
+    block_path,
     file_prefix,
     manifest_name,
     prefix_of_file,
-    render_manifest,
     split_pin,
+    unsealed_manifest,
 )
 from memory_service.snapshots.snapshot import Snapshot, generations
 from memory_service.snapshots.store import Store, open_store
-from memory_service.tables.arrow_rows import row_schema, wrap_rows
 from memory_service.tables.spec import TableSpec
 
 FILE_BYTES = 256 << 20
@@ -77,6 +76,7 @@ class NewGeneration:
     """
 
     def __init__(self, uri: str | Path, specs: Sequence[TableSpec], full: bool = False) -> None:
+        check_names(spec.name for spec in specs)
         self.store = open_store(_directory(uri))
         numbers = generations(self.store)
         self.generation = numbers[-1] + 1 if numbers else 0
@@ -103,7 +103,7 @@ class NewGeneration:
         if self._newest:
             _check_versions(self._newest, tables)
         sealed = [TableEntry(table.spec, table.version, table.blocks, self._sizes(table)) for table in tables]
-        name, temporary = manifest_name(self.generation), f"{self.prefix}manifest.tmp"
+        name, temporary = manifest_name(self.generation), unsealed_manifest(self.prefix)
         self.store.create_whole(name, render_manifest(sealed), temporary)
         return Snapshot(self.store, self.generation, {table.spec.name: table for table in sealed})
 
@@ -121,12 +121,12 @@ class NewGeneration:
         if self.generation in generations(self.store):  # sealed, by this writer or another
             return
         for folder in self._folders:
-            for path in self.store.files(folder):
-                if prefix_of_file(path) == self.prefix:
+            for path, file in self.store.files(folder).items():
+                if file.own and prefix_of_file(path) == self.prefix:
                     self.store.delete(path)
 
     def _sizes(self, table: TableEntry) -> dict[str, int]:
-        stored = self.store.files(table.spec.name, recursive=True)
+        stored = self.store.files(table.spec.name)
         if gone := [file for file in table.files if file not in stored]:
             raise SnapshotError(f"snapshot {self.store.uri}: {gone[0]} was deleted meanwhile: write the snapshot again")
         return {file: stored[file].size for file in table.files}
@@ -150,7 +150,7 @@ def write_blocks(
         first = next(changed, None)
         if first is None:
             break
-        path = f"{spec.name}/{prefix}{number:05d}.arrow"
+        path = block_path(spec.name, prefix, number)
         _write_file(store, spec, path, chain([first], islice(changed, per_file - 1)), entries)
     return entries
 
@@ -170,11 +170,13 @@ def _changed(
 def _write_file(
     store: Store, spec: TableSpec, path: str, changed: Iterable[Changed], entries: dict[int, BlockEntry]
 ) -> None:
-    schema = row_schema(spec.row_bytes)
-    with store.writing(path) as sink, pa.ipc.new_file(sink, schema) as writer:
+    def batches() -> Iterator[NDArray[np.uint8]]:
         for batch, (block, rows, digest) in enumerate(changed):
-            writer.write_batch(wrap_rows(rows, schema))
             entries[block] = BlockEntry(path, batch, len(rows), digest)
+            yield rows
+
+    with store.writing(path) as sink:
+        write_batches(sink, path, spec.row_bytes, batches())
 
 
 def _blocks_of(spec: TableSpec, source: Source) -> Iterator[NDArray[np.uint8]]:

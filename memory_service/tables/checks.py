@@ -90,7 +90,7 @@ def check_fields(owner: str, values: Mapping[str, Any], checks: Mapping[str, Che
     """The fields that `checks` names, each in its proper type.
 
     Raises:
-        ValueError: a field is refused; the message begins with `owner`.
+        ValueError: a field is refused; the message begins with `owner`, if there is one.
     """
     checked = {}
     for field, check in checks.items():
@@ -103,7 +103,7 @@ def check_fields(owner: str, values: Mapping[str, Any], checks: Mapping[str, Che
 
 def refusal(owner: str, field: str, value: Any, remedy: str) -> ValueError:
     """The error for a field with an impossible value."""
-    return ValueError(f"{owner}: {field}={shorten(value)} is not possible: {remedy}")
+    return ValueError(f"{owner}{': ' if owner else ''}{field}={shorten(value)} is not possible: {remedy}")
 
 
 def check_keys(owner: str, values: Any, known: Collection[str]) -> Mapping[str, Any]:

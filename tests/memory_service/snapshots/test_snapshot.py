@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -10,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import memory_service.snapshots.writer as writer_module
 from memory_service import LocalMemory, RowFormat, Snapshot, SnapshotError, TableSpec, UnknownTable, write_snapshot
-from memory_service.tables.spec import canonical_json
+
+from .series import reseal
 
 MakeSpec = Callable[..., TableSpec]
 MakePacked = Callable[..., np.ndarray]
@@ -204,13 +203,6 @@ def test_any_flipped_bit_in_the_manifest_is_named(snapshot: Path, where: float, 
             Snapshot.open(snapshot)
     finally:
         flip_bit(path, offset, bit)
-
-
-def reseal(path: Path, change: Callable[[dict], None]) -> None:
-    document = json.loads(path.read_bytes())
-    change(document["body"])
-    body = canonical_json(document["body"])
-    path.write_bytes(b'{"body":%b,"checksum":"%b"}\n' % (body, xxhash.xxh3_128_hexdigest(body).encode()))
 
 
 def test_another_format_version_is_named(snapshot: Path) -> None:

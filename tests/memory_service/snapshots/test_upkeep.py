@@ -10,8 +10,9 @@ from memory_service import Snapshot, SnapshotError
 from memory_service.snapshots.snapshot import generations
 from memory_service.snapshots.store import open_store
 from memory_service.snapshots.upkeep import UNDER_WAY_S, prune, verify
+from memory_service.snapshots.writer import write_blocks
 
-from .series import CHANGING, SPEC, check_whole, files_of, flip_bit_of_block, manifest_of, write_generation
+from .series import CHANGING, SPEC, check_whole, files_of, flip_bit_of_block, manifest_of, rows_of, write_generation
 
 
 @pytest.fixture
@@ -22,11 +23,13 @@ def series(tmp_path: Path) -> Path:
 
 
 def leftover(series: Path, generation: int, age_s: float) -> list[Path]:
-    """What a writer that was killed as it sealed leaves behind."""
+    """What a writer that was killed as it sealed leaves behind: the half of each file."""
     prefix = f"{generation:06d}-0a1b2c3d-"
+    write_blocks(open_store(series), SPEC, [(0, rows_of(9, 0))], prefix, {})
     paths = [series / SPEC.name / f"{prefix}00000.arrow", series / f"{prefix}manifest.tmp"]
+    paths[1].write_bytes(manifest_of(series, 3).read_bytes())
     for path in paths:
-        path.write_bytes(b"half")
+        os.truncate(path, path.stat().st_size // 2)
         os.utime(path, (time.time() - age_s,) * 2)
     return paths
 
