@@ -17,12 +17,11 @@ from memory_service.metrics.catalogue import (
     SHARD_START,
     SHARD_STREAMS,
 )
-from memory_service.metrics.metrics import Metrics, Sample, Value
+from memory_service.metrics.metrics import Metrics, Sample
 from memory_service.protocol.reports import ShardStats
 from memory_service.protocol.status import reason_of
 
 STAGES = ("queue", "locate", "gather", "write")
-_BY_TABLE = (SHARD_LOOKUPS, SHARD_ROWS, SHARD_BYTES)
 
 
 class ShardCounters:
@@ -31,7 +30,7 @@ class ShardCounters:
     def __init__(self) -> None:
         self._metrics = Metrics()
         self._started = time.time()
-        self._tables: dict[str, tuple[Value, ...]] = {}
+        self._answered = self._metrics.family(SHARD_LOOKUPS, SHARD_ROWS, SHARD_BYTES)
         self._expired = self._metrics.counter(SHARD_EXPIRED)
         self._streams = self._metrics.gauge(SHARD_STREAMS)
         self._latency = self._metrics.histogram(SHARD_LOOKUP_SECONDS)
@@ -39,11 +38,7 @@ class ShardCounters:
 
     def answered(self, table: str, rows: int, size: int) -> None:
         """One lookup ended in so many rows and bytes."""
-        counters = self._tables.get(table)
-        if counters is None:
-            counters = self._tables[table] = tuple(self._metrics.counter(metric, table) for metric in _BY_TABLE)
-        for counter, number in zip(counters, (1, rows, size), strict=True):
-            counter.add(number)
+        self._answered.add(table, 1, rows, size)
 
     def refused(self, error: Exception) -> None:
         """One lookup ended in an error."""
