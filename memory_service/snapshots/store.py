@@ -18,8 +18,6 @@ from pyarrow import fs
 
 from memory_service.errors import SnapshotError
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
 
 @dataclass(frozen=True)
 class StoredFile:
@@ -227,7 +225,7 @@ class LocalStore(Store):
         folder = os.path.dirname(path)
         if create:
             _make_directory(self._base)
-        with _opened(self._base, _FOLDER) as root:
+        with _opened(self._base) as root:
             if not folder:
                 yield root
                 return
@@ -237,7 +235,7 @@ class LocalStore(Store):
                 raise OSError(
                     errno.ELOOP, f"{folder} is a symbolic link: put a folder of the snapshot's own in its place"
                 )
-            with _opened(folder, _FOLDER | os.O_NOFOLLOW, root) as descriptor:
+            with _opened(folder, root) as descriptor:
                 yield descriptor
 
     def _at(self, path: str) -> str:
@@ -278,8 +276,10 @@ def _stored(entry: os.DirEntry[str], linked: bool) -> StoredFile:
 
 
 @contextlib.contextmanager
-def _opened(path: str, flags: int, folder: int | None = None) -> Iterator[int]:
-    descriptor = os.open(path, flags, dir_fd=folder)
+def _opened(path: str, parent: int | None = None) -> Iterator[int]:
+    """A descriptor of a folder; in a `parent`, of one that is no link."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if parent is not None else 0)
+    descriptor = os.open(path, flags, dir_fd=parent)
     try:
         yield descriptor
     finally:
@@ -300,5 +300,5 @@ def _make_directory(path: str) -> None:
         return
     _make_directory(os.path.dirname(path))
     os.makedirs(path, exist_ok=True)
-    with _opened(os.path.dirname(path), _FOLDER) as parent:
+    with _opened(os.path.dirname(path)) as parent:
         os.fsync(parent)

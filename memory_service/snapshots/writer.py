@@ -25,6 +25,7 @@ from memory_service.snapshots.manifest import BlockEntry, TableEntry, check_name
 from memory_service.snapshots.names import (
     block_path,
     file_prefix,
+    generation_of_manifest,
     manifest_name,
     prefix_of_file,
     split_pin,
@@ -80,6 +81,11 @@ class NewGeneration:
         self.store = open_store(_directory(uri))
         numbers = generations(self.store)
         self.generation = numbers[-1] + 1 if numbers else 0
+        if generation_of_manifest(manifest_name(self.generation)) is None:
+            raise SnapshotError(
+                f"snapshot {self.store.uri}: no number is left after {manifest_name(numbers[-1])}: remove that file if "
+                "it is damaged, or choose another directory"
+            )
         self.prefix = file_prefix(self.generation, uuid.uuid4().hex[:8])
         self._folders = [spec.name for spec in specs]
         newest = _newest(self.store) if numbers else None

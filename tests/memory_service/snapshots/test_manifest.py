@@ -237,6 +237,13 @@ def test_a_manifest_too_large_to_be_read_is_not_written(tmp_path: Path, monkeypa
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_after_the_last_number_no_generation_is_written(series: Path) -> None:
+    (series / f"manifest-{'9' * 18}.json").write_bytes(b"precious")
+    with pytest.raises(SnapshotError, match=rf"no number is left after manifest-{'9' * 18}\.json: remove that file"):
+        write_generation(series, 2)
+    check_whole(Snapshot.open(series))
+
+
 @pytest.mark.parametrize("names", [("engram.1", "Engram.1"), ("manifest.json",), ("manifest-000001.json",)])
 def test_tables_that_cannot_have_a_folder_each_are_not_written(tmp_path: Path, names: tuple[str, ...]) -> None:
     tables = {replace(SPEC, name=name): random_blocks(SPEC) for name in names}
