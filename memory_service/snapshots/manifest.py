@@ -1,7 +1,7 @@
-"""The manifest of one generation of a snapshot: where each block lies, sealed by a checksum.
+"""The manifest of one generation: where each block is stored, sealed by a checksum.
 
-Whoever can write a file can seal it too, so the seal shows damage only: every value is checked by itself before
-anything is done with it.
+The checksum reveals accidental damage only, since anyone who can write the file can seal it. So every value is checked
+on its own before it is used.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from memory_service.tables.strict_json import parse_json
 
 FORMAT_VERSION = 2
 MAX_BYTES = 128 << 20
-"""Of a manifest: two and a half million blocks."""
-_READABLE = (1, FORMAT_VERSION)  # version 1 does not list the sizes of files
+"""Largest manifest that is read or written: about two and a half million blocks."""
+_READABLE = (1, FORMAT_VERSION)  # version 1 lists no file sizes
 _SEAL = b'{"body":%b,"checksum":"%b"}\n'
 _BEFORE, _AFTER = len(b'{"body":'), len(b',"checksum":""}\n') + 32  # bytes around the body
 _BEGINS = b'{"body":{"tables":['
@@ -40,16 +40,20 @@ _FILE_FIELDS: Mapping[str, Check] = {"file": _BLOCK_FIELDS["file"], "bytes": who
 
 @dataclass(frozen=True)
 class BlockEntry:
-    """Where one block of a table is stored. Raises ValueError for a field that cannot be right."""
+    """Where one block of a table is stored.
+
+    Raises:
+        ValueError: a field has the wrong type or is out of bounds.
+    """
 
     file: str
-    """Path below the snapshot directory."""
+    """Path of the block file below the snapshot's directory."""
     batch: int
-    """Index of the record batch in that file."""
+    """Index of the block's record batch in the file."""
     rows: int
-    """Rows of the block."""
+    """Number of rows in the block."""
     digest: str
-    """xxh3_128 of the block's bytes, 32 hex digits."""
+    """xxh3_128 checksum of the block's bytes, 32 hex digits."""
 
     def __post_init__(self) -> None:
         check_fields("", vars(self), _BLOCK_FIELDS)
@@ -57,15 +61,19 @@ class BlockEntry:
 
 @dataclass(frozen=True)
 class TableEntry:
-    """One table of a snapshot. Raises ValueError for blocks that cannot be those of the table."""
+    """One table of a snapshot.
+
+    Raises:
+        ValueError: the version or the blocks do not fit the table, or two blocks share a record batch.
+    """
 
     spec: TableSpec
     version: int
-    """Committed updates that the rows hold."""
+    """Number of committed updates contained in the rows."""
     blocks: tuple[BlockEntry, ...]
-    """By block number, all of them."""
+    """Entries of all blocks, by block number."""
     file_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Size of each file; empty where the manifest is of format version 1."""
+    """Size of each file in bytes; empty if the manifest has format version 1."""
 
     def __post_init__(self) -> None:
         check_fields(self._owner, {"version": self.version}, {"version": _TABLE_FIELDS["version"]})
@@ -82,12 +90,12 @@ class TableEntry:
             if not file.startswith(f"{self.spec.name}/"):
                 raise ValueError(f"{self._owner} cannot have the file {file!r}: it lies outside the table's folder")
         if same := _same_but_for_case(self.files):
-            raise ValueError(f"{self._owner} has the files {same}, which not every system can tell apart")
+            raise ValueError(f"{self._owner} has the files {same}, which some systems cannot tell apart")
         places = Counter((entry.file, entry.batch) for entry in self.blocks)
         (file, batch), blocks = max(places.items(), key=lambda item: item[1])
         if blocks > 1:
             raise ValueError(
-                f"{self._owner} has {blocks} blocks in batch={batch} of {file}: each has a batch of its own"
+                f"{self._owner} has {blocks} blocks in batch={batch} of {file}: each needs a batch of its own"
             )
 
     @property
@@ -96,7 +104,7 @@ class TableEntry:
 
     @cached_property
     def needed_bytes(self) -> Mapping[str, int]:
-        """By file, in order of their names: bytes of the rows in it, which are not compressed."""
+        """Bytes of the rows in each file, which is at least that large; in the order of the file names."""
         rows: Counter[str] = Counter()
         for entry in self.blocks:
             rows[entry.file] += entry.rows
@@ -104,27 +112,31 @@ class TableEntry:
 
     @property
     def files(self) -> list[str]:
-        """The files that hold its blocks."""
+        """The block files of the table, in the order of their names."""
         return list(self.needed_bytes)
 
 
 def check_names(tables: Iterable[str]) -> None:
-    """Raise ValueError unless each table of a snapshot can have a folder of its own there."""
+    """Check that every table of a snapshot can have its own folder.
+
+    Raises:
+        ValueError: two names differ at most in case, or one is the name of a manifest.
+    """
     names = list(tables)
     if same := _same_but_for_case(names):
         raise ValueError(
-            f"the tables {same} would have one folder, at least where case is not kept: give them other names"
+            f"the tables {same} would share a folder on systems that ignore case: give them different names"
         )
     for name in names:
         if generation_of_manifest(name) is not None:
-            raise ValueError(f"table {name!r} would have the place of a manifest: give it another name")
+            raise ValueError(f"table {name!r} has the name of a manifest: give it another name")
 
 
 def render_manifest(tables: Sequence[TableEntry]) -> bytes:
-    """The bytes of a manifest.
+    """Content of a manifest.
 
     Raises:
-        SnapshotError: they are more than MAX_BYTES.
+        SnapshotError: it would exceed MAX_BYTES.
     """
     body = {"tables": [_table_to_json(table) for table in tables], "version": FORMAT_VERSION}
     content = _sealed(canonical_json(body))
@@ -134,11 +146,19 @@ def render_manifest(tables: Sequence[TableEntry]) -> bytes:
 
 
 def parse_manifest(content: bytes, uri: str, name: str) -> dict[str, TableEntry]:
-    """The tables by name.
+    """Parse and check a manifest.
+
+    Args:
+        content: bytes of the file.
+        uri: URI of the snapshot, for messages.
+        name: file name of the manifest, for messages.
+
+    Returns:
+        The tables by name.
 
     Raises:
-        SnapshotError: the manifest is damaged, is of another format version, or says what cannot be; the message names
-            the table, the field and its value.
+        SnapshotError: the manifest is damaged, has another format version or contains an impossible value; the message
+            names table, field, value and remedy.
     """
     try:
         body = parse_json(_unsealed(content))
@@ -157,12 +177,12 @@ def parse_manifest(content: bytes, uri: str, name: str) -> dict[str, TableEntry]
 
 
 def damaged_manifest(uri: str, name: str, what: str) -> SnapshotError:
-    """The error for a manifest that cannot be used."""
+    """Error for a manifest that cannot be used because of `what`."""
     return SnapshotError(f"snapshot {uri}: {name} is damaged, {what}. Restore it from a copy")
 
 
 def may_be_manifest(head: bytes) -> bool:
-    """Whether a file that begins like this can be a manifest, or a part of one, that this package wrote."""
+    """Whether a file with this beginning can be a manifest that this package wrote, or the first part of one."""
     return head[: len(_BEGINS)] == _BEGINS[: len(head)]
 
 
@@ -171,7 +191,7 @@ def _sealed(body: bytes) -> bytes:
 
 
 def _unsealed(content: bytes) -> bytes:
-    """The body of a manifest, of which nothing is parsed before its checksum matches."""
+    """The body of a manifest, before it is parsed; ValueError if its checksum does not match."""
     body = content[_BEFORE:-_AFTER]
     if _sealed(body) != content:
         raise ValueError("its checksum does not match")
@@ -179,7 +199,7 @@ def _unsealed(content: bytes) -> bytes:
 
 
 def _same_but_for_case(names: Iterable[str]) -> list[str]:
-    """Names, if any, that are one name where upper and lower case are not told apart."""
+    """The first group of names that are equal if case is ignored; empty if there is none."""
     by_name: dict[str, list[str]] = {}
     for name in names:
         by_name.setdefault(name.casefold(), []).append(name)
@@ -205,7 +225,7 @@ def _table_from_json(values: Any, version: int) -> TableEntry:
 
 
 def _files_from_json(owner: str, listed: list[Any], sized: bool) -> dict[str, int]:
-    """Size by file, 0 where the format does not list it."""
+    """Size of each listed file; 0 if the format does not list sizes."""
     file_bytes: dict[str, int] = {}
     for number, item in enumerate(listed):
         file, size = _parts(f"{owner} file {number}", item if sized else [item, 0], _FILE_FIELDS)
@@ -219,7 +239,7 @@ def _files_from_json(owner: str, listed: list[Any], sized: bool) -> dict[str, in
 def _block_from_json(owner: str, block: int, files: Sequence[str], item: Any) -> BlockEntry:
     index, batch, rows, digest = _parts(f"{owner} block {block}", item, _BLOCK_FIELDS)
     if type(index) is not int or not 0 <= index < len(files):
-        raise refusal(f"{owner} block {block}", "file", index, f"use the place, from 0, of one of {len(files)} files")
+        raise refusal(f"{owner} block {block}", "file", index, f"use an index, from 0, into the {len(files)} files")
     try:
         return BlockEntry(files[index], batch, rows, digest)
     except ValueError as error:

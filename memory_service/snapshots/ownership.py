@@ -1,7 +1,7 @@
-"""Which files a snapshot has provably written: a name that fits is not enough to delete a file.
+"""Proof that a snapshot has written a file, without which the file is never deleted: a matching name is not enough.
 
-A manifest begins as no other file does, and a block file says in its header which path it was written as. Both hold for
-files of which only a part was written; of an empty file nothing can be lost.
+Manifests have a beginning that no other file has, and block files record in their header the path they were written as.
+Both can be recognised from an incomplete file. Deleting an empty file loses nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from memory_service.snapshots.manifest import may_be_manifest
 from memory_service.snapshots.names import generation_of_manifest, prefix_of_file, unsealed_manifest
 from memory_service.snapshots.store import Store, StoredFile
 
-_HEAD_BYTES = 64  # tell a manifest
+_HEAD_BYTES = 64  # enough to recognise a manifest
 
 
 def is_own(store: Store, path: str, file: StoredFile, named: bool = False) -> bool:
-    """Whether a file, as a listing shows it, was written by this package as this path of the snapshot.
+    """Whether a file was provably written as part of the snapshot.
 
-    Earlier releases wrote block files that do not say their path. Such a file is own only if it is `named`, by a
-    manifest of the snapshot.
+    Args:
+        store: directory of the snapshot.
+        path: relative path of the file.
+        file: entry of the file in the folder listing.
+        named: a manifest of the snapshot names the file. Earlier releases wrote block files that do not record their
+            path, which are accepted only if they are named.
     """
     prefix = prefix_of_file(path)
     if not file.own or not (prefix or named or generation_of_manifest(path) is not None):
@@ -32,7 +36,7 @@ def is_own(store: Store, path: str, file: StoredFile, named: bool = False) -> bo
     try:
         with store.reading(path) as source:
             return may_be_manifest(source.read(_HEAD_BYTES)) if is_manifest else _is_own_blocks(source, path, named)
-    except SnapshotError:  # it cannot be read, so nothing can be known about it
+    except SnapshotError:  # unreadable, so nothing is proven
         return False
 
 

@@ -1,4 +1,4 @@
-"""The directory of a snapshot: a local path, synced to disk and never left through a link, or any URI of pyarrow.fs."""
+"""The directory of a snapshot: a local path, or any URI that pyarrow.fs can open."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from memory_service.errors import SnapshotError
 
 @dataclass(frozen=True)
 class StoredFile:
-    """An entry of a folder as a listing shows it."""
+    """An entry of a folder listing."""
 
     size: int
+    """Size in bytes."""
     modified: float
-    """Seconds since 1970 by the store's clock; 0 where it does not say."""
+    """Modification time in seconds since 1970 by the store's clock; 0 if the store does not report it."""
     regular: bool
-    """False for a directory, a pipe, a link to nowhere and the like."""
+    """Whether it is a regular file, and not a directory, a pipe, a dangling link or the like."""
     own: bool
-    """A regular file in this very directory, not reached through a link: only such a file can be deleted."""
+    """Whether it is a regular file that is not reached through a symbolic link; only such a file may be deleted."""
 
 
 class Store(ABC):
-    """Files of one directory and of the folders in it, by relative path: NAME or FOLDER/NAME.
+    """Files of one directory and of the folders in it, addressed by relative path: NAME or FOLDER/NAME.
 
-    Every method raises SnapshotError, naming the path, where the system refuses.
+    Every method raises SnapshotError, naming the path, if the file system reports an error.
     """
 
     def __init__(self, uri: str) -> None:
@@ -43,7 +44,7 @@ class Store(ABC):
 
     @abstractmethod
     def files(self, folder: str = "") -> dict[str, StoredFile]:
-        """The entries of a folder by relative path; none if there is no such folder."""
+        """Entries of a folder by relative path; empty if the folder does not exist."""
 
     @abstractmethod
     def is_directory(self) -> bool:
@@ -55,18 +56,24 @@ class Store(ABC):
 
     @abstractmethod
     def writing(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """Open a new file for writing, its folder created where needed; at the end it is there to stay."""
+        """Open a new file for writing, creating its folder if needed; when the context ends, the file is durable."""
 
     @abstractmethod
     def create_whole(self, path: str, content: bytes, temporary: str) -> None:
-        """Write a small file of which no reader may see a part; SnapshotError if there is one of that name.
+        """Write a small file so that readers see either all of it or nothing.
 
-        `temporary` is the name of a file that may come and go for it.
+        Args:
+            path: relative path of the file.
+            content: bytes of the file.
+            temporary: name of a file that may exist for the duration of the call.
+
+        Raises:
+            SnapshotError: the file exists already.
         """
 
     @abstractmethod
     def delete(self, path: str) -> None:
-        """Delete a file of its own; no error if it is gone already."""
+        """Delete a file whose listing says `own`; no error if it does not exist any more."""
 
     def _taken(self, path: str) -> SnapshotError:
         return SnapshotError(f"snapshot {self.uri}: {path} exists already: another snapshot was faster, try again")
@@ -80,11 +87,11 @@ class Store(ABC):
 
 
 class UriStore(Store):
-    """A directory that pyarrow.fs knows.
+    """A directory on a file system of pyarrow.fs, such as an object store.
 
-    It suits an object store, where a file appears whole once it is closed, and `create_whole` writes it directly: such
-    stores have no atomic rename. Two writers at the same instant can both succeed there, and the later one's content
-    stays. On a file system in which a file can be seen half written, as on HDFS, the checksum has to tell.
+    `create_whole` writes the final name directly, because object stores have no atomic rename, and a file appears there
+    as a whole once it is closed. Two concurrent writers can both succeed; the content of the later one stays. On file
+    systems that show half-written files, such as HDFS, only the manifest's checksum reveals them.
     """
 
     def __init__(self, uri: str, filesystem: fs.FileSystem, base: str) -> None:
@@ -135,11 +142,10 @@ class UriStore(Store):
 
 
 class LocalStore(Store):
-    """A directory of this machine, whose files are on the disk before they are relied upon.
+    """A directory of this machine. Files and folder entries are synced to disk before they are relied upon.
 
-    Files are read wherever a link leads, since checksums tell what they are worth. But nothing is written, replaced or
-    deleted through a link below the directory, nor is a file that exists ever written to: what lies behind a link is
-    not this snapshot's, and may be another's.
+    Reading follows symbolic links, since checksums verify the content. Writing and deleting do not: files behind a link
+    may belong to another snapshot. Existing files are never written to.
     """
 
     def __init__(self, uri: str, base: str) -> None:
@@ -162,17 +168,17 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def reading(self, path: str) -> Iterator[BinaryIO]:
-        """See Store. What is no regular file is an error rather than a wait for the other end of a pipe."""
+        """See Store. Opening does not wait for the other end of a pipe: only regular files can be read."""
         with self._naming(path):
             descriptor = os.open(self._at(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, "rb") as source:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise OSError(errno.EINVAL, "it is no regular file")
+                    raise OSError(errno.EINVAL, "not a regular file")
                 yield source
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[BinaryIO]:
-        """See Store. File and folder entry are synced at the end; what cannot be written whole is removed."""
+        """See Store. A file that cannot be written completely is removed."""
         with self._naming(path), self._folder(path, create=True) as folder:
             name = os.path.basename(path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -189,7 +195,7 @@ class LocalStore(Store):
                 raise
 
     def create_whole(self, path: str, content: bytes, temporary: str) -> None:
-        """See Store. Writes under another name, then links: the file appears whole, and for one writer only."""
+        """See Store. Hard-links a temporary file to its final name, which succeeds for one writer only."""
         with self.writing(temporary) as sink:
             sink.write(content)
         try:
@@ -206,7 +212,7 @@ class LocalStore(Store):
         name = os.path.basename(path)
         with self._naming(path), contextlib.suppress(FileNotFoundError), self._folder(path) as folder:
             if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                raise OSError(errno.EINVAL, "it is no regular file, and is not deleted")
+                raise OSError(errno.EINVAL, "not a regular file, so it is not deleted")
             os.unlink(name, dir_fd=folder)
 
     def _link(self, temporary: str, path: str) -> None:
@@ -221,7 +227,7 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _folder(self, path: str, create: bool = False) -> Iterator[int]:
-        """A descriptor of the folder that a path lies in, which is this directory or a real folder in it."""
+        """Descriptor of the folder that contains a path: this directory, or a folder in it that is no link."""
         folder = os.path.dirname(path)
         if create:
             _make_directory(self._base)
@@ -243,10 +249,10 @@ class LocalStore(Store):
 
 
 def open_store(uri: str | Path) -> Store:
-    """The store of a path or URI.
+    """Open the store at a path or URI.
 
     Raises:
-        SnapshotError: no file system can use it.
+        SnapshotError: no file system can use the path or URI.
     """
     text = str(uri)
     try:
@@ -269,7 +275,7 @@ def _described(info: fs.FileInfo) -> StoredFile:
 def _stored(entry: os.DirEntry[str], linked: bool) -> StoredFile:
     try:
         found = entry.stat()
-    except OSError:  # a link to nowhere, or a file that was deleted just now
+    except OSError:  # a dangling link, or a file deleted since the folder was listed
         return StoredFile(0, 0.0, regular=False, own=False)
     regular = stat.S_ISREG(found.st_mode)
     return StoredFile(found.st_size, found.st_mtime, regular, regular and not linked and not entry.is_symlink())
@@ -277,7 +283,7 @@ def _stored(entry: os.DirEntry[str], linked: bool) -> StoredFile:
 
 @contextlib.contextmanager
 def _opened(path: str, parent: int | None = None) -> Iterator[int]:
-    """A descriptor of a folder; in a `parent`, of one that is no link."""
+    """Descriptor of a folder. If the descriptor of its `parent` is given, the folder must not be a link."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if parent is not None else 0)
     descriptor = os.open(path, flags, dir_fd=parent)
     try:
@@ -295,7 +301,7 @@ def _make_folder(name: str, root: int) -> None:
 
 
 def _make_directory(path: str) -> None:
-    """Create a directory and its parents, each entry synced."""
+    """Create a directory and its parents, and sync each new folder entry."""
     if os.path.isdir(path):
         return
     _make_directory(os.path.dirname(path))

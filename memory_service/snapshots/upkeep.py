@@ -1,4 +1,4 @@
-"""Upkeep of snapshots: read all of them for damage, and delete what nobody needs."""
+"""Upkeep of snapshots: verify all generations, and prune those that are no longer needed."""
 
 from __future__ import annotations
 
@@ -17,36 +17,46 @@ from memory_service.snapshots.store import Store, open_store
 _log = logging.getLogger(__name__)
 
 UNDER_WAY_S = 3600.0
-"""Files of a generation not sealed yet stay while any of them is younger: its writer may be alive."""
+"""Age in seconds below which a file protects all files of its unsealed generation, whose writer may still be alive."""
 
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """One generation as `verify` found it."""
+    """Size and damage of one generation."""
 
     generation: int
+    """Number of the generation."""
     new_blocks: int
-    """Blocks written for this generation; its other blocks are older ones'."""
+    """Blocks written for this generation; its other blocks are shared with older ones."""
     new_bytes: int
-    """Bytes of rows in them."""
+    """Bytes of the rows in the new blocks."""
     blocks: int
+    """All blocks of the generation."""
     bytes: int
+    """Bytes of the rows in all blocks."""
     damage: tuple[str, ...]
-    """A sentence for each thing that is wrong."""
+    """A sentence for each missing or damaged file, block or manifest."""
 
 
 def verify(uri: str | Path) -> list[GenerationReport]:
-    """Read every block of every generation, shared ones once; oldest first. SnapshotError if there is no generation."""
+    """Read every block of every generation; blocks shared by several generations are read once.
+
+    Returns:
+        A report for each generation, oldest first.
+
+    Raises:
+        SnapshotError: there is no generation.
+    """
     store = open_store(split_pin(uri)[0])
     numbers = generations(store)
     if not numbers:
-        Snapshot.open(store.uri)  # says what is missing
+        Snapshot.open(store.uri)  # raises an error that says what is missing
     checked: Checked = {}
     return [_report(number, *inspect(store, number, checked)) for number in numbers]
 
 
 def summary(snapshot: Snapshot, damage: Iterable[str] = ()) -> GenerationReport:
-    """What a generation consists of, without reading its blocks."""
+    """Report on a generation from its manifest alone, with the given damage."""
     sizes = [
         (entry.rows * table.spec.row_bytes, generation_of_file(entry.file) == snapshot.generation)
         for table in snapshot.tables.values()
@@ -63,12 +73,24 @@ def summary(snapshot: Snapshot, damage: Iterable[str] = ()) -> GenerationReport:
 
 
 def prune(uri: str | Path, keep: int) -> list[str]:
-    """Keep the `keep` newest generations that are whole and delete all older ones; the paths that were deleted.
+    """Delete all generations older than the `keep` newest intact ones, and the files that only they need.
 
-    Goes by manifests and sizes of files. Damaged generations newer than the oldest one kept stay, to be repaired from
-    a copy. What unfinished snapshots left behind goes too, unless it may belong to a writer that is still at work.
-    A memory pool that serves a deleted generation needs one with the same rows among those that stay, to read from it
-    what no shard holds any more.
+    A generation counts as intact if its manifest can be read and its files have the right sizes. Damaged generations
+    newer than the oldest one kept are kept too, to be repaired from a copy. Leftovers of unfinished snapshots are
+    deleted unless their writer may still be alive. Only files that this snapshot has provably written are deleted, and
+    nothing behind a symbolic link. If a memory pool serves a deleted generation, another with the same rows must stay,
+    for the pool to read blocks that its shards lose.
+
+    Args:
+        uri: directory or URI of the snapshot.
+        keep: number of intact generations to keep, at least 1.
+
+    Returns:
+        Relative paths of the deleted files.
+
+    Raises:
+        ValueError: `keep` is less than 1.
+        SnapshotError: no generation is intact, or a file cannot be deleted.
     """
     if keep < 1:
         raise ValueError(f"keep={keep} would delete the last good generation: use 1 or more")
@@ -85,7 +107,7 @@ def prune(uri: str | Path, keep: int) -> list[str]:
     named = {file for n in old if (snapshot := found[n][0]) for file in _files_of(snapshot)}
     folders = {table for snapshot, _ in found.values() if snapshot for table in snapshot.tables}
     doomed = [*map(manifest_name, old), *_unused_files(store, kept, named, folders)]
-    for path in doomed:  # manifests first: an interruption leaves files without a manifest, never the reverse
+    for path in doomed:  # manifests first: if interrupted, files are left without a manifest, never the reverse
         store.delete(path)
     return doomed
 
@@ -93,9 +115,13 @@ def prune(uri: str | Path, keep: int) -> list[str]:
 def _unused_files(
     store: Store, kept: Mapping[int, Snapshot | None], named: Collection[str], folders: Iterable[str]
 ) -> list[str]:
-    """Files of this snapshot that no kept manifest names or can come to name.
+    """Files of this snapshot that no kept manifest needs.
 
-    `kept` has None for a manifest that cannot be read; `named` are the files of manifests that are not kept.
+    Args:
+        store: directory of the snapshot.
+        kept: the generations to keep by number, None for a manifest that cannot be read but may be repaired.
+        named: files that the manifests to delete name.
+        folders: names of all tables.
     """
     used = {file for snapshot in kept.values() if snapshot for file in _files_of(snapshot)}
     unreadable = max((number for number, snapshot in kept.items() if snapshot is None), default=-1)
@@ -110,7 +136,11 @@ def _unused_files(
     def may_go(path: str) -> bool:
         own = is_own(store, path, stored[path], path in named)
         if not own and (path in named or prefix_of_file(path)):
-            _log.warning("snapshot %s: %s is left alone: it is a link, or not what was written there", store.uri, path)
+            _log.warning(
+                "snapshot %s: %s is left alone: it is a link, or does not have the content that was written",
+                store.uri,
+                path,
+            )
         return own
 
     return [path for path in sorted(filter(is_dead, stored)) if may_go(path)]

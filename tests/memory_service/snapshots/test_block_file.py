@@ -67,7 +67,7 @@ def test_every_place_agrees_with_what_arrow_reads(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_is_not_there_or_too_small_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match="it has 3 batches, none is number 3"):
+    with pytest.raises(ValueError, match="the file has 3 batches, none is number 3"):
         read(content, 3, 1)
     with pytest.raises(ValueError, match=r"batch 2 has \d+ bytes, not 8192"):
         read(content, 2, 64)
@@ -88,7 +88,7 @@ def test_an_impossible_footer_size_is_refused(content: bytes, size: int) -> None
 @pytest.mark.parametrize("offset", [-1000, -(2**63), 2**63 - 1, 2**40, 10**9])
 def test_a_batch_said_to_lie_outside_the_file_is_refused(content: bytes, offset: int) -> None:
     hostile = patched(content, block_start(content, 1), "<q", offset)
-    with pytest.raises(ValueError, match=r"batch 1 is said to lie at byte -?\d+ of \d+"):
+    with pytest.raises(ValueError, match=r"places batch 1 at byte -?\d+ of \d+"):
         read(hostile, 1, 64)
     np.testing.assert_array_equal(read(hostile, 0, 64), BLOCKS[0])
 

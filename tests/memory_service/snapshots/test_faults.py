@@ -291,10 +291,10 @@ def test_whoever_reads_a_file_that_changes_goes_on_with_what_is_whole(
 
 
 PUT_IN_PLACE = {
-    "pipe": (os.mkfifo, "is no regular file"),
-    "directory": (os.mkdir, "is no regular file"),
-    "link to nowhere": (lambda path: os.symlink("nowhere", path), "is no regular file"),
-    "link to itself": (lambda path: os.symlink(path, path), "is no regular file"),
+    "pipe": (os.mkfifo, "is not a regular file"),
+    "directory": (os.mkdir, "is not a regular file"),
+    "link to nowhere": (lambda path: os.symlink("nowhere", path), "is not a regular file"),
+    "link to itself": (lambda path: os.symlink(path, path), "is not a regular file"),
 }
 
 

@@ -106,9 +106,9 @@ IMPOSSIBLE_VALUES: list[tuple[Change, str]] = [
     (spec("block_rows", 2**31), f"table 'engram.1': dim=64 {IMPOSSIBLE}"),
     (spec("row_format", 5), f"table 'engram.1': row_format=5 {IMPOSSIBLE}"),
     (spec("colour", "red"), "unknown table spec fields ['colour']"),
-    (again(), "the tables ['engram.1', 'engram.1'] would have one folder"),
-    (again(renamed("Engram.1")), "the tables ['engram.1', 'Engram.1'] would have one folder"),
-    (again(renamed("manifest.json")), "table 'manifest.json' would have the place of a manifest"),
+    (again(), "the tables ['engram.1', 'engram.1'] would share a folder"),
+    (again(renamed("Engram.1")), "the tables ['engram.1', 'Engram.1'] would share a folder"),
+    (again(renamed("manifest.json")), "table 'manifest.json' has the name of a manifest"),
     (lambda body: body["tables"][0]["files"].append(body["tables"][0]["files"][0]), "it is listed twice"),
     (
         lambda body: body["tables"][0]["blocks"].__setitem__(2, body["tables"][0]["blocks"][3]),
@@ -162,7 +162,7 @@ def test_files_that_differ_in_case_only_are_refused(series: Path) -> None:
 
     reseal(manifest_of(series, 1), change)
     check_passed_over(
-        series, "the files ['engram.1/A.arrow', 'engram.1/a.arrow'], which not every system can tell apart"
+        series, "the files ['engram.1/A.arrow', 'engram.1/a.arrow'], which some systems cannot tell apart"
     )
 
 

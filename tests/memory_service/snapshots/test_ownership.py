@@ -145,7 +145,10 @@ def test_prune_leaves_a_linked_file_and_what_it_leads_to(
     assert f"engram.1/{path.name}" not in prune(series, 1)
     assert path.is_symlink()
     assert (tmp_path / "elsewhere").read_bytes() == content
-    assert f"engram.1/{path.name} is left alone: it is a link, or not what was written there" in caplog.text
+    assert (
+        f"engram.1/{path.name} is left alone: it is a link, or does not have the content that was written"
+        in caplog.text
+    )
 
 
 def test_a_generation_whose_manifest_is_a_link_keeps_its_files(series: Path, tmp_path: Path) -> None:

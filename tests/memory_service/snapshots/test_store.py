@@ -149,7 +149,7 @@ def test_only_files_of_its_own_are_deleted(store: LocalStore, tmp_path: Path, el
     (folder / "link").symlink_to(elsewhere / "a.arrow")
     (folder / "file").touch()
     for name in ("directory", "link"):
-        with pytest.raises(SnapshotError, match=f"engram.1/{name}: .*no regular file"):
+        with pytest.raises(SnapshotError, match=f"engram.1/{name}: .*not a regular file"):
             store.delete(f"engram.1/{name}")
     store.delete("engram.1/file")
     store.delete("engram.1/file")  # gone, which is what was asked for
