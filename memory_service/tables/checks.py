@@ -1,4 +1,4 @@
-"""Checks of values from outside, declared field by field: a refusal names the field, its value and the remedy.
+"""Checks of values from outside, declared field by field; an error names the field, its value and the remedy.
 
 fields = {"batch": whole(0, 2**31 - 1), "digest": text(r"[0-9a-f]{32}", "give 32 lower-case hex digits")}
 check_fields("block 3", {"batch": 0.5, "digest": "..."}, fields)
@@ -15,14 +15,14 @@ from reprlib import Repr
 from typing import Any
 
 Check = Callable[[Any], Any]
-"""Returns a value in its proper type. Raises ValueError, whose message is the remedy, for a value that is refused."""
+"""Converts a value to its proper type. Raises ValueError, whose message is the remedy, if the value is not possible."""
 
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = 140
 
 
 def whole(low: int, high: int) -> Check:
-    """A whole number within bounds, of Python or NumPy; neither a bool nor a float."""
+    """Accept a Python or NumPy integer within bounds, but neither a bool nor a float."""
     remedy = f"use a whole number from {low} to {high}"
 
     def check(value: Any) -> int:
@@ -38,7 +38,7 @@ def whole(low: int, high: int) -> Check:
 
 
 def wholes(low: int, high: int) -> Check:
-    """A sequence of whole numbers within bounds, as a tuple."""
+    """Accept an iterable of whole numbers within bounds, and make it a tuple."""
     item = whole(low, high)
 
     def item_at(index: int, number: Any) -> int:
@@ -56,7 +56,7 @@ def wholes(low: int, high: int) -> Check:
 
 
 def text(pattern: str, remedy: str) -> Check:
-    """A string of which the whole matches a regular expression."""
+    """Accept a string that matches a regular expression from beginning to end."""
     expression = re.compile(pattern)
 
     def check(value: Any) -> str:
@@ -68,7 +68,7 @@ def text(pattern: str, remedy: str) -> Check:
 
 
 def choice(options: type[Enum]) -> Check:
-    """A member of an enumeration, or the value of one."""
+    """Accept a member of an enumeration or the value of a member, and make it the member."""
 
     def check(value: Any) -> Enum:
         try:
@@ -80,17 +80,26 @@ def choice(options: type[Enum]) -> Check:
 
 
 def items(value: Any) -> list[Any]:
-    """A list, whatever is in it."""
+    """Accept a list, without checking its items."""
     if not isinstance(value, list):
         raise ValueError("give a list")
     return value
 
 
 def check_fields(owner: str, values: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
-    """The fields that `checks` names, each in its proper type.
+    """Check fields and convert them to their proper types.
+
+    Args:
+        owner: what the fields belong to, which begins the message of an error; "" to leave it out.
+        values: values by field; fields that `checks` does not name are ignored.
+        checks: check by field.
+
+    Returns:
+        The converted values of the fields in `checks`.
 
     Raises:
-        ValueError: a field is refused; the message begins with `owner`, if there is one.
+        ValueError: a value is not possible.
+        KeyError: a field is missing.
     """
     checked = {}
     for field, check in checks.items():
@@ -102,15 +111,15 @@ def check_fields(owner: str, values: Mapping[str, Any], checks: Mapping[str, Che
 
 
 def refusal(owner: str, field: str, value: Any, remedy: str) -> ValueError:
-    """The error for a field with an impossible value."""
+    """Error for a field with an impossible value."""
     return ValueError(f"{owner}{': ' if owner else ''}{field}={shorten(value)} is not possible: {remedy}")
 
 
 def check_keys(owner: str, values: Any, known: Collection[str]) -> Mapping[str, Any]:
-    """A JSON object that has exactly the known keys.
+    """Check that a JSON value is an object with exactly the known keys, and return it.
 
     Raises:
-        ValueError: it is no object, lacks a key or has one more.
+        ValueError: the value is not an object, lacks a key or has an unknown one.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{owner} is {shorten(values)}: give an object with the fields {sorted(known)}")
@@ -122,5 +131,5 @@ def check_keys(owner: str, values: Any, known: Collection[str]) -> Mapping[str, 
 
 
 def shorten(value: Any) -> str:
-    """The repr of a value, however long or deep it is, in about a line."""
+    """The repr of a value, shortened to about one line however long or deep the value is."""
     return _REPR.repr(value)

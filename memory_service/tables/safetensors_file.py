@@ -1,4 +1,4 @@
-"""Tensors of a safetensors file, read a few rows at a time; the library itself cannot read fp8 without torch."""
+"""Tensors of a safetensors file, read a few rows at a time. The safetensors library cannot read fp8 without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from memory_service.tables.strict_json import parse_json
 _NO_HEADER = "the header is truncated, or this is no safetensors file; copy it again"
 _LENGTH_BYTES = 8  # little-endian, before the header
 MAX_HEADER_BYTES = 100_000_000
-"""Of JSON, the format's own limit."""
+"""Largest header that is read, the format's own limit; also used for the index of a checkpoint."""
 _ENTRY: Mapping[str, Check] = {
     "dtype": text(r"[A-Z0-9_]+", "name a type of safetensors"),
     "shape": wholes(0, 2**63 - 1),
@@ -29,15 +29,18 @@ _ITEM_BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "BF16": 2, "F32": 4}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor [rows, width] lies in a file."""
+    """Location of a tensor [rows, width] in a file."""
 
     path: Path
+    """Path of the file."""
     name: str
+    """Name of the tensor."""
     dtype: str
-    """As safetensors spells it, such as "F8_E4M3"."""
+    """Type as safetensors spells it, such as "F8_E4M3"."""
     shape: tuple[int, int]
+    """Rows and width."""
     start: int
-    """Byte of the file at which row 0 begins."""
+    """Offset in the file at which row 0 begins."""
 
     @property
     def row_bytes(self) -> int:
@@ -45,7 +48,19 @@ class StoredTensor:
         return self.shape[1] * _ITEM_BYTES[self.dtype]
 
     def read_rows(self, file: BufferedReader, first: int, count: int) -> NDArray[np.uint8]:
-        """Bytes [count, row_bytes] of some rows, from `file`, which is `path` opened; ValueError if it ends early."""
+        """Read consecutive rows.
+
+        Args:
+            file: the file at `path`, opened.
+            first: number of the first row.
+            count: number of rows.
+
+        Returns:
+            uint8 [count, row_bytes].
+
+        Raises:
+            ValueError: the file ends before the last of these rows.
+        """
         rows = np.empty((count, self.row_bytes), np.uint8)
         file.seek(self.start + first * self.row_bytes)
         if file.readinto(rows.data.cast("B")) != rows.nbytes:
@@ -53,14 +68,18 @@ class StoredTensor:
         return rows
 
     def error(self, what: str) -> ValueError:
-        """A ValueError that names file and tensor."""
+        """ValueError about this tensor, which names the file too."""
         return _error(self.path, self.name, what)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The tensors of a file as its header describes them, by name, and the byte at which their data begins.
+    """Read the header of a safetensors file.
 
-    ValueError for a file that is cut short or no safetensors file.
+    Returns:
+        Header entries by tensor name, and the offset in the file at which the tensors' data begins.
+
+    Raises:
+        ValueError: the file is truncated or is no safetensors file.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -76,9 +95,17 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def locate(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
-    """The tensor that a header's `entry` describes.
+    """Locate the tensor that a header entry describes.
 
-    ValueError for a dtype that no table has, a shape that is not [rows, width], or data that is not all there.
+    Args:
+        path: path of the file.
+        name: name of the tensor.
+        entry: the tensor's entry in the header.
+        data_start: offset at which the tensors' data begins.
+
+    Raises:
+        ValueError: the entry is damaged, the dtype is none of a table's, the shape is not [rows, width], or the data is
+            incomplete.
     """
     try:
         dtype, shape, (begin, end) = check_fields("entry", entry, _ENTRY).values()

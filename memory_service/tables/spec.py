@@ -1,4 +1,4 @@
-"""What a table is: geometry, hash, row format, and the fingerprint by which two sides know they mean the same."""
+"""Table specs: geometry, hash and row format of a table, and the fingerprint by which two processes compare them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ _NOT_FINGERPRINTED = ("name", "block_rows")  # neither changes which bytes a row
 
 @dataclass(frozen=True)
 class TableSpec:
-    """The table of one Engram layer. Raises ValueError for a field that cannot be right."""
+    """Spec of one Engram layer's table.
+
+    Raises:
+        ValueError: a field has the wrong type, is out of bounds or contradicts another; the message names it.
+    """
 
     name: str
     """Unique within a memory, and a folder name in snapshots, such as "engram.1"."""
@@ -46,21 +50,21 @@ class TableSpec:
     column_rows: tuple[int, ...]
     """Rows of each column, (max_ngram - 1) * heads of them, 2-gram heads first."""
     max_ngram: int
-    """Longest n-gram hashed, at least 2."""
+    """Length of the longest n-gram that is hashed, at least 2."""
     heads: int
-    """Hash heads of each n-gram order."""
+    """Number of hash heads for each n-gram order."""
     multipliers: tuple[int, ...]
-    """Hash multipliers, one for each of the max_ngram look-back positions."""
+    """Hash multipliers, one for each of the `max_ngram` look-back positions."""
     pad_id: int
-    """Compressed id that a blocked position reads as."""
+    """Compressed token id read at positions that lie outside the sequence or are blocked."""
     token_map_sha256: str
-    """Fingerprint of the token map, 64 hex digits."""
+    """SHA-256 of the token map, 64 hex digits."""
     dim: int
-    """Values in a row: one column's vector."""
+    """Number of values in a row, the length of one column's vector."""
     row_format: RowFormat
-    """How a row is packed."""
+    """Format in which a row is packed into bytes."""
     block_rows: int = DEFAULT_BLOCK_ROWS
-    """Rows in a block, a power of two."""
+    """Number of rows in a block, a power of two."""
 
     def __post_init__(self) -> None:
         for field, value in check_fields(self._owner, vars(self), _FIELDS).items():
@@ -91,7 +95,7 @@ class TableSpec:
 
     @cached_property
     def rows(self) -> int:
-        """Rows of the whole table."""
+        """Number of rows in the whole table."""
         return sum(self.column_rows)
 
     @cached_property
@@ -106,7 +110,7 @@ class TableSpec:
 
     @cached_property
     def blocks(self) -> int:
-        """Blocks of the whole table; the last one may be short."""
+        """Number of blocks in the whole table; the last block may be short."""
         return -(-self.rows // self.block_rows)
 
     @cached_property
@@ -115,12 +119,12 @@ class TableSpec:
         return np.cumsum([0, *self.column_rows[:-1]], dtype=np.int64)
 
     def block_length(self, block: int) -> int:
-        """Rows in one block: `block_rows`, or what is left for the last one."""
+        """Number of rows in one block: `block_rows`, or the remainder for the last block."""
         return min(self.block_rows, self.rows - block * self.block_rows)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over canonical JSON of every field except name and block_rows."""
+        """Hex SHA-256 over the canonical JSON of all fields except `name` and `block_rows`."""
         meaning = {key: value for key, value in self.to_json().items() if key not in _NOT_FINGERPRINTED}
         return hashlib.sha256(canonical_json(meaning)).hexdigest()
 
@@ -130,15 +134,19 @@ class TableSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TableSpec:
-        """The spec that `to_json` wrote; ValueError for missing or unknown fields."""
+        """Rebuild a spec from the result of `to_json`.
+
+        Raises:
+            ValueError: `values` is not an object with exactly the fields of a spec, or a value is not possible.
+        """
         return cls(**check_keys("table spec", values, {field.name for field in fields(cls)}))
 
     def differing_fields(self, other: TableSpec) -> list[str]:
-        """Names of the fingerprinted fields in which two specs differ."""
+        """Names of the fingerprinted fields in which the two specs differ."""
         names = [field.name for field in fields(self) if field.name not in _NOT_FINGERPRINTED]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and no spaces, so that equal values have equal bytes."""
+    """JSON with sorted keys and no spaces, so that equal values have equal bytes. NaN raises ValueError."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

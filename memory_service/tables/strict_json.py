@@ -1,4 +1,4 @@
-"""JSON from outside, read strictly: what two readers could understand differently, or not at all, is refused."""
+"""Strict parsing of JSON from outside: ambiguous or unsafe documents are refused."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from memory_service.tables.checks import shorten
 
 
 def parse_json(content: bytes) -> Any:
-    """The value of a JSON text in UTF-8.
+    """Parse a JSON document in UTF-8.
 
     Raises:
-        ValueError: it is no JSON, is nested too deeply to be read, has a key twice in one object, or a number that is
-            not a number, such as NaN.
+        ValueError: the document is not valid JSON, is nested too deeply, repeats a key in one object, or contains NaN
+            or Infinity.
     """
     try:
         return json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
@@ -26,7 +26,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shorten(twice)} is there twice in one object")
+        raise ValueError(f"the key {shorten(twice)} occurs twice in one object")
     return values
 
 

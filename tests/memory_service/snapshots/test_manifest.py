@@ -194,9 +194,9 @@ def body_with(replaced: bytes, by: bytes) -> Callable[[bytes], bytes]:
     [
         (lambda body: b"[" * 200_000, "nested too deeply"),
         (lambda body: b'{"a":' * 200_000, "nested too deeply"),
-        (body_with(b'"version":1}', b'"version":1,"version":1}'), "the key 'version' is there twice"),
-        (body_with(b'"version":1}', b'"version":1,"version":0}'), "the key 'version' is there twice"),
-        (body_with(b'"tables":', b'"tables":[],"tables":'), "the key 'tables' is there twice"),
+        (body_with(b'"version":1}', b'"version":1,"version":1}'), "the key 'version' occurs twice"),
+        (body_with(b'"version":1}', b'"version":1,"version":0}'), "the key 'version' occurs twice"),
+        (body_with(b'"tables":', b'"tables":[],"tables":'), "the key 'tables' occurs twice"),
         (body_with(b'"dim":64', b'"dim":NaN'), "NaN is not a number"),
         (body_with(b'"dim":64', b'"dim":1e400'), "dim=inf is not possible"),
         (body_with(b'"engram.1"', b'"\xff"'), "utf-8"),

@@ -17,7 +17,7 @@ def test_plain_json_is_read_as_the_standard_library_reads_it() -> None:
     [
         (b"[" * 200_000, "nested too deeply"),
         (b'{"a":' * 200_000, "nested too deeply"),
-        (b'{"a": 1, "b": {"c": 1, "d": 2, "c": 3}}', "key 'c' is there twice"),
+        (b'{"a": 1, "b": {"c": 1, "d": 2, "c": 3}}', "key 'c' occurs twice"),
         (b"[NaN]", "NaN is not a number"),
         (b"[-Infinity]", "-Infinity is not a number"),
         (b'{"a": 1', "delimiter"),
