@@ -43,7 +43,9 @@ def mine(spec: TableSpec) -> np.ndarray:
     return placement_of(spec).blocks_of(spec.name, "shard-0") * spec.block_rows
 
 
-def test_answers_for_its_own_blocks(shard: Shard, spec: TableSpec, packed: np.ndarray, mine: np.ndarray) -> None:
+def test_a_shard_answers_for_its_own_blocks(
+    shard: Shard, spec: TableSpec, packed: np.ndarray, mine: np.ndarray
+) -> None:
     rows, epoch, version = shard.lookup("engram.1", mine, 1, spec.fingerprint)
     np.testing.assert_array_equal(rows, packed[mine])
     assert (epoch, version) == (1, 0)
@@ -56,7 +58,7 @@ def test_holds_only_what_the_placement_gives_it(shard: Shard, spec: TableSpec) -
         shard.lookup("engram.1", other, 1, spec.fingerprint)
 
 
-def test_every_named_refusal(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
+def test_a_lookup_that_cannot_be_answered_is_refused_by_name(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
     with pytest.raises(UnknownTable, match=r"engram\.9"):
         shard.lookup("engram.9", mine, 1, spec.fingerprint)
     with pytest.raises(FingerprintMismatch, match=r"engram\.1.*shard-0"):
@@ -73,7 +75,7 @@ def test_every_named_refusal(shard: Shard, spec: TableSpec, mine: np.ndarray) ->
     assert shard.stats().requests == 0
 
 
-def test_counts_what_it_serves(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
+def test_a_shard_counts_the_lookups_it_answers(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
     for _ in range(3):
         shard.lookup("engram.1", mine, 1, spec.fingerprint)
     stats = shard.stats()
@@ -81,7 +83,7 @@ def test_counts_what_it_serves(shard: Shard, spec: TableSpec, mine: np.ndarray) 
     assert {stage: spent.count for stage, spent in stats.stages.items() if spent.count} == {"locate": 3, "gather": 3}
 
 
-def test_serves_nothing_before_activation(snapshot: Path, spec: TableSpec, mine: np.ndarray) -> None:
+def test_a_shard_serves_nothing_before_its_first_activation(snapshot: Path, spec: TableSpec, mine: np.ndarray) -> None:
     shard = Shard("shard-0")
     with pytest.raises(ShardUnavailable, match="no active placement"):
         shard.lookup("engram.1", mine, 1, spec.fingerprint)
@@ -114,7 +116,7 @@ def test_a_placement_with_more_blocks_needs_a_preparation_first(
     np.testing.assert_array_equal(rows, packed[::20])
 
 
-def test_a_failed_preparation_changes_nothing(
+def test_a_failed_preparation_leaves_the_shard_as_it_was(
     shard: Shard, spec: TableSpec, packed: np.ndarray, snapshot: Path, mine: np.ndarray
 ) -> None:
     [path] = (snapshot / "engram.1").iterdir()
@@ -193,7 +195,7 @@ def test_a_table_that_goes_as_a_whole_lets_go_of_its_blocks(shard: Shard, spec: 
     assert (table.nbytes, table.blocks.size) == (0, 0)
 
 
-def test_callbacks_hear_of_every_activation(shard: Shard, spec: TableSpec) -> None:
+def test_callbacks_are_called_after_every_activation(shard: Shard, spec: TableSpec) -> None:
     heard: list[int] = []
     shard.when_serving(lambda: heard.append(1))
     shard.activate(placement_of(spec, 2))

@@ -74,7 +74,7 @@ def test_a_batch_that_is_not_there_or_too_small_is_refused(content: bytes) -> No
 
 
 @pytest.mark.parametrize("keep", [0, 1, 5, 9, 10, 11, 400, 5000])
-def test_a_truncated_file_is_refused(content: bytes, keep: int) -> None:
+def test_a_block_file_truncated_anywhere_is_refused(content: bytes, keep: int) -> None:
     with pytest.raises(ValueError, match=r"too few for an Arrow file|does not end as an Arrow file"):
         BlockFile(io.BytesIO(content[:keep]))
 

@@ -122,7 +122,7 @@ print(generation, snapshot.generation, snapshot.damage, left)
 )
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_last_generation_whole(tmp_path: Path) -> None:
     with small_tmpfs(tmp_path) as prefix:
         command = [*prefix, sys.executable, "-c", FILL_AND_CHECK, str(tmp_path / "memory"), "0"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -133,7 +133,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert rest == "() []"  # nothing is damaged, and the failed attempt has cleaned up
 
 
-def test_a_file_that_may_not_grow(series: Path) -> None:
+def test_a_file_size_limit_leaves_the_last_generation_whole(series: Path) -> None:
     """As a full disk, where nobody may mount one."""
     limit = 3 * SPEC.block_rows * SPEC.row_bytes
     done = subprocess.run(
@@ -186,7 +186,9 @@ SHOWN_BY_OPENING = {
 
 
 @pytest.mark.parametrize("damage", SHOWN_BY_OPENING)
-def test_damage_that_shows_when_opened(series: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_found_on_opening_falls_back_and_is_named(
+    series: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     harm, words = SHOWN_BY_OPENING[damage]
     harm(series)
     snapshot = Snapshot.open(series)
@@ -213,7 +215,7 @@ SHOWN_BY_READING = {
 
 
 @pytest.mark.parametrize("damage", SHOWN_BY_READING)
-def test_damage_that_shows_when_read(series: Path, damage: str) -> None:
+def test_damage_found_on_reading_falls_back_and_is_named(series: Path, damage: str) -> None:
     SHOWN_BY_READING[damage](series)
     with pytest.raises(SnapshotError, match=r"engram\.1/000002-\w+-00000\.arrow, table 'engram\.1', block \d+: the"):
         check_whole(Snapshot.open(series))

@@ -23,7 +23,7 @@ def uri() -> str:
     return f"fsspec+memory://{uuid.uuid4().hex}/memory"
 
 
-def test_generations_on_another_store(uri: str) -> None:
+def test_generations_work_alike_on_an_object_store(uri: str) -> None:
     assert not isinstance(open_store(uri), LocalStore)
     for generation in range(3):
         write_generation(uri, generation)
@@ -36,7 +36,7 @@ def test_generations_on_another_store(uri: str) -> None:
     check_whole(Snapshot.last_good(uri))
 
 
-def test_damage_on_another_store(uri: str) -> None:
+def test_damage_on_an_object_store_names_the_file(uri: str) -> None:
     write_generation(uri, 0)
     file = Snapshot.open(uri).table(SPEC.name).files[0]
     store = open_store(uri)
@@ -52,7 +52,7 @@ def test_damage_on_another_store(uri: str) -> None:
         Snapshot.open(uri)
 
 
-def test_a_file_is_created_once(uri: str) -> None:
+def test_a_file_on_an_object_store_is_created_once(uri: str) -> None:
     store = open_store(uri)
     store.create_whole("manifest.json", b"1", "x.tmp")
     with pytest.raises(SnapshotError, match=r"manifest\.json exists already"):
@@ -60,7 +60,7 @@ def test_a_file_is_created_once(uri: str) -> None:
     assert list(store.files()) == ["manifest.json"]
 
 
-def test_nothing_there(uri: str) -> None:
+def test_a_missing_directory_on_an_object_store_is_named(uri: str) -> None:
     with pytest.raises(SnapshotError, match="no such directory"):
         Snapshot.open(uri)
 

@@ -82,7 +82,7 @@ def test_with_an_index_only_the_files_of_tables_are_opened(checkpoint, spec):
     assert np.array_equal(rows_of(checkpoint, spec), packed(*fp8_table()))
 
 
-def test_names_may_begin_with_model(tmp_path, spec):
+def test_tensor_names_may_begin_with_model(tmp_path, spec):
     weight, scale = fp8_table()
     save_file({f"model.{WEIGHT}": weight, f"model.{SCALE}": scale}, tmp_path / "model.safetensors")
     assert np.array_equal(rows_of(tmp_path, spec), packed(weight, scale))
@@ -142,7 +142,7 @@ def test_tensors_that_are_no_table_are_named(tmp_path, refusal, tensors, words):
     assert [word for word in (str(tmp_path), *words) if word not in message] == []
 
 
-def test_a_truncated_file_is_named(checkpoint, refusal):
+def test_a_truncated_safetensors_file_is_named_with_its_tensor(checkpoint, refusal):
     file = checkpoint / "1.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) - 100])
@@ -221,7 +221,7 @@ def test_a_tensor_must_be_where_the_index_says(checkpoint, refusal):
     ],
     ids=lambda index: index[:40],
 )
-def test_a_damaged_index_is_named(checkpoint, refusal, index):
+def test_a_damaged_index_of_a_checkpoint_is_named(checkpoint, refusal, index):
     (checkpoint / INDEX).write_text(index)
     assert f"{checkpoint / INDEX}: no index" in refusal(checkpoint)
 

@@ -34,7 +34,7 @@ CHANGES = {
 }
 
 
-def test_sizes(spec: TableSpec) -> None:
+def test_sizes_follow_from_columns_row_format_and_block_rows(spec: TableSpec) -> None:
     assert (spec.rows, spec.row_bytes, spec.blocks, spec.block_shift) == (1650, 128, 26, 6)
     np.testing.assert_array_equal(spec.column_offsets, [0, 401, 810, 1229])
     assert [spec.block_length(block) for block in (0, 25)] == [64, 50]
@@ -49,7 +49,9 @@ def test_fingerprint_is_the_same_everywhere_and_for_ever(spec: TableSpec) -> Non
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_fingerprint_covers_what_changes_meaning(spec: TableSpec, make_spec: MakeSpec, field: str) -> None:
+def test_the_fingerprint_covers_every_field_that_changes_meaning(
+    spec: TableSpec, make_spec: MakeSpec, field: str
+) -> None:
     also = {
         "max_ngram": {"column_rows": (401, 409), "multipliers": (7, 11)},
         "heads": {"column_rows": (401, 409)},
@@ -152,7 +154,9 @@ def test_a_message_with_an_impossible_spec_is_an_invalid_request(spec: TableSpec
         spec_from_proto(message)
 
 
-def test_check_fingerprints(spec: TableSpec, make_spec: MakeSpec, packed: np.ndarray) -> None:
+def test_check_fingerprints_names_missing_and_differing_tables(
+    spec: TableSpec, make_spec: MakeSpec, packed: np.ndarray
+) -> None:
     memory = LocalMemory({spec: packed})
     check_fingerprints(memory, [spec])
     with pytest.raises(FingerprintMismatch, match=r"engram\.1.*token_map_sha256"):
