@@ -222,7 +222,7 @@ def test_a_shard_writes_no_block_that_it_does_not_hold(shard: Shard, spec: Table
 @pytest.mark.parametrize("prefix", ["../", "/tmp/", "a/../../", "..", "a\\", "a\0", "\ud800", "é"])
 def test_a_prefix_that_leads_out_of_the_table_folder_is_refused(shard: Shard, tmp_path: Path, prefix: str) -> None:
     blocks = shard.tables["engram.1"].blocks.tolist()
-    with pytest.raises(InvalidRequest, match=r"prefix=.* makes no file name"):
+    with pytest.raises(InvalidRequest, match=r"prefix=.* is no beginning of a file name"):
         shard.write_snapshot(tmp_path / "part", "engram.1", prefix, blocks, {})
     assert not (tmp_path / "part").exists()
 
