@@ -80,12 +80,12 @@ def flip_bit_of_block(snapshot: Snapshot, directory: Path, block: int) -> Path:
 
 
 def seal(path: Path, body: bytes) -> None:
-    """Write a manifest with this body and the checksum that belongs to it."""
+    """Write a manifest with this body and its checksum."""
     path.write_bytes(b'{"body":%b,"checksum":"%b"}\n' % (body, xxhash.xxh3_128_hexdigest(body).encode()))
 
 
 def reseal(path: Path, change: Callable[[Any], object]) -> None:
-    """Change the body of a manifest, as one who knows how it is sealed."""
+    """Change the body of a manifest and seal it again."""
     body = json.loads(path.read_bytes())["body"]
     change(body)
     seal(path, canonical_json(body))

@@ -1,4 +1,4 @@
-"""Block files read by place: whatever is in a file, it ends in the rows written or in a ValueError."""
+"""Block files: reading any content ends in the rows that were written or in a ValueError."""
 
 from __future__ import annotations
 

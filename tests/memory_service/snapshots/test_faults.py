@@ -241,7 +241,7 @@ MEANWHILE = {
     "truncated within a block": lambda path: os.truncate(path, 5 * SPEC.block_rows * SPEC.row_bytes // 2),
     "overwritten": lambda path: path.write_bytes(bytes(path.stat().st_size)),
 }
-"""What can happen to a file between two blocks that are read of it; it ends the process if the file is mapped."""
+"""Changes of a file between two reads of blocks; the first two kill a process that maps the file."""
 
 
 @pytest.mark.parametrize("change", MEANWHILE)
@@ -271,7 +271,7 @@ def test_a_file_replaced_while_it_is_read_is_read_to_its_end(series: Path) -> No
 
 @pytest.mark.parametrize("change", MEANWHILE)
 @pytest.mark.parametrize("read", [LocalMemory.load, Snapshot.last_good, verify])
-def test_whoever_reads_a_file_that_changes_goes_on_with_what_is_whole(
+def test_readers_of_a_changing_file_fall_back_to_an_intact_generation(
     series: Path, change: str, read: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [path] = files_of(series, 2)

@@ -1,4 +1,4 @@
-"""Manifests that are sealed as they should be and say what cannot be: passed over, table, field and value named."""
+"""Manifests with a valid checksum and impossible content are passed over, and table, field and value are named."""
 
 from __future__ import annotations
 

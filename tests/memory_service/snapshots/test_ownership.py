@@ -1,4 +1,4 @@
-"""`prune` and failed writers delete what the snapshot has provably written, and nothing of anybody else's."""
+"""`prune` and failed writers delete only files that the snapshot has provably written."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ FOREIGN: dict[str, tuple[str, Callable[[Path], bytes]]] = {
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_prune_deletes_no_file_of_anybody_else(series: Path, what: str) -> None:
+def test_prune_deletes_no_file_of_another_program(series: Path, what: str) -> None:
     name, make = FOREIGN[what]
     path, content = series / name, make(series)
     path.parent.mkdir(exist_ok=True)
@@ -82,7 +82,7 @@ NOT_OURS = [b'{"name": "my web page", "icons": []}', b'{"body":1}', b"\x89PNG\r\
 
 @pytest.mark.parametrize("content", NOT_OURS)
 def test_prune_deletes_no_manifest_of_something_else(series: Path, content: bytes) -> None:
-    """manifest.json is what many programs call a file."""
+    """Many programs have files named manifest.json."""
     prune(series, 3)
     manifest_of(series, 0).write_bytes(content)
     expected = ["manifest-000001.json", *(f"engram.1/{path.name}" for path in files_of(series, 1))]
@@ -101,7 +101,7 @@ def test_prune_deletes_an_old_manifest_of_which_a_part_is_left(series: Path, kee
 
 @pytest.fixture
 def linked(series: Path, tmp_path: Path) -> Path:
-    """The table's folder, moved to somebody's disk, with a link in its place."""
+    """The folder of the table, moved to another place, with a link to it."""
     shutil.move(series / SPEC.name, tmp_path / "elsewhere")
     (series / SPEC.name).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "notes.txt").write_bytes(b"precious")
@@ -160,7 +160,7 @@ def test_a_generation_whose_manifest_is_a_link_keeps_its_files(series: Path, tmp
     assert (tmp_path / "elsewhere").exists()
 
 
-def test_a_manifest_cannot_have_a_file_of_somebody_else_deleted(series: Path) -> None:
+def test_a_manifest_cannot_make_prune_delete_a_foreign_file(series: Path) -> None:
     path = series / SPEC.name / "precious.arrow"
     path.write_bytes(arrow_of(pa.schema([("price", pa.float64())])))
 

@@ -1,4 +1,4 @@
-"""Where a snapshot lies: stores that are no local directory, and what a local one refuses to touch."""
+"""Stores: object stores, and the links and special files that a local directory refuses to touch."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_local_file_is_created_once(tmp_path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A folder of somebody else, with a file."""
+    """A folder outside the snapshot, with a file."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.arrow").write_bytes(b"precious")
     return tmp_path / "elsewhere"
@@ -152,7 +152,7 @@ def test_only_files_of_its_own_are_deleted(store: LocalStore, tmp_path: Path, el
         with pytest.raises(SnapshotError, match=f"engram.1/{name}: .*not a regular file"):
             store.delete(f"engram.1/{name}")
     store.delete("engram.1/file")
-    store.delete("engram.1/file")  # gone, which is what was asked for
+    store.delete("engram.1/file")  # no error if it is gone
     store.delete("engram.2/file")
     assert sorted(path.name for path in folder.iterdir()) == ["directory", "link"]
 
