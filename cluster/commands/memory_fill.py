@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _IMPORT_DESCRIPTION = """\
 Write a snapshot of the tables in a checkpoint of the DeepSeek-V4.1 layout: safetensors files, with or without an index,
-that hold layers.L.engram.embed.weight (F8_E4M3 with an F8_E8M0 .scale beside it, or BF16 or F32). Rows are taken over
-bit for bit, a block at a time.
+that contain layers.L.engram.embed.weight (F8_E4M3 with an F8_E8M0 .scale beside it, or BF16 or F32). Rows are copied
+bit for bit, one block at a time.
 """
 _IMPORT_EPILOG = """\
 example:
   engram memory import --checkpoint DeepSeek-V4.1-Flash --preset deepseek-v4.1-flash --output /data/memory
 """
-_RANDOM_DESCRIPTION = "Write a snapshot of random rows, the same for the same seed, for load tests."
+_RANDOM_DESCRIPTION = "Write a snapshot of random rows for load tests; equal seeds give equal rows."
 _RANDOM_EPILOG = """\
 examples:
   engram memory random --model models/tiny-code --output /tmp/memory
@@ -88,7 +88,7 @@ def _add_common(parser: argparse.ArgumentParser, beside: str) -> None:
 
 
 def import_tables(args: argparse.Namespace) -> int:
-    """Write the snapshot of a checkpoint; everything but the rows themselves is checked first."""
+    """Write the snapshot of a checkpoint, after checking everything but the rows. Returns the exit code."""
     from memory_service.tables.checkpoint_tables import CheckpointTables
 
     checkpoint = CheckpointTables.open(args.checkpoint)
@@ -99,7 +99,7 @@ def import_tables(args: argparse.Namespace) -> int:
 
 
 def random_tables(args: argparse.Namespace) -> int:
-    """Write a snapshot of random rows."""
+    """Write a snapshot of random rows. Returns the exit code."""
     from memory_service.tables.random_tables import random_blocks
 
     specs = _specs(args.preset, args.model, args.tokenizer, args.row_format)
@@ -114,7 +114,15 @@ def _specs(
     row_format: str | None,
     head_dim: int | None = None,
 ) -> list[TableSpec]:
-    """The tables of a preset, or of the model in a directory; `head_dim` is for a config.json that lacks it."""
+    """Specs of the tables of a preset, or of the model in a directory.
+
+    Args:
+        preset: name of a preset; None to read the geometry from the model's config.json.
+        model_dir: directory of the model.
+        tokenizer_path: tokenizer.json or its directory; None for the one in `model_dir`.
+        row_format: format of the packed rows; None for the default of the preset or model.
+        head_dim: values in a row, for a config.json that does not say.
+    """
     from reasoning.engram.memory_config import read_memory_config
     from reasoning.engram.model_hasher import build_hasher
     from reasoning.engram.token_map import TokenMap

@@ -9,24 +9,24 @@ if TYPE_CHECKING:
     from memory_service.snapshots.upkeep import GenerationReport
 
 _SNAPSHOT_DESCRIPTION = """\
-Write the tables of a running memory. Every shard writes its own blocks, so all must see the directory. Into one that
-holds a snapshot of this memory goes a new generation: of the blocks that changed, while it shares the files of others.
+Write the tables of a running memory. Every shard writes its own blocks, so all must see the directory. If it holds a
+snapshot of this memory, a new generation is added: it stores the blocks that changed and shares the files of others.
 """
 _SNAPSHOT_EPILOG = """\
 example:
   engram memory snapshot 127.0.0.1:7000 --snapshot /data/memory
 """
 _VERIFY_DESCRIPTION = """\
-Read every block of every generation and compare checksums. Names all damage; the exit code is 1 if there is any.
+Read every block of every generation and compare checksums. All damage is named; the exit code is 1 if there is any.
 """
 _VERIFY_EPILOG = """\
 example:
   engram memory verify --snapshot /data/memory
 """
 _PRUNE_DESCRIPTION = """\
-Delete old generations, and files that none of the others needs. The newest whole generations stay, at least one.
-A memory pool that serves a deleted generation goes on with the newest one of the same rows. If none stays, it can no
-longer read again what its shards lose.
+Delete old generations, and the files that only they need. The newest whole generations stay, at least one. Only files
+that this snapshot has provably written are deleted, and nothing behind a symbolic link. A memory pool that serves a
+deleted generation goes on with the newest one of the same rows; without one, it cannot reload what its shards lose.
 """
 _PRUNE_EPILOG = """\
 example:
@@ -81,7 +81,7 @@ def _add_uri(parser: argparse.ArgumentParser) -> None:
 
 
 def snapshot(args: argparse.Namespace) -> int:
-    """Have the shards of a running memory write a generation."""
+    """Have the shards of a running memory write a generation, and print its size. Returns the exit code."""
     from memory_service import MemoryClient
     from memory_service.snapshots.upkeep import summary
 
@@ -94,7 +94,7 @@ def snapshot(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Print every generation and what is wrong with it; 1 if anything is."""
+    """Print every generation and its damage. Returns the exit code, 1 if there is any damage."""
     from memory_service.snapshots.upkeep import verify
 
     reports = verify(args.snapshot)
@@ -106,7 +106,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def prune(args: argparse.Namespace) -> int:
-    """Delete, and print what was deleted."""
+    """Delete old generations and print the deleted files. Returns the exit code."""
     from memory_service.snapshots.upkeep import prune
 
     deleted = prune(args.snapshot, args.keep)

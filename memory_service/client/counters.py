@@ -18,10 +18,8 @@ from memory_service.metrics.catalogue import (
     CLIENT_STAGE_SECONDS,
     CLIENT_UNIQUE_ROWS,
 )
-from memory_service.metrics.metrics import Histogram, Metrics, Sample, Value
+from memory_service.metrics.metrics import Histogram, Metrics, Sample
 from memory_service.tables.spec import TableSpec
-
-_BY_TABLE = (CLIENT_LOOKUPS, CLIENT_ROWS, CLIENT_UNIQUE_ROWS, CLIENT_BYTES)
 
 
 class LookupCounters:
@@ -30,15 +28,11 @@ class LookupCounters:
     def __init__(self) -> None:
         self._metrics = Metrics()
         self._seconds = self._metrics.histogram(CLIENT_LOOKUP_SECONDS)
-        self._tables: dict[str, tuple[Value, ...]] = {}
+        self._answered = self._metrics.family(CLIENT_LOOKUPS, CLIENT_ROWS, CLIENT_UNIQUE_ROWS, CLIENT_BYTES)
 
     def answered(self, spec: TableSpec, rows: int, unique_rows: int, seconds: float) -> None:
         """Count a lookup that ended in rows."""
-        counters = self._tables.get(spec.name)
-        if counters is None:
-            counters = self._tables[spec.name] = tuple(self._metrics.counter(m, spec.name) for m in _BY_TABLE)
-        for counter, number in zip(counters, (1, rows, unique_rows, unique_rows * spec.row_bytes), strict=True):
-            counter.add(number)
+        self._answered.add(spec.name, 1, rows, unique_rows, unique_rows * spec.row_bytes)
         self._seconds.observe(seconds)
 
     def failed(self) -> None:

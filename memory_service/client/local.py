@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.client.counters import LookupCounters
+from memory_service.errors import OutOfMemory
 from memory_service.memory import MemoryStats, Rows, require_table
 from memory_service.metrics.metrics import Sample
 from memory_service.snapshots.snapshot import Snapshot, load_newest
@@ -77,7 +78,13 @@ def _read_tables(snapshot: Snapshot) -> dict[TableSpec, NDArray[np.uint8]]:
 
 
 def _read_table(snapshot: Snapshot, spec: TableSpec) -> NDArray[np.uint8]:
-    packed = np.empty((spec.rows, spec.row_bytes), np.uint8)
+    try:
+        packed = np.empty((spec.rows, spec.row_bytes), np.uint8)
+    except MemoryError as error:
+        size = spec.rows * spec.row_bytes / 2**30
+        raise OutOfMemory(
+            f"table {spec.name!r} has {size:.1f} GiB, more than there is here: serve it from shards"
+        ) from error
     for block, rows in snapshot.read_blocks(spec.name, range(spec.blocks)):
         start = block * spec.block_rows
         packed[start : start + len(rows)] = rows

@@ -1,4 +1,4 @@
-"""Adam for rows: only rows that received a gradient are touched, their moments included."""
+"""Adam for rows: only rows that received a gradient are updated, and only their moments."""
 
 from __future__ import annotations
 
@@ -9,19 +9,28 @@ import numpy as np
 
 @dataclass(frozen=True)
 class AdamConfig:
-    """Adam (arXiv 1412.6980) without weight decay, as the Engram paper trains its tables."""
+    """Parameters of Adam (arXiv 1412.6980) without weight decay, as the Engram paper trains its tables."""
 
     learning_rate: float = 2e-3
+    """Step size before bias correction."""
     beta1: float = 0.9
+    """Decay rate of the first moment."""
     beta2: float = 0.999
+    """Decay rate of the second moment."""
     eps: float = 1e-8
+    """Added to the root of the second moment, against division by zero."""
 
 
 class RowAdam:
-    """Optimizer state of one fp32 table, updated row by row (as torch.optim.SparseAdam does)."""
+    """Optimizer state of one fp32 table, updated row by row as torch.optim.SparseAdam does."""
 
     def __init__(self, values: np.ndarray, config: AdamConfig):
-        """Attach to `values`, [rows, dim] float32, which `step` updates in place."""
+        """Start with zero moments.
+
+        Args:
+            values: [rows, dim] float32, which `step` updates in place.
+            config: parameters of Adam.
+        """
         self.values, self.config, self.steps = values, config, 0
         self.first = np.zeros_like(values)
         self.second = np.zeros_like(values)
@@ -30,7 +39,7 @@ class RowAdam:
         """Apply one step.
 
         Args:
-            rows: [U] int64, unique row numbers.
+            rows: [U] int64, distinct row numbers.
             gradients: [U, dim] float32, summed over the positions that used the row.
             scale: factor on the learning rate, for schedules.
         """

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
@@ -131,6 +131,23 @@ class Histogram:
             return Distribution(SECONDS_BOUNDS, tuple(self._counts), self._seconds)
 
 
+class Family:
+    """Counters of several metrics that have one label in common and are added to together."""
+
+    def __init__(self, metrics: Metrics, members: Sequence[Metric]) -> None:
+        self._metrics = metrics
+        self._members = members
+        self._counters: dict[str, tuple[Value, ...]] = {}
+
+    def add(self, label: str, *numbers: int) -> None:
+        """Add a number to each counter under this value of the label, in the order of the metrics."""
+        counters = self._counters.get(label)
+        if counters is None:
+            counters = self._counters[label] = tuple(self._metrics.counter(metric, label) for metric in self._members)
+        for counter, number in zip(counters, numbers, strict=True):
+            counter.add(number)
+
+
 _Instrument = TypeVar("_Instrument", Value, Histogram)
 
 
@@ -145,6 +162,10 @@ class Metrics:
         """Return the counter with these label values, made at zero if there is none."""
         assert metric.kind is Kind.COUNTER, metric
         return self._instrument(Value, metric, labels)
+
+    def family(self, *metrics: Metric) -> Family:
+        """Counters of these metrics by the value of their only label, found once for each value."""
+        return Family(self, metrics)
 
     def gauge(self, metric: Metric, *labels: str) -> Value:
         """Return the gauge with these label values, made at zero if there is none."""

@@ -1,1 +1,1 @@
-"""Placement: which shard holds which block, and the placement that follows when shards come, go or move."""
+"""Placement: which shard serves which block, and the next placement when shards join, leave or move."""

@@ -1,10 +1,10 @@
-"""Which shards get which block of a table: a first assignment, and the next one with as few moves as can be.
+"""Assignment of the blocks of a table to shards: a first assignment, and the next one with as few moves as possible.
 
 Blocks are assigned by rendezvous hashing (Thaler and Ravishankar, "Using name-based mappings to increase hit rates",
-1998): every shard scores every block, the highest score wins, so adding a shard moves only the blocks that it wins.
-A cap on each shard's load, with overflow to the next-best shard, follows Mirrokni, Thorup and Zadimoghaddam,
-"Consistent hashing with bounded loads", 2016. Neighbouring blocks score independently, so every shard gets a mix of
-columns.
+1998): every shard has a score for every block, and the highest score wins, so adding a shard moves only the blocks that
+it wins. A cap on each shard's load, with overflow to the shard with the next-best score, follows Mirrokni, Thorup and
+Zadimoghaddam, "Consistent hashing with bounded loads", 2016. The scores of neighbouring blocks are independent, so
+every shard gets a mix of columns.
 """
 
 from __future__ import annotations
@@ -20,16 +20,29 @@ from memory_service.placement.failure_domains import present, repeated, separate
 
 MAX_SHARDS = 1 << 16
 NOBODY = MAX_SHARDS - 1
-"""Stands in an assignment where a block has fewer replicas than the widest."""
+"""Marks, in an assignment, the missing replicas of a block that has fewer than the block with the most."""
 
 
 def assign_blocks(
     table: str, blocks: int, shards: Sequence[str], replicas: int = 1, slack: float = 1.05
 ) -> NDArray[np.uint16]:
-    """Shards of each block, uint16 [replicas, blocks], indices into `shards`.
+    """Assign the blocks of a table to shards; the result depends on the names only.
 
-    Depends on the names only. No shard gets more than ceil(slack * blocks * replicas / shards) blocks, and the
-    replicas of a block are on distinct shards. ValueError for arguments that cannot be met.
+    No shard gets more than ceil(slack * blocks * replicas / shards) blocks, and the replicas of a block are on distinct
+    shards.
+
+    Args:
+        table: name of the table.
+        blocks: number of its blocks.
+        shards: names of the shards.
+        replicas: replicas of every block.
+        slack: largest load of a shard as a multiple of its fair share, at least 1.
+
+    Returns:
+        uint16 [replicas, blocks], indices into `shards`.
+
+    Raises:
+        ValueError: there are fewer shards than replicas, names repeat, or `slack` is below 1.
     """
     check_names(shards)
     if not 1 <= replicas <= len(shards):
@@ -55,13 +68,26 @@ def reassign_blocks(
     domains: NDArray[np.int64] | None = None,
     slack: float = 1.05,
 ) -> NDArray[np.uint16]:
-    """Shards of each block, uint16 [most replicas, blocks], with as few new replicas as can be.
+    """Assign the blocks of a table to a new set of shards, with as few new replicas as possible.
 
-    `held` [blocks, shards] says what each of the new set of shards has already, `wanted` [blocks] how many replicas a
-    block shall have. Replicas of a block are in different `domains` [shards] as far as these allow; without, every
-    shard is its own. A shard that has nothing yet gets at least 1/slack of its share, and none more than slack of it;
-    shares are equal unless domains are too unequal for that. Where a block has fewer replicas than the widest, the
-    rest is NOBODY. ValueError if there are too few shards.
+    A shard that holds nothing yet gets at least 1/slack of its share, and no shard gets more than slack times its
+    share. Shares are equal, unless the failure domains are too unequal for that.
+
+    Args:
+        table: name of the table.
+        held: replicas that exist already, bool [blocks, shards].
+        wanted: number of replicas each block should have, [blocks].
+        shards: names of the shards.
+        domains: failure domain of each shard, [shards]; if None, every shard is a domain of its own. Replicas of a
+            block are put into different domains as far as possible.
+        slack: largest load of a shard as a multiple of its share, at least 1.
+
+    Returns:
+        uint16 [largest number of replicas, blocks], indices into `shards`. NOBODY marks missing replicas of blocks that
+        have fewer.
+
+    Raises:
+        ValueError: there are fewer shards than replicas, or names repeat.
     """
     check_names(shards)
     if not 1 <= wanted.min() <= wanted.max() <= len(shards):
@@ -86,19 +112,19 @@ def reassign_blocks(
 
 
 def _worth(scores: NDArray[np.uint64], doubtful: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Scores of which the doubtful ones are below all others."""
+    """Scores, with those of the doubtful replicas lowered below all others."""
     return (scores >> np.uint64(1)) | np.uint64(1) | ((~doubtful).astype(np.uint64) << np.uint64(63))
 
 
 def _drop_surplus(taken: NDArray[np.bool_], scores: NDArray[np.uint64], wanted: NDArray[np.integer]) -> None:
-    """Keep of each block only as many replicas as are wanted: those with the best scores."""
+    """Keep only as many replicas of each block as are wanted, those with the best scores."""
     best_first = np.argsort(np.where(taken, ~scores, np.iinfo(np.uint64).max), axis=1)
     rank = np.argsort(best_first, axis=1)
     taken &= rank < wanted[:, None]
 
 
 def _goal(load: NDArray[np.int64], total: int, least: NDArray[np.int64], most: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Blocks that each shard shall have, `total` together: as near to its load as `least` and `most` allow."""
+    """Target number of blocks per shard, `total` in sum: as close to the current load as `least` and `most` allow."""
     goal = np.clip(load, least, most)
     while (gap := total - int(goal.sum())) != 0:
         sign = 1 if gap > 0 else -1
@@ -118,8 +144,11 @@ def _goal(load: NDArray[np.int64], total: int, least: NDArray[np.int64], most: N
 
 
 def _shed(taken: NDArray[np.bool_], scores: NDArray[np.uint64], goal: NDArray[np.int64]) -> None:
-    """Take from every shard beyond its goal the blocks that score it lowest, replicas of one block last."""
-    lost = np.zeros(len(taken), np.int64)  # a block that lost two replicas cannot give both to one shard
+    """Remove, from every shard above its goal, the blocks with the lowest scores for it.
+
+    Blocks that have lost a replica already come last, because a block that lost two could not place both on one shard.
+    """
+    lost = np.zeros(len(taken), np.int64)
     for shard in np.flatnonzero(taken.sum(axis=0) > goal):
         mine = np.flatnonzero(taken[:, shard])
         order = np.lexsort((scores[mine, shard], lost[mine]))
@@ -129,11 +158,11 @@ def _shed(taken: NDArray[np.bool_], scores: NDArray[np.uint64], goal: NDArray[np
 
 
 def _squeeze_in(taken: NDArray[np.bool_], most: NDArray[np.int64], stuck: NDArray[np.int64]) -> None:
-    """Give one more shard to the few blocks for which only shards that have them already are below their goal.
+    """Place the blocks for which every shard below its goal already holds a replica.
 
-    Such a block goes to the shard with the most room that lacks it. Where that one is full, a block of it moves on to
-    a shard that is not: of shards with equal shares the full one has more blocks, hence one that the other lacks.
-    Where shares differ it may have none; rather than fail it then has one block too many.
+    Such a block goes to the shard with the most room among those without it. If that shard is full, a block of it moves
+    to a shard that is not: with equal shares the full shard has more blocks, hence a block that the other lacks. If
+    shares differ there may be no such block; the shard then exceeds its limit by one block.
     """
     for block in stuck:
         room = most - taken.sum(axis=0)
@@ -146,7 +175,7 @@ def _squeeze_in(taken: NDArray[np.bool_], most: NDArray[np.int64], stuck: NDArra
 
 
 def _in_order(taken: NDArray[np.bool_], scores: NDArray[np.uint64]) -> NDArray[np.uint16]:
-    """The shards of each block, uint16 [replicas, blocks], each shard first for at most its share where that can be."""
+    """Order the replicas of each block, uint16 [replicas, blocks], so that first replicas are spread evenly."""
     blocks, shards = taken.shape
     others = ~taken
     first = _assign_once(scores, others, math.ceil(blocks / shards) + others.sum(axis=0))
@@ -162,7 +191,10 @@ def _in_order(taken: NDArray[np.bool_], scores: NDArray[np.uint64]) -> NDArray[n
 def _assign_once(
     scores: NDArray[np.uint64], taken: NDArray[np.bool_], cap: int | NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Give every block one more shard: its best with room, a full shard keeping the blocks that score it highest."""
+    """Assign one more shard to every block: the shard with its best score that has room.
+
+    If too many blocks prefer a shard, it keeps those with the highest scores.
+    """
     choice = np.full(len(scores), NOBODY)
     room = cap - taken.sum(axis=0)
     waiting = np.arange(len(scores))
@@ -180,10 +212,10 @@ def _assign_once(
 
 
 def _swap_in(assigned: NDArray[np.uint16], taken: NDArray[np.bool_], cap: int, stuck: NDArray[np.int64]) -> None:
-    """Place the few blocks for which only shards that hold them already had room.
+    """Place the blocks for which every shard with room already holds a replica.
 
-    Such a block goes to a full shard, and a block of that one moves to the shard with room. There is always one that
-    can: the full shard has more blocks than the other, hence one that the other lacks.
+    Such a block goes to a full shard, and a block of the full shard moves to the shard with room. That is always
+    possible: the full shard has more blocks than the other, hence a block that the other lacks.
     """
     for block in stuck:
         free = int(np.argmax(taken.sum(axis=0) < cap))
@@ -196,7 +228,7 @@ def _swap_in(assigned: NDArray[np.uint16], taken: NDArray[np.bool_], cap: int, s
 
 
 def _rank_in_group(group: NDArray[np.int64], score: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Position of each element among those of its group, highest score first."""
+    """Rank of each element within its group, the highest score first."""
     order = np.lexsort((~score, group))
     starts = np.searchsorted(group[order], np.arange(group.max() + 1))
     rank = np.empty(len(group), np.int64)
@@ -221,7 +253,11 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def check_names(shards: Sequence[str]) -> None:
-    """ValueError unless there are shards, not too many, and all names differ."""
+    """Check the names of the shards of a placement.
+
+    Raises:
+        ValueError: there is no shard, there are too many, or names repeat.
+    """
     if not shards:
         raise ValueError("a placement needs at least one shard")
     if len(set(shards)) != len(shards):

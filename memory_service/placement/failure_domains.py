@@ -1,9 +1,10 @@
-"""Keeping the replicas of a block apart: on shards of different domains, which do not fail together.
+"""Failure domains: placing the replicas of a block on shards that do not fail together.
 
-A domain is what is lost at once, a node for example. Domains are given as integers [shards]; what the shards have is
-`taken`, bool [blocks, shards]. Safety goes before balance, up to a point: where the domains are so unequal that the
-replicas of a block are in different ones only if the shards of small domains hold more than others, these get up to
-MOST_SHARE of their fair share. Replicas that cannot be kept apart even so stay together; nothing fails for it.
+A failure domain, for example a node, contains the shards that are lost together. Domains are given as integers
+[shards], and the blocks of the shards as `taken`, bool [blocks, shards]. Safety has priority over balance within
+limits: if domains are so unequal that separating all replicas requires shards of small domains to hold more blocks,
+these get up to MOST_SHARE times their fair share. Replicas that cannot be separated even then stay together, without an
+error.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_SHARE = 1.5
-"""Of a shard's fair share: enough for two replicas on two nodes of which one has twice the shards of the other."""
+"""Largest share of a shard as a multiple of the fair share: enough for two replicas on two nodes with shards 2 : 1."""
 
 
 def number_domains(shards: Sequence[str], domains: Mapping[str, str] | None = None) -> NDArray[np.int64]:
-    """Domains of the shards, [shards], from their names; a shard for which none or an empty one is given is its own.
+    """Number the failure domains of the shards.
 
-    Where all shards are in one domain nothing can be kept apart: each is its own, too.
+    Args:
+        shards: names of the shards.
+        domains: domain by shard name; a shard without one, or with "", is a domain of its own.
+
+    Returns:
+        Number of each shard's domain, [shards]. If all shards are in one domain, nothing can be separated, and each
+        shard counts as a domain of its own.
     """
     given = [(domains or {}).get(shard, "") for shard in shards]
     if len(set(given)) == 1:
@@ -31,9 +38,15 @@ def number_domains(shards: Sequence[str], domains: Mapping[str, str] | None = No
 
 
 def shares(domains: NDArray[np.int64], blocks: int, replicas: int) -> NDArray[np.float64]:
-    """What part of an equal share of `replicas`, of all blocks together, each shard should have, [shards].
+    """Share of each shard as a multiple of an equal share, [shards].
 
-    A domain can use one replica of each block. What is beyond goes to other domains as far as they can use it.
+    A domain can hold one useful replica of each block. Replicas beyond that go to other domains as far as these can
+    hold them.
+
+    Args:
+        domains: failure domain of each shard, [shards].
+        blocks: number of blocks.
+        replicas: number of replicas of all blocks together.
     """
     size = np.bincount(domains)
     equal = size * (replicas / len(domains))
@@ -47,7 +60,7 @@ def shares(domains: NDArray[np.int64], blocks: int, replicas: int) -> NDArray[np
 
 
 def present(taken: NDArray[np.bool_], domains: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many replicas of each block are in each domain, [blocks, domains]."""
+    """Number of replicas of each block in each domain, [blocks, domains]."""
     counts = np.zeros((len(taken), domains.max() + 1), np.int64)
     for shard, domain in enumerate(domains):
         counts[:, domain] += taken[:, shard]
@@ -55,7 +68,7 @@ def present(taken: NDArray[np.bool_], domains: NDArray[np.int64]) -> NDArray[np.
 
 
 def repeated(taken: NDArray[np.bool_], scores: NDArray[np.uint64], domains: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which replicas share their domain with another one of the block that scores higher, [blocks, shards]."""
+    """Replicas that share their domain with a replica of the same block with a higher score, bool [blocks, shards]."""
     repeats = np.zeros_like(taken)
     for domain in np.flatnonzero(np.bincount(domains) > 1):
         members = np.flatnonzero(domains == domain)
@@ -65,16 +78,21 @@ def repeated(taken: NDArray[np.bool_], scores: NDArray[np.uint64], domains: NDAr
 
 
 def separate(taken: NDArray[np.bool_], domains: NDArray[np.int64], most: NDArray[np.int64]) -> None:
-    """Move replicas out of domains that have another one of the block, no shard beyond `most`, as far as that goes.
+    """Move replicas out of domains that hold another replica of the same block, as far as possible.
 
-    A replica moves to a shard with room, or else changes places with one of a block that both domains can do with.
-    Every step leaves fewer replicas together. With three replicas or more on unequal domains a few may be left that
-    only a longer chain of exchanges would part.
+    A replica moves to a shard with room, or is exchanged with a replica of another block that either domain may hold.
+    Every step reduces the number of replicas that share a domain. With three or more replicas on unequal domains, a few
+    may remain that only a longer chain of exchanges would separate.
+
+    Args:
+        taken: blocks of the shards, bool [blocks, shards], changed in place.
+        domains: failure domain of each shard, [shards].
+        most: largest number of blocks for each shard, [shards].
     """
     if domains.max() + 1 == len(domains):
         return
     state = _Separation(taken, domains, most)
-    while sum(map(state.part, np.flatnonzero((state.present > 1).any(axis=1)))):  # one move can make way for another
+    while sum(map(state.part, np.flatnonzero((state.present > 1).any(axis=1)))):  # a move can enable others
         pass
 
 
@@ -86,7 +104,7 @@ class _Separation:
         self.present = present(taken, domains)
 
     def part(self, block: np.int64) -> bool:
-        """Move one replica of a block to a domain that has none; whether there was a way."""
+        """Move a replica of a block to a domain that has none of it. Returns whether that was possible."""
         crowded = self._taken[block] & (self.present[block] > 1)[self._domains]
         free = np.flatnonzero((self.present[block] == 0)[self._domains])
         if not crowded.any() or not free.size:
@@ -103,7 +121,7 @@ class _Separation:
         if not fitting.size:
             return False
         crowding = self.present[fitting, self._domains[target]]
-        other = fitting[np.argmax(crowding)]  # at best one that should leave there anyway
+        other = fitting[np.argmax(crowding)]  # preferably a block that should leave that domain anyway
         self._move(other, target, source)
         self._move(block, source, target)
         return True

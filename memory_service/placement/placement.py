@@ -1,4 +1,4 @@
-"""Which shard serves which block: an epoch's shards and tables, and the placement that follows from another."""
+"""Placements: the shards of an epoch and the blocks that each serves, and the next placement after a change."""
 
 from __future__ import annotations
 
@@ -14,26 +14,35 @@ from memory_service.placement.failure_domains import number_domains
 from memory_service.tables.spec import TableSpec
 
 Extra = Mapping[str, NDArray[np.integer]]
-"""By table name, [blocks]: replicas of each block beyond those that all blocks of the table have."""
+"""Extra replicas of each block, [blocks], by table name; they add to the replicas that all blocks of the table have."""
 
 
 @dataclass(frozen=True)
 class ShardAddress:
-    """A shard's name and where its control door is."""
+    """Name and control address of a shard."""
 
     shard: str
+    """Name of the shard."""
     address: str
-    """host:port; empty until the shard has started."""
+    """host:port of its control door; "" until the shard has started."""
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Epoch, shards, and for each table the shards of each block."""
+    """An epoch, its shards, and the shards of every block.
+
+    Raises:
+        ValueError: the epoch is below 1, shard names repeat, or an assignment has the wrong type or shape, names a
+            shard that does not exist, or leaves a block without a first replica.
+    """
 
     epoch: int
+    """Number of the placement, from 1; later placements have higher numbers."""
     shards: tuple[ShardAddress, ...]
+    """All shards of the placement."""
     tables: Mapping[str, NDArray[np.uint16]]
-    """By table name, uint16 [replicas, blocks], indices into `shards`; NOBODY where a block has fewer replicas."""
+    """Assignment of each table by name: uint16 [replicas, blocks], indices into `shards`. NOBODY marks the missing
+    replicas of blocks that have fewer than others."""
 
     def __post_init__(self) -> None:
         if self.epoch < 1:
@@ -48,11 +57,11 @@ class Placement:
                 f"placement of table {table!r} must be uint16 [replicas, blocks], "
                 f"got {assigned.dtype} {list(assigned.shape)}"
             )
-        strange = assigned[(assigned >= len(self.shards)) & (assigned != NOBODY)]
-        if strange.size:
-            raise ValueError(f"placement of table {table!r} names shard {strange[0]}, there are {len(self.shards)}")
-        if (bare := np.flatnonzero(assigned[0] == NOBODY)).size:
-            raise ValueError(f"placement of table {table!r} gives block {bare[0]} to nobody as its first replica")
+        unknown = assigned[(assigned >= len(self.shards)) & (assigned != NOBODY)]
+        if unknown.size:
+            raise ValueError(f"placement of table {table!r} names shard {unknown[0]}, there are {len(self.shards)}")
+        if (unassigned := np.flatnonzero(assigned[0] == NOBODY)).size:
+            raise ValueError(f"placement of table {table!r} gives block {unassigned[0]} to nobody as its first replica")
 
     @classmethod
     def build(
@@ -64,11 +73,19 @@ class Placement:
         extra: Extra | None = None,
         domains: Mapping[str, str] | None = None,
     ) -> Placement:
-        """Assign every block of the tables to `replicas` of the shards, by table or the same for all, and to `extra`.
+        """Build the first placement of some tables. Without `extra` and `domains` it depends on the names only.
 
-        Shards of one domain, given by shard (none or "": its own), do not have the same block as far as that can be.
-        Without these and `extra` it depends on the shards' names only. ValueError if there are fewer shards than
-        replicas; extra replicas beyond the number of shards are left out.
+        Args:
+            epoch: number of the placement.
+            shards: the shards.
+            specs: the tables.
+            replicas: replicas of every block, the same for all tables or by table name.
+            extra: extra replicas of blocks; those beyond the number of shards are left out.
+            domains: failure domain by shard name; a shard without one, or with "", is a domain of its own. Replicas of
+                a block are put into different domains as far as possible.
+
+        Raises:
+            ValueError: there are fewer shards than replicas, or `replicas` lacks a table.
         """
         names = [shard.shard for shard in shards]
         tables = {
@@ -86,10 +103,20 @@ class Placement:
         extra: Extra | None = None,
         domains: Mapping[str, str] | None = None,
     ) -> Placement:
-        """The placement for another set of shards, replicas or extra replicas that moves as few blocks as can be.
+        """Build the next placement for other shards, replicas or extra replicas, moving as few blocks as possible.
 
-        Shards are known by their names; one that joins gets its share, those that leave lose all. Replicas of a block
-        that have come into one domain are moved apart. ValueError and limits as for `build`.
+        Shards are identified by name. A shard that joins gets its share of the blocks, and a shard that leaves loses
+        all of them. Replicas of a block that are in the same domain are moved apart.
+
+        Args:
+            epoch: number of the new placement.
+            shards: the shards of the new placement.
+            replicas: see `build`.
+            extra: see `build`.
+            domains: see `build`.
+
+        Raises:
+            ValueError: there are fewer shards than replicas, or `replicas` lacks a table.
         """
         names = [shard.shard for shard in shards]
         numbers = number_domains(names, domains)
@@ -102,12 +129,12 @@ class Placement:
         return Placement(epoch, tuple(shards), tables)
 
     def moves_from(self, other: Placement) -> int:
-        """Block replicas that some shard has under this placement and not under the other."""
+        """Number of block replicas that are on a shard under this placement but not under the other."""
         names = [shard.shard for shard in self.shards]
         return sum(int((self.held(table, names) & ~other.held(table, names)).sum()) for table in self.tables)
 
     def same_as(self, other: Placement) -> bool:
-        """Whether two placements say the same."""
+        """Whether two placements have the same epoch, shards and assignments."""
         return (self.epoch, self.shards, self.tables.keys()) == (
             other.epoch,
             other.shards,
@@ -115,7 +142,11 @@ class Placement:
         ) and all(np.array_equal(assigned, other.tables[table]) for table, assigned in self.tables.items())
 
     def held(self, table: str, shards: Sequence[str]) -> NDArray[np.bool_]:
-        """Which blocks of a table each of these shards has, bool [blocks, shards]; UnknownTable."""
+        """Blocks of a table that each of the named shards has, bool [blocks, shards].
+
+        Raises:
+            UnknownTable: the placement has no table of that name.
+        """
         column = {name: index for index, name in enumerate(shards)}
         columns = np.array([column.get(shard.shard, len(shards)) for shard in self.shards])
         assigned = self.assigned(table)
@@ -126,13 +157,26 @@ class Placement:
         return held[:, :-1]
 
     def assigned(self, table: str) -> NDArray[np.uint16]:
-        """The shards of a table's blocks, uint16 [replicas, blocks], or UnknownTable."""
+        """Assignment of a table's blocks, uint16 [replicas, blocks], indices into `shards`.
+
+        Raises:
+            UnknownTable: the placement has no table of that name.
+        """
         if table not in self.tables:
             raise UnknownTable(f"the placement of epoch {self.epoch} has no table {table!r}")
         return self.tables[table]
 
     def blocks_of(self, table: str, shard: str, replica: int | None = None) -> NDArray[np.int64]:
-        """Blocks of a table that a shard serves, ascending; with `replica`, only those it serves as that replica."""
+        """Blocks of a table that a shard serves, in ascending order.
+
+        Args:
+            table: name of the table.
+            shard: name of the shard; one that is not in the placement serves no block.
+            replica: count only the blocks that it serves as this replica, from 0.
+
+        Raises:
+            UnknownTable: the placement has no table of that name.
+        """
         names = [address.shard for address in self.shards]
         if shard not in names:
             return np.empty(0, np.int64)

@@ -185,7 +185,8 @@ def blocks_to_proto(entries: Mapping[int, BlockEntry]) -> Iterator[pb.BlockEntry
 
 def blocks_from_proto(messages: Iterable[pb.BlockEntry]) -> dict[int, BlockEntry]:
     """Return the entries of written blocks, by block number."""
-    return {m.block: BlockEntry(m.file, m.batch, m.rows, m.digest) for m in messages}
+    with _reading("block entry"):
+        return {m.block: BlockEntry(m.file, m.batch, m.rows, m.digest) for m in messages}
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from memory_service.server.listening import check_free
 from memory_service.server.open_files import allow_open_files
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard, ShardConfig
-from memory_service.snapshots.manifest import split_pin
+from memory_service.snapshots.names import split_pin
 from memory_service.snapshots.snapshot import Snapshot, generations, load_newest
 from memory_service.snapshots.store import open_store
 

@@ -1,1 +1,1 @@
-"""A shard: the blocks it holds in memory, where it gets them, and the gather that answers a lookup."""
+"""A shard: the blocks in its memory, the sources it loads them from, and the gather that answers a lookup."""

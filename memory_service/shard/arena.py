@@ -1,4 +1,4 @@
-"""Memory for the blocks of a table: address space for all of them, RAM only for the slots in use."""
+"""Memory for the blocks of a table: address space for all blocks, RAM only for the slots in use."""
 
 from __future__ import annotations
 
@@ -16,42 +16,55 @@ from memory_service.errors import OutOfMemory
 
 _PAGE = mmap.PAGESIZE
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE, which Python's mmap names from 3.11 on
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which Python's mmap has no name for
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which Python's mmap does not define
 
 
 class Arena:
-    """Slots of `block_rows` packed rows each, back to back, handed out lowest first. One thread at a time.
+    """Adjacent slots of `block_rows` packed rows each, handed out lowest first. Not thread-safe.
 
-    A slot is pre-faulted as it is taken, so that no lookup pays for a page fault, and its RAM goes back to the system
-    when it is given back. The memory is anonymous and in huge pages, since a gather of random rows otherwise misses the
-    TLB on nearly every row; or, if `shared`, a memfd that another process of this machine can map, which most systems
-    keep in small pages (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
+    A slot is pre-faulted when it is taken, so that no lookup causes a page fault, and its RAM is returned to the system
+    when it is given back. The memory is anonymous and in huge pages, since a gather of random rows would otherwise miss
+    the TLB on nearly every row.
+
+    Args:
+        capacity: number of slots.
+        block_rows: rows of a slot.
+        row_bytes: bytes of a packed row.
+        shared: use a memfd that other processes of this machine can map. Most systems keep it in small pages, see
+            /sys/kernel/mm/transparent_hugepage/shmem_enabled.
+
+    Raises:
+        OutOfMemory: the system has no address space of that size.
     """
 
     def __init__(self, capacity: int, block_rows: int, row_bytes: int, shared: bool = False) -> None:
         self._block_rows = block_rows
         self._slot_bytes = block_rows * row_bytes
         self._memory, self.fd = _reserve(capacity * self._slot_bytes, shared)
-        """`fd` is the descriptor of the memfd, None if the memory is not shared."""
+        """`fd` is the descriptor of the memfd, or None if the memory is not shared."""
         if self.fd is not None:
             weakref.finalize(self, os.close, self.fd)
         view = np.frombuffer(self._memory, np.uint8, capacity * self._slot_bytes)  # keeps the mapping alive
         self.rows: NDArray[np.uint8] = view.reshape(capacity * block_rows, row_bytes)
-        """All slots as one array, uint8 [capacity * block_rows, row_bytes]; those not taken must not be touched."""
-        self._returned: list[int] = []  # a heap of slots below _fresh
-        self._fresh = 0
+        """All slots as one array, uint8 [capacity * block_rows, row_bytes]; free slots must not be accessed."""
+        self._returned: list[int] = []  # heap of the free slots below _fresh
+        self._fresh = 0  # the lowest slot that was never taken
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slots taken."""
+        """Bytes of the slots in use."""
         return (self._fresh - len(self._returned)) * self._slot_bytes
 
     def slot(self, index: int) -> NDArray[np.uint8]:
-        """Writable view of one slot, uint8 [block_rows, row_bytes]."""
+        """Writable view of a slot, uint8 [block_rows, row_bytes]."""
         return self.rows[index * self._block_rows : (index + 1) * self._block_rows]
 
     def take(self) -> int:
-        """The lowest free slot, its memory committed; what it holds is undefined. OutOfMemory if there is no RAM."""
+        """Take the lowest free slot and commit its memory; its content is undefined.
+
+        Raises:
+            OutOfMemory: there is not enough RAM.
+        """
         slot = self._returned[0] if self._returned else self._fresh
         try:
             self._commit(slot)
@@ -64,7 +77,7 @@ class Arena:
         return slot
 
     def give_back(self, slots: list[int]) -> None:
-        """Free slots that nobody reads any more, and return their memory to the system."""
+        """Free slots that no reader uses any more, and return their memory to the system."""
         for slot in slots:
             heapq.heappush(self._returned, slot)
             self._release(slot)
@@ -72,7 +85,7 @@ class Arena:
     def _commit(self, slot: int) -> None:
         low, size = slot * self._slot_bytes, self._slot_bytes
         if self.fd is not None:
-            os.posix_fallocate(self.fd, low, size)  # says so where there is no room, instead of a SIGBUS later
+            os.posix_fallocate(self.fd, low, size)  # an error now instead of a SIGBUS on access if RAM is short
         aligned = low // _PAGE * _PAGE
         try:
             self._memory.madvise(_POPULATE_WRITE, aligned, low + size - aligned)
@@ -80,17 +93,17 @@ class Arena:
             self.slot(slot).reshape(-1)[::_PAGE] = 0
 
     def _release(self, slot: int) -> None:
-        """Only whole pages: small slots share theirs with neighbours."""
+        """Return the slot's whole pages to the system; small slots share pages with their neighbours."""
         low = -(-slot * self._slot_bytes // _PAGE) * _PAGE
         high = (slot + 1) * self._slot_bytes // _PAGE * _PAGE
         advice = getattr(mmap, "MADV_DONTNEED" if self.fd is None else "MADV_REMOVE", None)
         if advice is not None and high > low:
-            with suppress(OSError):  # a system that cannot: the slot is free all the same
+            with suppress(OSError):  # not supported by this system: the slot is free anyway
                 self._memory.madvise(advice, low, high - low)
 
 
 def _reserve(size: int, shared: bool) -> tuple[mmap.mmap, int | None]:
-    """Address space of `size` bytes, no RAM yet, with the descriptor of its memfd if it has one."""
+    """Reserve address space of `size` bytes without RAM, and return it with the descriptor of its memfd, if any."""
     size = max(size, 1)  # an empty mapping is not possible
     fd = os.memfd_create("engram-arena") if shared and hasattr(os, "memfd_create") else None
     try:
@@ -104,7 +117,7 @@ def _reserve(size: int, shared: bool) -> tuple[mmap.mmap, int | None]:
             os.close(fd)
         raise _no_memory(size, error) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel built without them: slower, not wrong
+        with suppress(OSError):  # a kernel without huge pages: slower, but correct
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory, fd
 

@@ -1,4 +1,4 @@
-"""Whole blocks from shard to shard over Arrow Flight: what the giving shard sends, and what the taking one checks."""
+"""Copies of whole blocks from shard to shard over Arrow Flight: the sending side, and the receiving side's checks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ from memory_service.tables.arrow_rows import row_schema, view_rows, wrap_rows
 from memory_service.tables.spec import TableSpec
 from protos import memory_pb2 as pb
 
-_CALL_BYTES = 32 << 20  # of the blocks asked for in one call, so that a shard that hangs is given up soon
+_CALL_BYTES = 32 << 20  # of the blocks requested in one call, so that a shard that hangs is soon abandoned
 _CALL_S = 30.0
 
 
 def give_blocks(table: ShardTable, blocks: Sequence[int]) -> Iterator[tuple[pa.RecordBatch, pa.Buffer]]:
-    """Record batches of held blocks with their headers; RowOutOfRange for a block that is not held any more.
+    """Send blocks of a table. Each is copied in its turn, so that a slow receiver keeps no block from being dropped.
 
-    Each is a copy made as its turn comes, so that a slow taker keeps no block of this shard from being dropped.
+    Args:
+        table: the table.
+        blocks: numbers of the blocks.
+
+    Yields:
+        A record batch with the block's rows, and its serialised BlockHeader.
+
+    Raises:
+        RowOutOfRange: a block is not held any more.
     """
     schema = row_schema(table.spec.row_bytes)
     for block in blocks:
@@ -36,16 +44,27 @@ def give_blocks(table: ShardTable, blocks: Sequence[int]) -> Iterator[tuple[pa.R
 def take_blocks(
     client: flight.FlightClient, spec: TableSpec, version: int, blocks: Sequence[int]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield (block, packed rows) of a shard's blocks in order; a view is valid until the next is drawn.
+    """Receive blocks from another shard, in order.
 
-    MemoryServiceError for a block that does not come whole, of this version and with the right checksum.
+    Args:
+        client: connection to the rows door of the other shard.
+        spec: the table.
+        version: version that the rows must have.
+        blocks: numbers of the blocks.
+
+    Yields:
+        Block number and packed rows, uint8 [n, row_bytes], which are valid until the next block is requested.
+
+    Raises:
+        MemoryServiceError: the connection breaks, or a block is incomplete, of another version or has the wrong
+            checksum.
     """
     at_once = max(1, _CALL_BYTES // (spec.block_rows * spec.row_bytes))
     for start in range(0, len(blocks), at_once):
-        yield from _take_some(client, spec, version, blocks[start : start + at_once])
+        yield from _take_group(client, spec, version, blocks[start : start + at_once])
 
 
-def _take_some(
+def _take_group(
     client: flight.FlightClient, spec: TableSpec, version: int, blocks: Sequence[int]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     wanted = pb.BlocksTicket(table=spec.name, fingerprint=bytes.fromhex(spec.fingerprint), blocks=blocks)

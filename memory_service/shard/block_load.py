@@ -1,4 +1,4 @@
-"""Which blocks of its tables a shard is asked for most, from a sample of its lookups."""
+"""How often each block of a shard is requested, estimated from a sample of its lookups."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from memory_service.tables.spec import TableSpec
 
 
 class BlockLoad:
-    """Counts rows by table and block. Looks at one lookup in `every`, which is cheap and enough to find hot blocks."""
+    """Counts requested rows by table and block. Safe to use from several threads.
+
+    Args:
+        every: count only every so many lookups of a table, which is cheap and enough to find hot blocks.
+    """
 
     def __init__(self, every: int = 8) -> None:
         self._every = every
         self._lock = threading.Lock()
-        self._lookups: dict[str, itertools.count[int]] = {}  # by table: callers may take tables in turn
+        self._lookups: dict[str, itertools.count[int]] = {}  # by table, since callers may alternate between tables
         self._rows: dict[str, NDArray[np.int64]] = {}
 
     def count(self, spec: TableSpec, rows: NDArray[np.int64]) -> None:
-        """Take note of a lookup of these row ids, all of them in the table."""
+        """Record a lookup of these row ids, all of which are in the table."""
         lookups = self._lookups.get(spec.name) or self._add(spec)
         if next(lookups) % self._every == 0:  # atomic, so that most lookups take no lock
             with self._lock:
                 np.add.at(self._rows[spec.name], rows >> spec.block_shift, 1)
 
     def read(self) -> BlockRows:
-        """Rows by table and block since construction, scaled up from the sample."""
+        """Estimated number of requested rows by table and block since construction."""
         with self._lock:
             return {table: self._nonzero(counts) for table, counts in self._rows.items()}
 

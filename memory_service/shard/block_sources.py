@@ -1,4 +1,4 @@
-"""Where a shard gets blocks that it lacks: the shards that have them under a placement, then a snapshot."""
+"""Sources of the blocks that a shard lacks: first the shards that hold them under a placement, then a snapshot."""
 
 from __future__ import annotations
 
@@ -25,10 +25,17 @@ from memory_service.tables.spec import TableSpec
 _DESCRIBE_S = 5.0
 
 Blocks = Iterable[tuple[int, NDArray[np.uint8]]]
+"""Block numbers with packed rows, uint8 [n, row_bytes]."""
 
 
 class Sources:
-    """The sources of one shard for one new placement. A peer that failed is not asked again; close when done."""
+    """Sources of one shard's blocks for one new placement, to be closed after use. A failed peer is not asked again.
+
+    Args:
+        taker: name of the shard that lacks blocks.
+        current: placement whose shards are asked for blocks; None if nothing is served yet.
+        snapshot_uri: snapshot to read the remaining blocks from, or None.
+    """
 
     def __init__(self, taker: str, current: Placement | None, snapshot_uri: str | Path | None) -> None:
         self._current = current
@@ -37,7 +44,13 @@ class Sources:
         self._snapshot: Snapshot | None = None
 
     def describe(self, table: str) -> tuple[TableSpec, int]:
-        """Spec and version of a table, from the first source that knows it."""
+        """Spec and version of a table, from the first source that has it.
+
+        Raises:
+            ShardUnavailable: no shard has the table, and there is no snapshot.
+            SnapshotError: the snapshot cannot be used.
+            UnknownTable: the snapshot has no table of that name.
+        """
         for peer in self._peers:
             held = peer.table(table)
             if held is not None:
@@ -52,7 +65,19 @@ class Sources:
         return entry.spec, entry.version
 
     def copy(self, table: ShardTable, missing: NDArray[np.integer], tick: Callable[[], None]) -> int:
-        """Copy from peers as many of the missing blocks as they give, calling `tick` before each; how many."""
+        """Copy missing blocks from peers, as far as these provide them.
+
+        Args:
+            table: the table that receives the blocks.
+            missing: numbers of the missing blocks.
+            tick: called before each block; an error that it raises ends the copying.
+
+        Returns:
+            Number of blocks copied.
+
+        Raises:
+            OutOfMemory: there is no room for a block.
+        """
         before = len(table.blocks)
         while asked := self._by_peer(table, missing):
             for peer, blocks in asked.items():
@@ -67,7 +92,21 @@ class Sources:
         return len(table.blocks) - before
 
     def load(self, table: ShardTable, missing: NDArray[np.integer], tick: Callable[[], None]) -> int:
-        """Read the missing blocks from the snapshot, calling `tick` before each; how many."""
+        """Read missing blocks from the snapshot.
+
+        Args:
+            table: the table that receives the blocks.
+            missing: numbers of the missing blocks.
+            tick: called before each block; an error that it raises ends the loading.
+
+        Returns:
+            Number of blocks read.
+
+        Raises:
+            ShardUnavailable: blocks are missing, and there is no snapshot.
+            SnapshotError: the snapshot has other rows, or a block is missing or damaged.
+            OutOfMemory: there is no room for a block.
+        """
         if not len(missing):
             return 0
         name = table.spec.name
@@ -92,13 +131,13 @@ class Sources:
             peer.close()
 
     def _opened(self) -> Snapshot:
-        assert self._uri is not None, "the caller has looked"
+        assert self._uri is not None, "checked by the caller"
         if self._snapshot is None:
             self._snapshot = Snapshot.open(self._uri)
         return self._snapshot
 
     def _by_peer(self, table: ShardTable, missing: NDArray[np.integer]) -> dict[_Peer, list[int]]:
-        """The missing blocks by the peer to ask, each replica's turn by block number; those without one left out."""
+        """Missing blocks by the peer to ask: replicas take turns by block number, blocks without one are left out."""
         asked: dict[_Peer, list[int]] = defaultdict(list)
         if self._current is None or table.spec.name not in self._current.tables:
             return asked
@@ -118,7 +157,7 @@ class Sources:
 
 
 class _Peer:
-    """A shard to copy from, asked what it has when first needed."""
+    """A shard to copy from. It is asked for its tables when they are first needed."""
 
     def __init__(self, shard: ShardAddress) -> None:
         self.shard = shard
@@ -127,7 +166,7 @@ class _Peer:
         self._client: flight.FlightClient | None = None
 
     def table(self, table: str) -> HeldTable | None:
-        """A table as the peer holds it; None if it does not, or cannot be reached."""
+        """A table as the peer holds it; None if the peer does not have it or cannot be reached."""
         try:
             return self._described().tables.get(table)
         except MemoryServiceError as error:
@@ -135,7 +174,7 @@ class _Peer:
             return None
 
     def blocks(self, table: ShardTable, blocks: list[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield the peer's blocks; MemoryServiceError if it cannot be reached or has another table of that name."""
+        """Yield the peer's blocks; MemoryServiceError if it cannot be reached or its table of that name differs."""
         info = self._described()
         held = info.tables.get(table.spec.name)
         if held is None:

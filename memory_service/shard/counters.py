@@ -1,4 +1,4 @@
-"""What a shard counts about the lookups that it serves."""
+"""Metrics of the lookups that a shard serves."""
 
 from __future__ import annotations
 
@@ -17,53 +17,49 @@ from memory_service.metrics.catalogue import (
     SHARD_START,
     SHARD_STREAMS,
 )
-from memory_service.metrics.metrics import Metrics, Sample, Value
+from memory_service.metrics.metrics import Metrics, Sample
 from memory_service.protocol.reports import ShardStats
 from memory_service.protocol.status import reason_of
 
 STAGES = ("queue", "locate", "gather", "write")
-_BY_TABLE = (SHARD_LOOKUPS, SHARD_ROWS, SHARD_BYTES)
+"""Stages of a lookup in a shard, in order."""
 
 
 class ShardCounters:
-    """The metrics of one shard. Safe to use from several threads."""
+    """Metrics of one shard. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._metrics = Metrics()
         self._started = time.time()
-        self._tables: dict[str, tuple[Value, ...]] = {}
+        self._answered = self._metrics.family(SHARD_LOOKUPS, SHARD_ROWS, SHARD_BYTES)
         self._expired = self._metrics.counter(SHARD_EXPIRED)
         self._streams = self._metrics.gauge(SHARD_STREAMS)
         self._latency = self._metrics.histogram(SHARD_LOOKUP_SECONDS)
         self._stages = {stage: self._metrics.histogram(SHARD_STAGE_SECONDS, stage) for stage in STAGES}
 
     def answered(self, table: str, rows: int, size: int) -> None:
-        """One lookup ended in so many rows and bytes."""
-        counters = self._tables.get(table)
-        if counters is None:
-            counters = self._tables[table] = tuple(self._metrics.counter(metric, table) for metric in _BY_TABLE)
-        for counter, number in zip(counters, (1, rows, size), strict=True):
-            counter.add(number)
+        """Count a lookup that ended in rows of `size` bytes together."""
+        self._answered.add(table, 1, rows, size)
 
     def refused(self, error: Exception) -> None:
-        """One lookup ended in an error."""
+        """Count a lookup that ended in an error."""
         self._metrics.counter(SHARD_REFUSED, reason_of(error)).add()
 
     def expired(self) -> None:
-        """One lookup was dropped because its time was up."""
+        """Count a lookup that was dropped because its deadline had passed."""
         self._expired.add()
 
     def took(self, seconds: float) -> None:
-        """So long from reading a request to having written its reply."""
+        """Record the time from reading a request to having written its reply."""
         self._latency.observe(seconds)
 
     def spent(self, stage: str, seconds: float) -> None:
-        """One of STAGES took so long."""
+        """Record the time that one of STAGES took."""
         self._stages[stage].observe(seconds)
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Count an open stream for as long as the block lasts."""
+        """A context manager that counts an open stream."""
         self._streams.add()
         try:
             yield
@@ -71,7 +67,7 @@ class ShardCounters:
             self._streams.add(-1)
 
     def snapshot(self) -> ShardStats:
-        """The counters as they stand."""
+        """Current values of the counters."""
         total = self._metrics.total
         return ShardStats(
             requests=total(SHARD_LOOKUPS),
@@ -86,6 +82,6 @@ class ShardCounters:
         )
 
     def collect(self) -> Iterator[Sample]:
-        """Every counter as it stands."""
+        """Current values of all metrics."""
         yield Sample(SHARD_START, (), self._started)
         yield from self._metrics.collect()

@@ -1,4 +1,4 @@
-"""Lets memory be reused only once nobody reads it: readers are counted in and out, and a writer waits for them."""
+"""A gate that delays the reuse of memory until all its readers have left: readers are counted, and a writer waits."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 
 class ReadGate:
-    """Readers never wait for a writer, nor for each other longer than it takes to count."""
+    """Counts readers. They never wait for a writer, nor for each other longer than counting takes."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._generation = 0
-        self._inside: Counter[int] = Counter()  # readers by the generation in which they came in
+        self._inside: Counter[int] = Counter()  # number of readers by the generation in which they entered
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Count as a reader for the duration of the block."""
+        """A context manager that counts as a reader."""
         with self._changed:
             generation = self._generation
             self._inside[generation] += 1
@@ -32,7 +32,7 @@ class ReadGate:
                     self._changed.notify_all()
 
     def drain(self) -> None:
-        """Wait until every reader that is inside now has left; later ones are not waited for."""
+        """Wait until every reader that is inside now has left, but not for readers that enter later."""
         with self._changed:
             current = self._generation
             self._generation += 1

@@ -1,4 +1,4 @@
-"""Memory for replies that is used again: fresh memory costs a page fault every 4 KiB, which a small reply notices."""
+"""Reusable memory for replies, since fresh memory costs a page fault every 4 KiB, which slows small replies down."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-_KEEP_BYTES = 64 << 20  # a larger reply is rare, and dear for other reasons
-_UNUSED = 2  # references to a buffer that nobody has views of: the attribute, and the argument of getrefcount
+_KEEP_BYTES = 64 << 20  # a larger reply is rare, and expensive for other reasons
+_UNUSED = 2  # references to a buffer without views: the attribute, and the argument of getrefcount
 
 
 class Scratch(threading.local):
-    """A buffer for each thread, given out again once nobody holds the array that it was given out as."""
+    """A buffer for each thread, reused once the array that was returned last is no longer referenced."""
 
     _buffer: NDArray[np.uint8] | None = None
 
     def rows(self, count: int, row_bytes: int) -> NDArray[np.uint8]:
-        """An array uint8 [count, row_bytes], its contents undefined."""
+        """An array uint8 [count, row_bytes] with undefined content."""
         size = count * row_bytes
         if size > _KEEP_BYTES:
             return np.empty((count, row_bytes), np.uint8)

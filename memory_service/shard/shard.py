@@ -1,4 +1,4 @@
-"""A shard: tables, the placements it answers under, and lookups that check what they were asked."""
+"""A shard: its tables, the placements under which it answers, and lookups that are checked against both."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,53 +26,54 @@ from memory_service.shard.table import ShardTable
 from memory_service.snapshots.manifest import BlockEntry
 from memory_service.snapshots.store import open_store
 from memory_service.snapshots.writer import write_blocks
+from memory_service.tables.spec import TableSpec
 
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """Limits of a shard, what its memory is, and where."""
+    """Configuration of a shard."""
 
     max_rows: int = 1 << 20
-    """Rows in one lookup; a larger one is refused before anything is allocated for it."""
+    """Most rows in one lookup; a larger lookup is refused before anything is allocated for it."""
     share_memory: bool = False
-    """Let other processes of this user on this machine read the tables directly; costs the huge pages."""
+    """Let other processes of this user on this machine read the tables directly, at the cost of huge pages."""
     node: str = ""
-    """What it runs on and is lost with; for people to read."""
+    """Name, for people to read, of the machine that the shard runs on and is lost with."""
 
 
 @dataclass(frozen=True)
 class _Serving:
-    """What lookups are answered under: swapped as a whole."""
+    """The placements under which lookups are answered. Replaced as a whole."""
 
     active: Placement | None = None
     """The placement in force."""
     placements: Mapping[int, Placement] = field(default_factory=dict)
-    """By epoch: the one in force, older ones not yet retired, and one that is prepared."""
+    """Placements by epoch: the one in force, older ones that are not retired yet, and a prepared one."""
 
     def epoch(self) -> int:
-        """The epoch in force, 0 before the first."""
+        """The epoch in force, or 0 before the first activation."""
         return self.active.epoch if self.active else 0
 
     def until_active(self) -> dict[int, Placement]:
-        """All but one that is prepared."""
+        """All placements except a prepared one."""
         return {epoch: placement for epoch, placement in self.placements.items() if epoch <= self.epoch()}
 
 
 class Shard:
-    """Holds blocks and answers lookups, while blocks come and go. Safe to use from several threads.
+    """Holds blocks and answers lookups while blocks are added and dropped. Safe to use from several threads.
 
-    A change of placement is `prepare` on every shard of the new one, then `activate` on every shard, and in the end
-    `retire`. From the preparation to the retirement the old epoch is answered as well as the new one.
+    To change the placement, call `prepare` on every shard of the new one, then `activate` on every shard, and finally
+    `retire`. Between preparation and retirement, lookups of both the old and the new epoch are answered.
     """
 
     def __init__(self, name: str, config: ShardConfig | None = None) -> None:
         self.name = name
         self.config = config or ShardConfig()
         self._preparing = threading.Lock()
-        self._changing = threading.Lock()  # of what follows, short; never held while blocks travel
+        self._changing = threading.Lock()  # guards the fields below; held briefly, never while blocks are transferred
         self._tables: Mapping[str, ShardTable] = {}
         self._serving = _Serving()
-        self._intended: Placement | None = None  # the last one to be prepared and not activated, ready or not
+        self._intended: Placement | None = None  # the latest placement being prepared, until it is activated
         self.counters = ShardCounters()
         self._scratch = Scratch()
         self.block_load = BlockLoad()
@@ -79,30 +81,42 @@ class Shard:
 
     @property
     def placement(self) -> Placement | None:
-        """The placement in force; None before the first activation."""
+        """The placement in force, or None before the first activation."""
         return self._serving.active
 
     @property
     def epoch(self) -> int:
-        """The epoch in force, 0 before the first activation."""
+        """The epoch in force, or 0 before the first activation."""
         return self._serving.epoch()
 
     @property
     def tables(self) -> Mapping[str, ShardTable]:
-        """The tables of which this shard holds blocks, or may."""
+        """Tables of the placements that this shard knows, by name."""
         return self._tables
 
     def prepare(
         self, placement: Placement, current: Placement | None = None, snapshot_uri: str | Path | None = None
     ) -> Prepared:
-        """Come to hold the blocks that a placement gives this shard, and answer lookups under it from then on.
+        """Acquire the blocks that a placement assigns to this shard, and answer lookups under it from then on.
 
-        Blocks held already are kept; others are copied from the shards that `current` names for them, or read from
-        the snapshot where none of those gives them. After a failure, what has come stays, for the next attempt. A
-        placement prepared earlier and never activated is forgotten, and its blocks are freed.
+        Blocks that are held already are kept. After a failure, the blocks acquired so far are kept for the next
+        attempt. A placement that was prepared earlier but never activated is discarded, and its blocks are freed.
 
-        WrongEpoch if the placement is older than the one in force, or another one was prepared meanwhile.
-        ShardUnavailable or SnapshotError naming table and block if nobody gives a block. OutOfMemory.
+        Args:
+            placement: the placement to prepare.
+            current: placement whose shards are asked for copies of missing blocks.
+            snapshot_uri: snapshot from which blocks are read that no shard provides.
+
+        Returns:
+            Numbers of the blocks kept, copied and loaded.
+
+        Raises:
+            WrongEpoch: the placement is older than the one in force, or another one was prepared in the meantime.
+            InvalidRequest: the placement has another number of blocks than a table.
+            ShardUnavailable: no shard provides a block, and there is no snapshot.
+            SnapshotError: the snapshot lacks a block, or the block is damaged.
+            UnknownTable: the snapshot has no such table.
+            OutOfMemory: there is no room for the blocks.
         """
         self._intend(placement)
         with self._preparing:
@@ -120,9 +134,10 @@ class Shard:
         return sum(parts, Prepared())
 
     def activate(self, placement: Placement) -> None:
-        """Name a placement as the one in force; older ones are answered until `retire`.
+        """Put a placement in force. Lookups of older placements are answered until `retire`.
 
-        WrongEpoch if it is older than the one in force, or if this shard does not hold its blocks.
+        Raises:
+            WrongEpoch: the placement is older than the one in force, or this shard does not hold its blocks.
         """
         with self._changing:
             self._check_newer(placement)
@@ -135,9 +150,10 @@ class Shard:
             callback()
 
     def retire(self, epoch: int) -> None:
-        """Stop answering under placements older than `epoch`, and free the blocks that only they gave this shard.
+        """Stop answering under placements older than `epoch`, and free the blocks that only they assign to this shard.
 
-        WrongEpoch if the placement in force is itself older.
+        Raises:
+            WrongEpoch: the placement in force is itself older than `epoch`.
         """
         with self._changing:
             serving = self._serving
@@ -146,21 +162,40 @@ class Shard:
                     f"{self.name} serves epoch {serving.epoch()} and cannot retire what is older than {epoch}: "
                     "activate that one first"
                 )
-            left = {one: placement for one, placement in serving.placements.items() if one >= epoch}
-            self._serving = replace(serving, placements=left)
+            remaining = {number: placement for number, placement in serving.placements.items() if number >= epoch}
+            self._serving = replace(serving, placements=remaining)
             self._free_blocks()
 
     def lookup(
         self, table: str, rows: NDArray[np.int64], epoch: int, fingerprint: str
     ) -> tuple[NDArray[np.uint8], int, int]:
-        """Packed rows [n, row_bytes] of row ids [n], the newest epoch that is known here, and the table's version."""
+        """Look up rows.
+
+        Args:
+            table: name of the table.
+            rows: row ids, int64 [n].
+            epoch: epoch of the placement by which the client chose this shard.
+            fingerprint: fingerprint of the table that the client expects.
+
+        Returns:
+            Packed rows, uint8 [n, row_bytes]; the newest epoch that this shard knows; the table's version.
+
+        Raises:
+            ShardUnavailable: the shard has no placement yet.
+            UnknownTable: the shard has no such table.
+            FingerprintMismatch: the table has another fingerprint.
+            WrongEpoch: the shard does not serve under that epoch.
+            InvalidRequest: the row ids have the wrong dtype or shape.
+            RequestTooLarge: there are more row ids than `max_rows`.
+            RowOutOfRange: the table has no such row, or this shard does not hold its block.
+        """
         held = self._table(table)
         with held.reading():  # before the epoch is checked: its blocks stay until the rows are gathered
             self._check_asked(held, epoch, fingerprint)
             return self._gather(held, rows), max(epoch, self.epoch), held.version
 
     def when_serving(self, callback: Callable[[], None]) -> None:
-        """Call back after every activation, and at once if there was one already."""
+        """Register a callback for every activation; it is called at once if a placement is in force already."""
         self._callbacks.append(callback)
         if self._serving.active:
             callback()
@@ -168,20 +203,36 @@ class Shard:
     def write_snapshot(
         self, uri: str | Path, table: str, prefix: str, blocks: Sequence[int], base: Mapping[int, BlockEntry]
     ) -> tuple[int, dict[int, BlockEntry]]:
-        """Write those of some blocks that differ from `base`; the table's version and the entries of them all.
+        """Write the blocks that differ from `base` into files of a snapshot.
 
-        RowOutOfRange if a block is not held.
+        Args:
+            uri: directory or URI of the snapshot.
+            table: name of the table.
+            prefix: beginning of the names of the files; the shard's name is appended.
+            blocks: numbers of the blocks.
+            base: entries of blocks that need not be written if their digest is unchanged.
+
+        Returns:
+            The table's version, and the entries of all these blocks by number.
+
+        Raises:
+            ShardUnavailable: the shard has no placement yet.
+            UnknownTable: the shard has no such table.
+            RowOutOfRange: a block is not held.
+            InvalidRequest: the prefix would lead out of the table's folder.
+            SnapshotError: a file cannot be written.
         """
         held = self._table(table)
         rows = ((block, held.copy_block(block)) for block in blocks)
-        return held.version, write_blocks(open_store(uri), held.spec, rows, f"{prefix}{self.name}-", base)
+        prefix = f"{prefix}{quote(self.name, safe=' ')}-"
+        return held.version, write_blocks(open_store(uri), held.spec, rows, prefix, base)
 
     def stats(self) -> ShardStats:
-        """Counters since construction."""
+        """Values of the counters since construction."""
         return self.counters.snapshot()
 
     def collect(self) -> Iterator[Sample]:
-        """The same and more as samples of metrics, for an exporter."""
+        """All metrics as samples, for an exporter."""
         yield from self.counters.collect()
         yield Sample(SHARD_EPOCH, (), self.epoch)
         for name, table in self._tables.items():
@@ -190,13 +241,13 @@ class Shard:
             yield Sample(SHARD_VERSION, (name,), table.version)
 
     def _intend(self, placement: Placement) -> None:
-        """Have a preparation under way for another placement end."""
+        """Declare the placement to prepare, which makes a preparation of another one stop."""
         with self._changing:
             self._check_newer(placement)
             self._intended = placement
 
     def _forget_others(self, placement: Placement) -> None:
-        """Free what was prepared for another placement, that one's preparation having ended."""
+        """Free the blocks that were prepared for another placement, whose preparation has ended."""
         with self._changing:
             self._check_intended(placement)
             self._serving = replace(self._serving, placements=self._serving.until_active())
@@ -204,13 +255,8 @@ class Shard:
 
     def _prepare_table(self, name: str, placement: Placement, sources: Sources) -> Prepared:
         table = self._tables.get(name) or self._add_table(name, placement, sources)
-        assigned, spec = placement.assigned(name), table.spec
-        if assigned.shape[1] != spec.blocks:
-            raise InvalidRequest(
-                f"the placement has {assigned.shape[1]} blocks of table {name!r}, the table {spec.blocks}: "
-                "build it from the specs of what is served"
-            )
-        mine = placement.blocks_of(name, self.name)
+        _check_blocks(table.spec, placement)
+        spec, mine = table.spec, placement.blocks_of(name, self.name)
         missing = np.setdiff1d(mine, table.blocks)
         copied = sources.copy(table, missing, lambda: self._check_intended(placement))
         loaded = sources.load(table, np.setdiff1d(missing, table.blocks), lambda: self._check_intended(placement))
@@ -219,6 +265,7 @@ class Shard:
 
     def _add_table(self, name: str, placement: Placement, sources: Sources) -> ShardTable:
         spec, version = sources.describe(name)
+        _check_blocks(spec, placement)  # before allocating: a peer may claim any size, a placement fits one message
         table = ShardTable(spec, version, self.config.share_memory)
         with self._changing:
             self._check_intended(placement)
@@ -226,9 +273,9 @@ class Shard:
         return table
 
     def _free_blocks(self) -> None:
-        """Let go of what neither a served nor the intended placement gives this shard."""
+        """Drop the blocks that neither a served nor the intended placement assigns to this shard."""
         needed = [*self._serving.placements.values(), *([self._intended] if self._intended else [])]
-        for name, table in self._tables.items():  # those that go as a whole too: another process may have them mapped
+        for name, table in self._tables.items():  # even of tables that go: other processes may have them mapped
             given = [placement.blocks_of(name, self.name) for placement in needed if name in placement.tables]
             table.drop(np.setdiff1d(table.blocks, np.concatenate([np.empty(0, np.int64), *given])))
         named = {name for placement in needed for name in placement.tables}
@@ -297,3 +344,12 @@ class Shard:
         self.counters.answered(held.spec.name, len(rows), out.nbytes)
         self.block_load.count(held.spec, rows)
         return out
+
+
+def _check_blocks(spec: TableSpec, placement: Placement) -> None:
+    blocks = placement.assigned(spec.name).shape[1]
+    if blocks != spec.blocks:
+        raise InvalidRequest(
+            f"the placement has {blocks} blocks of table {spec.name!r}, the table {spec.blocks}: "
+            "build it from the specs of what is served"
+        )

@@ -1,4 +1,4 @@
-"""The blocks of one table that a shard holds, and the gather. Blocks come and go while it is read."""
+"""The blocks of one table that a shard holds, and the gather. Blocks are added and dropped while rows are read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ from memory_service.tables.spec import TableSpec
 
 
 class ShardTable:
-    """Some blocks of a table, in slots of an arena: the arena row of `row` is `row + delta[row >> k]`.
+    """Blocks of a table in slots of an arena: the arena row of `row` is `row + delta[row >> block_shift]`.
 
-    `add` and `drop` publish a new `delta` as a whole, so readers take no lock. Whoever locates rows and gathers them
-    does both within `reading()`: until then a dropped block keeps its slot.
+    `add` and `drop` replace `delta` as a whole, so readers take no lock. A reader locates and gathers rows within one
+    `reading()` context, during which a dropped block keeps its slot.
+
+    Args:
+        spec: the table.
+        version: number of committed updates contained in the rows.
+        shared: let other processes of this user on this machine map the rows.
+
+    Raises:
+        OutOfMemory: the system has no address space for the table.
     """
 
     def __init__(self, spec: TableSpec, version: int = 0, shared: bool = False) -> None:
@@ -36,7 +44,7 @@ class ShardTable:
 
     @property
     def version(self) -> int:
-        """Committed updates that the rows hold."""
+        """Number of committed updates contained in the rows."""
         return self._layout.version
 
     @version.setter
@@ -46,27 +54,33 @@ class ShardTable:
 
     @property
     def shared(self) -> SharedTable | None:
-        """How a process of this machine can read the rows by itself; None if it may not."""
+        """How another process of this machine can map the rows; None if they are not shared."""
         return share_table(self._arena.fd, self._layout.fd)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the held blocks take."""
+        """Bytes of memory used by the held blocks."""
         return self._arena.nbytes
 
     @property
     def blocks(self) -> NDArray[np.int64]:
-        """The blocks held, ascending."""
+        """Numbers of the held blocks, in ascending order."""
         return np.flatnonzero(self._delta != NOT_HELD)
 
     def holds(self, blocks: NDArray[np.integer]) -> bool:
-        """Whether every one of these blocks is held."""
+        """Whether all these blocks are held."""
         return bool((self._delta[blocks] != NOT_HELD).all())
 
     def add(self, blocks: Iterable[tuple[int, NDArray[np.uint8]]]) -> None:
-        """Copy blocks (number, packed rows) into free slots, then show them to readers all at once.
+        """Copy blocks into free slots, then make them visible to readers all at once. One caller at a time.
 
-        Where the iterable fails, the blocks drawn before are held, and the error goes on. One caller at a time.
+        If the iterable raises an error, the blocks before it are added and the error propagates.
+
+        Args:
+            blocks: numbers of blocks that are not held, with packed rows, uint8 [n, row_bytes].
+
+        Raises:
+            OutOfMemory: there is no RAM for another block.
         """
         slots: dict[int, int] = {}
         try:
@@ -82,10 +96,9 @@ class ShardTable:
                 self._publish(slots)
 
     def drop(self, blocks: NDArray[np.integer]) -> None:
-        """Let go of held blocks and their memory, once the gathers under way have ended.
+        """Drop held blocks and free their memory, once the gathers in progress have ended.
 
-        Whoever was promised these blocks under a placement must have stopped coming; those who came before are
-        waited for first.
+        No new lookup of these blocks may be admitted under any placement; readers that entered before are waited for.
         """
         if not len(blocks):
             return
@@ -96,11 +109,15 @@ class ShardTable:
             delta[blocks] = NOT_HELD
             with self._layout.changing():
                 self._delta = self._layout.delta[:] = delta
-                self._gate.drain()  # a lookup of rows that it had no business with may still have found them
+                self._gate.drain()  # a lookup of rows outside its placement may still have found the blocks
                 self._arena.give_back(slots.tolist())
 
     def copy_block(self, block: int) -> NDArray[np.uint8]:
-        """A copy of a held block, uint8 [rows of the block, row_bytes]; RowOutOfRange for one that is not held."""
+        """Copy a held block, uint8 [rows of the block, row_bytes].
+
+        Raises:
+            RowOutOfRange: the block is not held.
+        """
         start = block * self.spec.block_rows
         rows = np.empty((self.spec.block_length(block), self.spec.row_bytes), np.uint8)
         with self.reading():
@@ -109,7 +126,11 @@ class ShardTable:
         return rows
 
     def locate(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Arena rows of these row ids; RowOutOfRange for an id that the table or this shard does not have."""
+        """Arena rows of these row ids, int64 [n].
+
+        Raises:
+            RowOutOfRange: the table has no such row, or this shard does not hold its block.
+        """
         if not rows.size:
             return rows
         if int(rows.view(np.uint64).max()) >= self.spec.rows:  # a negative id reads as a huge one
@@ -121,8 +142,8 @@ class ShardTable:
         return local
 
     def gather(self, local: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Copy located rows into `out`, uint8 [n, row_bytes]; runs without the GIL."""
-        # "clip" spares the buffered copy that "raise" would make; locate() has checked the ids.
+        """Copy located rows into `out`, uint8 [n, row_bytes]. Releases the GIL."""
+        # "clip" avoids the buffered copy that "raise" makes; locate() has checked the ids.
         np.take(self._arena.rows, local, axis=0, out=out, mode="clip")
 
     def _publish(self, slots: dict[int, int]) -> None:

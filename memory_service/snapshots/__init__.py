@@ -1,1 +1,1 @@
-"""Snapshots: tables at rest, as generations of checksummed block files under one sealed manifest each."""
+"""Snapshots: tables on disk, as generations of checksummed block files with one sealed manifest each."""

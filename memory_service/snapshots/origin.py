@@ -1,4 +1,4 @@
-"""Where a memory's rows come from: a generation of a snapshot or, once that is deleted, another with the same rows."""
+"""Origin of a memory's rows: a generation of a snapshot or, after that is deleted, another one with the same rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from memory_service.snapshots.manifest import split_pin
+from memory_service.snapshots.names import split_pin
 from memory_service.snapshots.snapshot import Snapshot, generations, inspect
 from memory_service.snapshots.store import open_store
 from memory_service.tables.spec import TableSpec, canonical_json
@@ -16,22 +16,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """A generation, and how to recognise its rows elsewhere."""
+    """A generation, and a digest by which another generation with the same rows is recognised."""
 
     uri: str
+    """URI of the generation."""
     specs: tuple[TableSpec, ...]
+    """Specs of its tables."""
     content: str
     """SHA-256 over specs, versions and the checksums of all blocks."""
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Origin:
-        """The origin of a memory that is loaded from this."""
+        """Origin of a memory that is loaded from this generation."""
         return cls(snapshot.uri, tuple(snapshot.specs.values()), _content(snapshot))
 
     def present_uri(self) -> str:
-        """The URI to read the rows from now: of the newest generation that has them, if the one begun with is gone.
+        """URI from which the rows can be read now.
 
-        Where none has them it is the URI begun with, of which whoever reads it is told what is missing.
+        Returns:
+            The original URI if its generation still exists, else that of the newest generation with the same rows. If
+            there is none, the original URI, so that the reader's error names what is missing.
         """
         directory, generation = split_pin(self.uri)
         store = open_store(directory)

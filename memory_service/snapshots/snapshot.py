@@ -1,8 +1,7 @@
-"""Snapshots: a directory of generations, each a manifest over blocks in Arrow IPC files, every block with a checksum.
+"""Reading snapshots: directories of generations, each a manifest of checksummed blocks in Arrow IPC files.
 
-Generations share the files of blocks that did not change, and no file is ever written twice. The newest generation
-that is whole is the one that loads; what is wrong with a newer one is named. DIR?generation=3 means that one only.
-Block files are uncompressed, one record batch a block, several blocks a file.
+Generations share the files of unchanged blocks, and no file is ever modified. A snapshot opens as its newest intact
+generation, and the damage of newer ones is reported. The URI DIR?generation=3 selects one generation.
 """
 
 from __future__ import annotations
@@ -13,44 +12,41 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from memory_service.errors import InvalidRequest, SnapshotError, UnknownTable
-from memory_service.snapshots.manifest import (
-    BlockEntry,
-    TableEntry,
-    generation_of_manifest,
-    manifest_name,
-    parse_manifest,
-    pin,
-    split_pin,
-)
-from memory_service.snapshots.store import Store, open_store
-from memory_service.tables.arrow_rows import view_rows
+from memory_service.errors import SnapshotError, UnknownTable
+from memory_service.snapshots.block_file import BlockFile
+from memory_service.snapshots.manifest import MAX_BYTES, BlockEntry, TableEntry, damaged_manifest, parse_manifest
+from memory_service.snapshots.names import generation_of_manifest, manifest_name, pin, split_pin
+from memory_service.snapshots.store import Store, StoredFile, open_store
 from memory_service.tables.spec import TableSpec
+
+Checked = dict[tuple[BlockEntry, int], str | None]
+"""Result of reading each block, by its entry and `row_bytes`: a sentence about its damage, or None if it is intact."""
 
 _log = logging.getLogger(__name__)
 _Loaded = TypeVar("_Loaded")
 
 
 class Snapshot:
-    """One generation opened for reading; every block is checked against its checksum as it is read."""
+    """One generation opened for reading. Every block is verified against its checksum when it is read."""
 
     def __init__(self, store: Store, generation: int, tables: Mapping[str, TableEntry]) -> None:
         self._store = store
         self.generation = generation
         self.tables = tables
         self.damage: tuple[str, ...] = ()
-        """What is wrong with the newer generations that were passed over, a sentence each."""
+        """Damage of the newer generations that were passed over, a sentence each."""
 
     @classmethod
     def open(cls, uri: str | Path) -> Snapshot:
-        """The generation that the URI names, or the newest whose manifest is intact and whose files are all there.
+        """Open the generation that the URI names, or else the newest with an intact manifest and complete files.
 
-        A flipped bit within a block shows only when that block is read. SnapshotError naming all that is missing or
-        damaged, where no generation can be used.
+        No block is read, so a flipped bit inside a block is found only when that block is read.
+
+        Raises:
+            SnapshotError: no generation can be used; the message names everything that is missing or damaged.
         """
         directory, generation = split_pin(uri)
         store = open_store(directory)
@@ -60,17 +56,20 @@ class Snapshot:
 
     @classmethod
     def last_good(cls, uri: str | Path) -> Snapshot:
-        """The newest generation of which every block was read and is whole; SnapshotError naming all damage if none.
+        """Open the newest generation of which every block is intact, by reading all of them.
 
-        It reads whole generations: ask for it when a block of the one that `open` found turns out damaged. Of several
-        shards one must ask, and all load the `uri` of the answer.
+        This is for when a block of the generation that `open` found turns out damaged. If several shards load the same
+        snapshot, one process must call this and all must load the `uri` of the result.
+
+        Raises:
+            SnapshotError: no generation is intact; the message names all damage.
         """
         return cls._newest(open_store(split_pin(uri)[0]), deep=True)
 
     @classmethod
     def _newest(cls, store: Store, deep: bool) -> Snapshot:
         damage: list[str] = []
-        checked: dict[BlockEntry, str | None] = {}
+        checked: Checked = {}
         for generation in reversed(generations(store)):
             snapshot, found = inspect(store, generation, checked if deep else None)
             if snapshot is not None and not found:
@@ -94,24 +93,33 @@ class Snapshot:
 
     @property
     def uri(self) -> str:
-        """The URI that opens this generation and no other: what the shards of one memory all load."""
+        """URI that opens exactly this generation, so that all shards of a memory load the same rows."""
         return pin(self._store.uri, self.generation)
 
     @property
     def specs(self) -> dict[str, TableSpec]:
-        """The tables by name."""
+        """Specs of the tables by name."""
         return {name: table.spec for name, table in self.tables.items()}
 
     def table(self, table: str) -> TableEntry:
-        """One table's entry, or UnknownTable."""
+        """Entry of one table.
+
+        Raises:
+            UnknownTable: the snapshot has no table of that name.
+        """
         if table not in self.tables:
             raise UnknownTable(f"snapshot {self._store.uri} has no table {table!r}, only {sorted(self.tables)}")
         return self.tables[table]
 
     def read_blocks(self, table: str, block_ids: Iterable[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield (block number, packed rows [n, row_bytes]), file by file; a view is valid until the next is drawn.
+        """Read blocks of a table and verify their checksums, file by file.
 
-        SnapshotError naming file, table and block for one that is missing, truncated or altered.
+        Yields:
+            Block number and packed rows, uint8 [n, row_bytes], which are valid until the next block is requested.
+
+        Raises:
+            UnknownTable: the snapshot has no table of that name.
+            SnapshotError: a block is missing, truncated or altered; the message names file, table and block.
         """
         entry = self.table(table)
         by_file: dict[str, list[int]] = {}
@@ -121,39 +129,36 @@ class Snapshot:
             yield from self._read_file(entry, file, by_file[file])
 
     def missing_files(self) -> list[str]:
-        """A sentence for each file that is not there or not of the size that it was written with."""
-        sentences = []
+        """Check the existence and size of every file; a sentence for each that is missing or has the wrong size."""
+        found = []
         for name, table in self.tables.items():
-            stored = self._store.files(name, recursive=True)
+            stored = self._store.files(name)
             for file in table.files:
-                wanted = table.file_bytes.get(file)
-                if file not in stored:
-                    sentences.append(self._about(f"file {file} of table {name!r} is missing"))
-                elif wanted is not None and stored[file].size != wanted:
-                    size = stored[file].size
-                    sentences.append(self._about(f"file {file} of table {name!r} has {size} bytes, not {wanted}"))
-        return sentences
+                if what := _damage_of_file(stored.get(file), table.file_bytes.get(file), table.needed_bytes[file]):
+                    found.append(self._about(f"file {file} of table {name!r} {what}"))
+        return found
 
-    def damaged_blocks(self, checked: dict[BlockEntry, str | None]) -> list[str]:
-        """Read every block that `checked` does not know yet, and put there what is wrong with it; the sentences."""
+    def damaged_blocks(self, checked: Checked) -> list[str]:
+        """Read the blocks whose result is not in `checked` yet, and add it; a sentence for each damaged block."""
         for table in self.tables.values():
             by_file: dict[str, list[int]] = {}
             for block, entry in enumerate(table.blocks):
-                if entry not in checked:
+                if (entry, table.spec.row_bytes) not in checked:
                     by_file.setdefault(entry.file, []).append(block)
             for blocks in by_file.values():
                 self._check_file(table, blocks, checked)
-        found = [checked[entry] for table in self.tables.values() for entry in table.blocks]
+        found = [checked[entry, table.spec.row_bytes] for table in self.tables.values() for entry in table.blocks]
         return [sentence for sentence in found if sentence is not None]
 
-    def _check_file(self, table: TableEntry, blocks: list[int], checked: dict[BlockEntry, str | None]) -> None:
+    def _check_file(self, table: TableEntry, blocks: list[int], checked: Checked) -> None:
+        row_bytes = table.spec.row_bytes
         try:
             for block, _ in self.read_blocks(table.spec.name, blocks):
-                checked[table.blocks[block]] = None
-        except SnapshotError:  # one is damaged: read those left one by one, to name each
+                checked[table.blocks[block], row_bytes] = None
+        except SnapshotError:  # a block is damaged: read the remaining ones one at a time, to name each damaged one
             for block in blocks:
-                if table.blocks[block] not in checked:
-                    checked[table.blocks[block]] = self._damage_of(table, block)
+                if (table.blocks[block], row_bytes) not in checked:
+                    checked[table.blocks[block], row_bytes] = self._damage_of(table, block)
 
     def _damage_of(self, table: TableEntry, block: int) -> str | None:
         try:
@@ -164,23 +169,26 @@ class Snapshot:
         return None
 
     def _read_file(self, table: TableEntry, file: str, blocks: list[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        most = max(table.blocks[block].rows for block in blocks)
+        buffer = np.empty((most, table.spec.row_bytes), np.uint8)
         with self._store.reading(file) as source:
             try:
-                reader = pa.ipc.open_file(source)
-            except (OSError, pa.ArrowException) as error:
+                stored = BlockFile(source)
+            except (OSError, ValueError) as error:
                 raise self._damaged(table, file, blocks[0], f"the file is truncated or damaged ({error})") from error
             for block in blocks:
-                yield block, self._checked(table, reader, block)
+                rows = buffer[: table.blocks[block].rows]
+                self._read_block(table, stored, block, rows)
+                yield block, rows
 
-    def _checked(self, table: TableEntry, reader: pa.ipc.RecordBatchFileReader, block: int) -> NDArray[np.uint8]:
+    def _read_block(self, table: TableEntry, stored: BlockFile, block: int, rows: NDArray[np.uint8]) -> None:
         entry = table.blocks[block]
         try:
-            rows = view_rows(reader.get_batch(entry.batch), table.spec.row_bytes)
-        except (OSError, ValueError, IndexError, pa.ArrowException, InvalidRequest) as error:
+            stored.read(entry.batch, rows)
+        except (OSError, ValueError) as error:
             raise self._damaged(table, entry.file, block, f"the block cannot be read ({error})") from error
-        if len(rows) != entry.rows or xxhash.xxh3_128_hexdigest(rows.data) != entry.digest:
+        if xxhash.xxh3_128_hexdigest(rows.data) != entry.digest:
             raise self._damaged(table, entry.file, block, "the checksum does not match")
-        return rows
 
     def _damaged(self, table: TableEntry, file: str, block: int, what: str) -> SnapshotError:
         return SnapshotError(self._about(f"file {file}, table {table.spec.name!r}, block {block}: {what}"))
@@ -193,10 +201,20 @@ class Snapshot:
 
 
 def load_newest(uri: str | Path, load: Callable[[Snapshot], _Loaded]) -> _Loaded:
-    """What `load` makes of the snapshot that `open` finds, or of the last good one where that turns out damaged.
+    """Load a snapshot, falling back to its last good generation if a block turns out damaged.
 
-    `load` must begin afresh each time. A URI that names a generation is loaded as it is or not at all. Of several
-    shards of one memory only the one process that decides for them all may choose like this.
+    If several shards load the same snapshot, only the process that decides for all of them may call this, because they
+    could fall back to different generations.
+
+    Args:
+        uri: URI of the snapshot. There is no fallback if it names a generation.
+        load: loads a generation; called again from the start for the fallback.
+
+    Returns:
+        The result of `load`.
+
+    Raises:
+        SnapshotError: no generation can be loaded.
     """
     snapshot = Snapshot.open(uri)
     try:
@@ -209,27 +227,48 @@ def load_newest(uri: str | Path, load: Callable[[Snapshot], _Loaded]) -> _Loaded
 
 
 def generations(store: Store) -> list[int]:
-    """The generations that have a manifest, oldest first, damaged ones included."""
+    """Numbers of the generations that have a manifest, damaged ones included, in ascending order."""
     return sorted(number for name in store.files() if (number := generation_of_manifest(name)) is not None)
 
 
-def inspect(
-    store: Store, generation: int, checked: dict[BlockEntry, str | None] | None = None
-) -> tuple[Snapshot | None, list[str]]:
-    """One generation, if its manifest can be read, and what is wrong with it, a sentence each.
+def inspect(store: Store, generation: int, checked: Checked | None = None) -> tuple[Snapshot | None, list[str]]:
+    """Open a generation and look for damage.
 
-    Its files are only looked for, unless `checked` is given: then its blocks are read, and `checked` remembers them
-    for the generations that share them.
+    Args:
+        store: directory of the snapshot.
+        generation: number of the generation.
+        checked: results of blocks read so far, to which others are added. If None, no block is read, and only the
+            existence and size of the files are checked.
+
+    Returns:
+        The generation, None if its manifest cannot be used, and a sentence for each damage.
     """
     name = manifest_name(generation)
     try:
         with store.reading(name) as source:
-            tables = parse_manifest(source.read(), store.uri, name)
+            size = source.seek(0, 2)
+            if size > MAX_BYTES:
+                raise damaged_manifest(store.uri, name, f"it has {size} bytes, more than {MAX_BYTES}")
+            source.seek(0)
+            tables = parse_manifest(source.read(size), store.uri, name)
     except SnapshotError as error:
         return None, [str(error)]
     snapshot = Snapshot(store, generation, tables)
     damage = snapshot.missing_files()
     return snapshot, damage if damage or checked is None else snapshot.damaged_blocks(checked)
+
+
+def _damage_of_file(stored: StoredFile | None, written_bytes: int | None, needed_bytes: int) -> str:
+    """Damage of a file that shows in a folder listing, as the end of a sentence; "" if there is none."""
+    if stored is None:
+        return "is missing"
+    if not stored.regular:
+        return "is not a regular file"
+    if written_bytes is not None and stored.size != written_bytes:
+        return f"has {stored.size} bytes, not {written_bytes}"
+    if stored.size < needed_bytes:
+        return f"has {stored.size} bytes, its blocks have {needed_bytes}"
+    return ""
 
 
 def _no_manifest(store: Store) -> str:

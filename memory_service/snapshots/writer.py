@@ -1,8 +1,8 @@
-"""Writing snapshots: a new generation holds only the blocks whose checksum differs from the newest one's.
+"""Writing snapshots: a new generation stores only the blocks whose checksums differ from the newest generation's.
 
-Nothing keeps track of changes, so nothing can miss one: every block is hashed, at memory speed, and written if it is
-another. A generation exists once its manifest does, which is written last; what an attempt that failed has left behind
-is never referred to.
+Changes are not tracked, so none can be missed: every block is hashed, at memory speed, and written if its checksum
+changed. A generation exists once its manifest exists, which is written last. No manifest ever names files that a failed
+attempt has left behind.
 """
 
 from __future__ import annotations
@@ -16,50 +16,72 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
 from memory_service.errors import SnapshotError
-from memory_service.snapshots.manifest import (
-    BlockEntry,
-    TableEntry,
+from memory_service.snapshots.block_file import write_batches
+from memory_service.snapshots.manifest import BlockEntry, TableEntry, check_names, render_manifest
+from memory_service.snapshots.names import (
+    block_path,
     file_prefix,
+    generation_of_manifest,
     manifest_name,
     prefix_of_file,
-    render_manifest,
     split_pin,
+    unsealed_manifest,
 )
 from memory_service.snapshots.snapshot import Snapshot, generations
 from memory_service.snapshots.store import Store, open_store
-from memory_service.tables.arrow_rows import row_schema, wrap_rows
 from memory_service.tables.spec import TableSpec
 
 FILE_BYTES = 256 << 20
 
 Source = NDArray[np.uint8] | Iterable[NDArray[np.uint8]]
-"""A table: packed rows [rows, row_bytes], or its blocks in order, of which one at a time is in memory."""
+"""Rows of a table: packed rows [rows, row_bytes], or an iterable of its blocks in order, to hold one at a time."""
 Changed = tuple[int, NDArray[np.uint8], str]  # block number, packed rows, digest
 
 _log = logging.getLogger(__name__)
 
 
 def write_snapshot(uri: str | Path, tables: Mapping[TableSpec, Source], version: int = 0) -> Snapshot:
-    """Write whole tables into a directory that has no snapshot yet; SnapshotError if it has one.
+    """Write tables into a directory that contains no snapshot yet.
 
-    `version` counts the committed updates that the rows hold.
+    Args:
+        uri: directory or URI of the snapshot.
+        tables: rows by table spec.
+        version: number of committed updates contained in the rows.
+
+    Returns:
+        The new snapshot, opened.
+
+    Raises:
+        SnapshotError: the directory contains a snapshot, or cannot be written to.
+        ValueError: rows do not fit their spec, or two tables cannot be stored side by side.
     """
     if generations(open_store(_directory(uri))):
-        raise SnapshotError(f"{uri} already holds a snapshot: choose another directory or delete that one")
+        raise SnapshotError(f"{uri} already holds a snapshot: choose another directory or delete the snapshot")
     return extend_snapshot(uri, tables, version)
 
 
 def extend_snapshot(
     uri: str | Path, tables: Mapping[TableSpec, Source], version: int = 0, full: bool = False
 ) -> Snapshot:
-    """Add a generation to a snapshot, or begin one: as `write_snapshot`, but only blocks that changed are written.
+    """Add a generation to a snapshot, or start one; only blocks that changed are written.
 
-    With `full` all blocks are, which leaves behind a damaged file of older generations.
+    Args:
+        uri: directory or URI of the snapshot, without a generation.
+        tables: rows by table spec.
+        version: number of committed updates contained in the rows.
+        full: write unchanged blocks too, so that the generation does not depend on older files, which may be damaged.
+
+    Returns:
+        The new generation, opened.
+
+    Raises:
+        SnapshotError: the directory contains a snapshot of other tables, cannot be written to, or another writer has
+            written this generation first; or rows differ from the newest generation's although the version is equal.
+        ValueError: rows do not fit their spec, or two tables cannot be stored side by side.
     """
     with NewGeneration(uri, list(tables), full) as new:
         entries = []
@@ -70,16 +92,28 @@ def extend_snapshot(
 
 
 class NewGeneration:
-    """A generation on its way: what it builds on, how its files are called, how it is sealed.
+    """A generation being written. A context manager: an exception inside it deletes the files written so far.
 
-    A context manager: leaving it by an exception deletes the files written so far. SnapshotError if the directory
-    holds another memory than `specs`.
+    Args:
+        uri: directory or URI of the snapshot, without a generation.
+        specs: the tables.
+        full: write unchanged blocks too.
+
+    Raises:
+        SnapshotError: the directory contains a snapshot of other tables, or cannot be used.
+        ValueError: two tables cannot be stored side by side.
     """
 
     def __init__(self, uri: str | Path, specs: Sequence[TableSpec], full: bool = False) -> None:
+        check_names(spec.name for spec in specs)
         self.store = open_store(_directory(uri))
         numbers = generations(self.store)
         self.generation = numbers[-1] + 1 if numbers else 0
+        if generation_of_manifest(manifest_name(self.generation)) is None:
+            raise SnapshotError(
+                f"snapshot {self.store.uri}: no number is left after {manifest_name(numbers[-1])}: remove that file if "
+                "it is damaged, or choose another directory"
+            )
         self.prefix = file_prefix(self.generation, uuid.uuid4().hex[:8])
         self._folders = [spec.name for spec in specs]
         newest = _newest(self.store) if numbers else None
@@ -89,7 +123,7 @@ class NewGeneration:
         self._full = full
 
     def base(self, spec: TableSpec) -> Mapping[int, BlockEntry]:
-        """Blocks of a table that need not be written again if their digest is still the same."""
+        """Blocks of the newest generation, by number, which need not be written again if their digest is unchanged."""
         if self._full or self._newest is None or self._newest.table(spec.name).spec != spec:
             return {}
         return dict(enumerate(self._newest.table(spec.name).blocks))
@@ -97,13 +131,21 @@ class NewGeneration:
     def seal(self, tables: Sequence[TableEntry]) -> Snapshot:
         """Write the manifest, which turns the files into a generation.
 
-        SnapshotError if another writer was faster, or if rows differ from the newest generation's in spite of the same
-        version: then they are not what was committed, and the newest generation is right.
+        Args:
+            tables: all tables of the memory, with the entries of all their blocks.
+
+        Returns:
+            The new generation, opened.
+
+        Raises:
+            SnapshotError: another writer has sealed this generation, a file has been deleted since it was written, or
+                rows differ from the newest generation's although the version is equal. The rows are then not what was
+                committed, and the newest generation is right.
         """
         if self._newest:
             _check_versions(self._newest, tables)
         sealed = [TableEntry(table.spec, table.version, table.blocks, self._sizes(table)) for table in tables]
-        name, temporary = manifest_name(self.generation), f"{self.prefix}manifest.tmp"
+        name, temporary = manifest_name(self.generation), unsealed_manifest(self.prefix)
         self.store.create_whole(name, render_manifest(sealed), temporary)
         return Snapshot(self.store, self.generation, {table.spec.name: table for table in sealed})
 
@@ -114,19 +156,19 @@ class NewGeneration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            with contextlib.suppress(SnapshotError):  # it says less than the error that is on its way
+            with contextlib.suppress(SnapshotError):  # it would hide the error being raised
                 self._abandon()
 
     def _abandon(self) -> None:
         if self.generation in generations(self.store):  # sealed, by this writer or another
             return
         for folder in self._folders:
-            for path in self.store.files(folder):
-                if prefix_of_file(path) == self.prefix:
+            for path, file in self.store.files(folder).items():
+                if file.own and prefix_of_file(path) == self.prefix:
                     self.store.delete(path)
 
     def _sizes(self, table: TableEntry) -> dict[str, int]:
-        stored = self.store.files(table.spec.name, recursive=True)
+        stored = self.store.files(table.spec.name)
         if gone := [file for file in table.files if file not in stored]:
             raise SnapshotError(f"snapshot {self.store.uri}: {gone[0]} was deleted meanwhile: write the snapshot again")
         return {file: stored[file].size for file in table.files}
@@ -139,9 +181,21 @@ def write_blocks(
     prefix: str,
     base: Mapping[int, BlockEntry],
 ) -> dict[int, BlockEntry]:
-    """Write those of some blocks of a table that differ from `base`, into files `<table>/<prefix>NNNNN.arrow`.
+    """Write the blocks of a table that differ from `base` into files `<table>/<prefix>NNNNN.arrow`.
 
-    Returns the entries of all of them by block number, unchanged ones as in `base`.
+    Args:
+        store: directory of the snapshot.
+        spec: the table.
+        blocks: block numbers and packed rows.
+        prefix: beginning of the names of the files.
+        base: entries of blocks that need not be written if their digest is unchanged.
+
+    Returns:
+        Entries of all given blocks by block number; those of unchanged blocks are the ones in `base`.
+
+    Raises:
+        InvalidRequest: the prefix would lead out of the table's folder.
+        SnapshotError: a file cannot be written.
     """
     per_file = max(1, FILE_BYTES // (spec.block_rows * spec.row_bytes))
     entries: dict[int, BlockEntry] = {}
@@ -150,7 +204,7 @@ def write_blocks(
         first = next(changed, None)
         if first is None:
             break
-        path = f"{spec.name}/{prefix}{number:05d}.arrow"
+        path = block_path(spec.name, prefix, number)
         _write_file(store, spec, path, chain([first], islice(changed, per_file - 1)), entries)
     return entries
 
@@ -170,11 +224,13 @@ def _changed(
 def _write_file(
     store: Store, spec: TableSpec, path: str, changed: Iterable[Changed], entries: dict[int, BlockEntry]
 ) -> None:
-    schema = row_schema(spec.row_bytes)
-    with store.writing(path) as sink, pa.ipc.new_file(sink, schema) as writer:
+    def batches() -> Iterator[NDArray[np.uint8]]:
         for batch, (block, rows, digest) in enumerate(changed):
-            writer.write_batch(wrap_rows(rows, schema))
             entries[block] = BlockEntry(path, batch, len(rows), digest)
+            yield rows
+
+    with store.writing(path) as sink:
+        write_batches(sink, path, spec.row_bytes, batches())
 
 
 def _blocks_of(spec: TableSpec, source: Source) -> Iterator[NDArray[np.uint8]]:
@@ -196,7 +252,7 @@ def _blocks_of(spec: TableSpec, source: Source) -> Iterator[NDArray[np.uint8]]:
 def _directory(uri: str | Path) -> str:
     directory, generation = split_pin(uri)
     if generation is not None:
-        raise SnapshotError(f"{uri} names a generation: give the directory alone, the number is counted on")
+        raise SnapshotError(f"{uri} names a generation: give the directory alone, the new number follows from it")
     return directory
 
 

@@ -1,1 +1,1 @@
-"""Tables: geometry and fingerprint, row formats, row ids without repeats, and where rows of a new table come from."""
+"""Tables: spec and fingerprint, row formats, deduplication of row ids, and sources of the rows of a new table."""

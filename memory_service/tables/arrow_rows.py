@@ -1,4 +1,4 @@
-"""Packed rows as Arrow record batches and back, without copying: the form of snapshots and of the wire."""
+"""Conversion between packed rows and Arrow record batches without copying, for snapshots and the wire."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from numpy.typing import NDArray
 from memory_service.errors import InvalidRequest
 
 ID_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False)])
-"""Of a lookup's requests."""
+"""Schema of the row ids in a lookup request."""
 
 
 def row_schema(row_bytes: int) -> pa.Schema:
-    """One column, `row`, of fixed-size binary."""
+    """Schema of packed rows: one column, `row`, of fixed-size binary."""
     return pa.schema([pa.field("row", pa.binary(row_bytes), nullable=False)])
 
 
 def wrap_rows(rows: NDArray[np.uint8], schema: pa.Schema) -> pa.RecordBatch:
-    """A batch that shares the memory of a contiguous uint8 array [n, row_bytes]."""
+    """A record batch that shares the memory of a contiguous uint8 array [n, row_bytes]."""
     column = pa.FixedSizeBinaryArray.from_buffers(schema.field(0).type, len(rows), [None, pa.py_buffer(rows)])
     return pa.RecordBatch.from_arrays([column], schema=schema)
 
 
 def view_rows(batch: pa.RecordBatch, row_bytes: int) -> NDArray[np.uint8]:
-    """A read-only uint8 view [n, row_bytes] of a batch; InvalidRequest if the batch is not of that shape."""
+    """A read-only uint8 view [n, row_bytes] of a record batch.
+
+    Raises:
+        InvalidRequest: the batch is malformed, or is not one column of rows of that size.
+    """
     column = _only_column(batch)
     if column.type != pa.binary(row_bytes):
         raise InvalidRequest(f"expected one column of fixed_size_binary[{row_bytes}], got {column.type}")
@@ -33,7 +37,11 @@ def view_rows(batch: pa.RecordBatch, row_bytes: int) -> NDArray[np.uint8]:
 
 
 def check_id_schema(schema: pa.Schema) -> None:
-    """InvalidRequest for a stream of anything but one column of row ids, before a batch of it is decoded."""
+    """Check the schema of a stream of row ids before a batch of it is decoded.
+
+    Raises:
+        InvalidRequest: the schema is not one column of int64, `row`.
+    """
     try:
         names = schema.names
     except UnicodeDecodeError as error:
@@ -44,7 +52,11 @@ def check_id_schema(schema: pa.Schema) -> None:
 
 
 def view_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """A read-only int64 view [n] of a batch of row ids; InvalidRequest if it is anything else."""
+    """A read-only int64 view [n] of a record batch of row ids.
+
+    Raises:
+        InvalidRequest: the batch is malformed, or is not one column of int64.
+    """
     column = _only_column(batch)
     if column.type != pa.int64():
         raise InvalidRequest(f"row ids must be int64, got {column.type}")
@@ -56,7 +68,7 @@ def _only_column(batch: pa.RecordBatch) -> pa.Array:
         raise InvalidRequest(f"expected one column, 'row', got {batch.num_columns}")
     column = batch.column(0)
     try:
-        column.validate()  # lengths are the sender's word: nothing is read before they fit the bytes that came
+        column.validate()  # the sender states the lengths: they must fit the bytes received before any is read
     except pa.ArrowInvalid as error:
         raise InvalidRequest(f"column 'row' is malformed: {error}") from error
     if column.null_count:

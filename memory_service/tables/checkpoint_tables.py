@@ -1,39 +1,49 @@
-"""The memory tables of a published checkpoint, drawn block by block from its safetensors files.
+"""Memory tables of a published checkpoint, read block by block from its safetensors files.
 
 layers.{L}.engram.embed.weight    F8_E4M3 [rows, dim], or BF16 or F32, which have no scale
 layers.{L}.engram.embed.scale     F8_E8M0 [rows, dim / 32], in the same file or another
 
-Names may begin with `model.`. With a model.safetensors.index.json, only the files that it names for tables are opened.
+Names may begin with `model.`. If there is a model.safetensors.index.json, only the files that it names for tables are
+opened.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service.tables.checks import shorten
 from memory_service.tables.rows import FP8_GROUP, RowFormat
-from memory_service.tables.safetensors_file import StoredTensor, locate, read_header
+from memory_service.tables.safetensors_file import MAX_HEADER_BYTES, StoredTensor, locate, read_header
 from memory_service.tables.spec import TableSpec
+from memory_service.tables.strict_json import parse_json
 
 INDEX = "model.safetensors.index.json"
-_TENSOR = re.compile(r"(?:model\.)?layers\.(\d+)\.engram\.embed\.(weight|scale)")
+_TENSOR = re.compile(r"(?:model\.)?layers\.([0-9]{1,9})\.engram\.embed\.(weight|scale)")
+_FILE = re.compile(r"(?!\.)[^/\\\0-\x1f\ud800-\udfff]+\.safetensors")
 _ROW_FORMATS = {"F8_E4M3": RowFormat.FP8_E4M3_UE8M0, "BF16": RowFormat.BF16, "F32": RowFormat.FP32}
 _SCALE_DTYPE = "F8_E8M0"
 
 
 @dataclass(frozen=True)
 class CheckpointTable:
-    """One layer's table as a checkpoint stores it. Raises ValueError if weight and scale do not make packed rows."""
+    """One layer's table as a checkpoint stores it.
+
+    Raises:
+        ValueError: weight and scale do not make packed rows.
+    """
 
     weight: StoredTensor
+    """Values of the rows."""
     scale: StoredTensor | None
+    """Scales of the rows, for an fp8 weight only."""
 
     def __post_init__(self) -> None:
         if self.weight.dtype not in _ROW_FORMATS:
@@ -55,21 +65,25 @@ class CheckpointTable:
 
     @property
     def row_format(self) -> RowFormat:
-        """How its rows are packed."""
+        """Format of the packed rows."""
         return _ROW_FORMATS[self.weight.dtype]
 
     @property
     def rows(self) -> int:
-        """Rows of the table."""
+        """Number of rows in the table."""
         return self.weight.shape[0]
 
     @property
     def dim(self) -> int:
-        """Values in a row."""
+        """Number of values in a row."""
         return self.weight.shape[1]
 
     def require(self, spec: TableSpec) -> None:
-        """ValueError unless the rows stored are those that `spec` describes."""
+        """Check that the stored rows are those that a spec describes.
+
+        Raises:
+            ValueError: number, length or format of the rows differ.
+        """
         stored, wanted = (self.rows, self.dim, self.row_format), (spec.rows, spec.dim, spec.row_format)
         if stored != wanted:
             shapes = [f"{rows} rows of {dim} values in {fmt.value}" for rows, dim, fmt in (stored, wanted)]
@@ -79,7 +93,14 @@ class CheckpointTable:
             )
 
     def blocks(self, spec: TableSpec) -> Iterator[NDArray[np.uint8]]:
-        """Packed rows [n, row_bytes], block by block in order; no more than one block is read at a time."""
+        """Read the table block by block in order, holding one block at a time.
+
+        Yields:
+            Packed rows, uint8 [n, row_bytes].
+
+        Raises:
+            ValueError: the stored rows are not those that `spec` describes, or a file is truncated.
+        """
         self.require(spec)
         return self._blocks(spec)
 
@@ -94,19 +115,23 @@ class CheckpointTable:
 
 
 class CheckpointTables:
-    """All tables of a checkpoint directory."""
+    """All tables in the directory of a checkpoint."""
 
     def __init__(self, directory: Path, tensors: dict[tuple[int, str], StoredTensor]) -> None:
         self._directory = directory
         self._tensors = tensors
         self.layers = sorted(layer for layer, kind in tensors if kind == "weight")
-        """The layers that have a table, ascending; at least one."""
+        """Layers that have a table, in ascending order; there is at least one."""
         if not self.layers:
             raise ValueError(f"{directory}: no tensor layers.L.engram.embed.weight in it; give an Engram checkpoint")
 
     @classmethod
     def open(cls, directory: str | Path) -> CheckpointTables:
-        """Find the tables; reads headers, no rows. ValueError naming the file or tensor that is missing or damaged."""
+        """Find the tables of a checkpoint by reading headers, but no rows.
+
+        Raises:
+            ValueError: a file or tensor, which the message names, is missing or damaged.
+        """
         directory = Path(directory)
         tensors: dict[tuple[int, str], StoredTensor] = {}
         for path, expected in _files(directory).items():
@@ -118,7 +143,11 @@ class CheckpointTables:
         return cls(directory, tensors)
 
     def table(self, layer: int) -> CheckpointTable:
-        """One layer's table; ValueError if it is absent, or not of the layout above."""
+        """Table of one layer.
+
+        Raises:
+            ValueError: the layer has no table, or weight and scale do not make packed rows.
+        """
         weight = self._tensors.get((layer, "weight"))
         if weight is None:
             raise ValueError(
@@ -135,7 +164,7 @@ def _key(name: str) -> tuple[int, str]:
 
 
 def _files(directory: Path) -> dict[Path, set[str]]:
-    """The files to open, each with the tensors that the index, if there is one, promises."""
+    """Files to open, each with the tensors that the index, if there is one, says are in it."""
     index = directory / INDEX
     if not index.is_file():
         found: dict[Path, set[str]] = {path: set() for path in sorted(directory.glob("*.safetensors"))}
@@ -143,13 +172,35 @@ def _files(directory: Path) -> dict[Path, set[str]]:
             raise ValueError(f"{directory}: no *.safetensors file there; give the directory of a checkpoint")
         return found
     promised: dict[Path, set[str]] = {}
-    try:
-        for name, file in json.loads(index.read_bytes())["weight_map"].items():
-            if _TENSOR.fullmatch(name):
-                promised.setdefault(directory / file, set()).add(name)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index}: no index of safetensors files ({error!r}); copy it again") from error
+    for name, file in _weight_map(index).items():
+        if _TENSOR.fullmatch(name):
+            promised.setdefault(directory / _inside(index, name, file), set()).add(name)
     return promised
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    """File name of each tensor according to an index; ValueError if it is no index or too large."""
+    with index.open("rb") as file:
+        content = file.read(MAX_HEADER_BYTES + 1)
+    try:
+        if len(content) > MAX_HEADER_BYTES:
+            raise ValueError(f"it is larger than {MAX_HEADER_BYTES} bytes")
+        weight_map = parse_json(content)["weight_map"]
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"weight_map={shorten(weight_map)} is no object")
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{index}: no index of safetensors files ({error!r}); copy it again") from error
+    return weight_map
+
+
+def _inside(index: Path, name: str, file: Any) -> str:
+    """The file name of a tensor in an index; ValueError unless it is a plain name, so that the file is beside it."""
+    if not isinstance(file, str) or not _FILE.fullmatch(file):
+        raise ValueError(
+            f"{index}: no index of safetensors files: it names {shorten(file)} for tensor {name}, which is no "
+            "*.safetensors file beside it; copy the checkpoint again, all files in one directory"
+        )
+    return file
 
 
 def _tensors_of(path: Path, expected: set[str]) -> list[StoredTensor]:

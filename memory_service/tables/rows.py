@@ -1,4 +1,4 @@
-"""Row formats: how one column's vector becomes bytes and back. Past `pack_rows` nobody interprets the bytes."""
+"""Row formats: packing of one column's vector into bytes and back. The rest of the memory service only moves bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ _SCALE_BIAS = 127
 
 
 class RowFormat(str, Enum):
-    """The three row formats; the value is the name used in configs, manifests and on the wire."""
+    """The row formats. The value is the name used in configs, manifests and on the wire."""
 
     FP8_E4M3_UE8M0 = "fp8_e4m3_ue8m0"
     BF16 = "bf16"
     FP32 = "fp32"
 
     def row_bytes(self, dim: int) -> int:
-        """Bytes of one packed row of `dim` values; ValueError for a `dim` the format cannot hold."""
+        """Bytes of one packed row of `dim` values.
+
+        Raises:
+            ValueError: the format cannot hold rows of `dim` values.
+        """
         if dim <= 0:
             raise ValueError(f"dim={dim} must be at least 1")
         if self is RowFormat.BF16:
@@ -33,9 +37,18 @@ class RowFormat(str, Enum):
 
 
 def pack_rows(values: np.ndarray, row_format: RowFormat | str) -> NDArray[np.uint8]:
-    """Pack float32 values [n, dim] into bytes [n, row_bytes].
+    """Pack rows, rounding to nearest even.
 
-    Rounds to nearest even. ValueError naming the row for values that are not finite, or that bf16 cannot hold.
+    Args:
+        values: float32 [n, dim].
+        row_format: format of the packed rows.
+
+    Returns:
+        uint8 [n, row_bytes].
+
+    Raises:
+        ValueError: dtype or shape is wrong, or a row, which the message names, holds a value that is not finite or that
+            the format cannot represent.
     """
     row_format = RowFormat(row_format)
     if values.ndim != 2 or values.dtype != np.float32:
@@ -45,14 +58,26 @@ def pack_rows(values: np.ndarray, row_format: RowFormat | str) -> NDArray[np.uin
     if row_format is RowFormat.FP8_E4M3_UE8M0:
         _require_finite(values)
         return _pack_fp8(values)
-    with np.errstate(over="ignore"):  # a finite value beyond bf16 becomes inf, which is refused by name below
+    with np.errstate(over="ignore"):  # a finite value beyond bf16's range becomes inf, which is refused below
         packed = values.astype(ml_dtypes.bfloat16) if row_format is RowFormat.BF16 else values.copy()
     _require_finite(packed)
     return packed.view(np.uint8).reshape(len(values), row_bytes)
 
 
 def unpack_rows(packed: NDArray[np.uint8], row_format: RowFormat | str, dim: int) -> NDArray[np.float32]:
-    """Decode bytes [n, row_bytes] into float32 values [n, dim]: the reference every kernel is held to."""
+    """Unpack rows. This is the reference for every kernel.
+
+    Args:
+        packed: uint8 [n, row_bytes].
+        row_format: format of the packed rows.
+        dim: number of values in a row.
+
+    Returns:
+        float32 [n, dim].
+
+    Raises:
+        ValueError: dtype or shape of `packed` is wrong, or the format cannot hold rows of `dim` values.
+    """
     row_format = RowFormat(row_format)
     row_bytes = row_format.row_bytes(dim)
     if packed.ndim != 2 or packed.dtype != np.uint8 or packed.shape[1] != row_bytes:
@@ -78,8 +103,8 @@ def _pack_fp8(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _scale_bytes(amax: NDArray[np.float32]) -> NDArray[np.uint8]:
     """clamp(ceil(log2(amax / 448)) + 127, 0, 254), and 127 where amax is 0, without rounding a logarithm.
 
-    448 = 0.875 * 2**9, and amax = m * 2**e with m in [0.5, 1), so the ceiling is e - 9, plus one where m > 0.875.
-    No finite amax needs more than the largest scale, so no value saturates.
+    448 = 0.875 * 2**9, and amax = m * 2**e with m in [0.5, 1), so the ceiling is e - 9, plus 1 if m > 0.875. No finite
+    amax needs more than the largest scale, so no value saturates.
     """
     mantissa, exponent = np.frexp(amax)
     scale = exponent - 9 + (mantissa > 0.875) + _SCALE_BIAS

@@ -1,9 +1,9 @@
-"""Tensors of a safetensors file, read a few rows at a time; the library itself cannot read fp8 without torch."""
+"""Tensors of a safetensors file, read a few rows at a time. The safetensors library cannot read fp8 without torch."""
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -12,22 +12,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service.tables.checks import Check, check_fields, shorten, text, wholes
+from memory_service.tables.strict_json import parse_json
+
+_NO_HEADER = "the header is truncated, or this is no safetensors file; copy it again"
 _LENGTH_BYTES = 8  # little-endian, before the header
-_MAX_HEADER = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 100_000_000
+"""Largest header that is read, the format's own limit; also used for the index of a checkpoint."""
+_ENTRY: Mapping[str, Check] = {
+    "dtype": text(r"[A-Z0-9_]+", "name a type of safetensors"),
+    "shape": wholes(0, 2**63 - 1),
+    "data_offsets": wholes(0, 2**63 - 1),
+}
 _ITEM_BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "BF16": 2, "F32": 4}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor [rows, width] lies in a file."""
+    """Location of a tensor [rows, width] in a file."""
 
     path: Path
+    """Path of the file."""
     name: str
+    """Name of the tensor."""
     dtype: str
-    """As safetensors spells it, such as "F8_E4M3"."""
+    """Type as safetensors spells it, such as "F8_E4M3"."""
     shape: tuple[int, int]
+    """Rows and width."""
     start: int
-    """Byte of the file at which row 0 begins."""
+    """Offset in the file at which row 0 begins."""
 
     @property
     def row_bytes(self) -> int:
@@ -35,7 +48,19 @@ class StoredTensor:
         return self.shape[1] * _ITEM_BYTES[self.dtype]
 
     def read_rows(self, file: BufferedReader, first: int, count: int) -> NDArray[np.uint8]:
-        """Bytes [count, row_bytes] of some rows, from `file`, which is `path` opened; ValueError if it ends early."""
+        """Read consecutive rows.
+
+        Args:
+            file: the file at `path`, opened.
+            first: number of the first row.
+            count: number of rows.
+
+        Returns:
+            uint8 [count, row_bytes].
+
+        Raises:
+            ValueError: the file ends before the last of these rows.
+        """
         rows = np.empty((count, self.row_bytes), np.uint8)
         file.seek(self.start + first * self.row_bytes)
         if file.readinto(rows.data.cast("B")) != rows.nbytes:
@@ -43,41 +68,50 @@ class StoredTensor:
         return rows
 
     def error(self, what: str) -> ValueError:
-        """A ValueError that names file and tensor."""
+        """ValueError about this tensor, which names the file too."""
         return _error(self.path, self.name, what)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The tensors of a file as its header describes them, by name, and the byte at which their data begins.
+    """Read the header of a safetensors file.
 
-    ValueError for a file that is cut short or no safetensors file.
+    Returns:
+        Header entries by tensor name, and the offset in the file at which the tensors' data begins.
+
+    Raises:
+        ValueError: the file is truncated or is no safetensors file.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        text = file.read(length) if length <= _MAX_HEADER else b""
+        content = file.read(length) if length <= MAX_HEADER_BYTES else b""
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        header = None
-    if len(text) != length or not isinstance(header, dict):
-        raise ValueError(f"{path}: the header is truncated, or this is no safetensors file; copy it again")
+        header = parse_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {_NO_HEADER} ({error})") from error
+    if len(content) != length or not isinstance(header, dict):
+        raise ValueError(f"{path}: {_NO_HEADER}")
     header.pop("__metadata__", None)
     return header, _LENGTH_BYTES + length
 
 
 def locate(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
-    """The tensor that a header's `entry` describes.
+    """Locate the tensor that a header entry describes.
 
-    ValueError for a dtype that no table has, a shape that is not [rows, width], or data that is not all there.
+    Args:
+        path: path of the file.
+        name: name of the tensor.
+        entry: the tensor's entry in the header.
+        data_start: offset at which the tensors' data begins.
+
+    Raises:
+        ValueError: the entry is damaged, the dtype is none of a table's, the shape is not [rows, width], or the data is
+            incomplete.
     """
     try:
-        dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
-        begin, end = map(int, entry["data_offsets"])
-        valid = 0 <= begin <= end and min(shape, default=0) >= 0
-    except (LookupError, TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise _error(path, name, f"its header entry {entry!r} is damaged; copy the file again")
+        dtype, shape, (begin, end) = check_fields("entry", entry, _ENTRY).values()
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"its header entry {shorten(entry)} is damaged ({error}); copy the file again"
+        raise _error(path, name, what) from error
     if dtype not in _ITEM_BYTES:
         raise _error(path, name, f"dtype {dtype} is not supported; tables are one of {', '.join(_ITEM_BYTES)}")
     if len(shape) != 2 or 0 in shape:

@@ -23,14 +23,14 @@ def series(tmp_path):
     return tmp_path / "memory"
 
 
-def test_verify_prints_every_generation(series, capsys):
+def test_verify_prints_a_line_for_every_generation(series, capsys):
     assert main(["memory", "verify", "--snapshot", str(series)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "generation 0: 16 blocks, 64,064 bytes, of which new 16 blocks, 64,064 bytes; whole"
     assert lines[2] == "generation 2: 16 blocks, 64,064 bytes, of which new 1 blocks, 4,096 bytes; whole"
 
 
-def test_verify_names_damage_and_fails(series, capsys):
+def test_verify_names_damage_and_exits_with_one(series, capsys):
     [file] = (series / "engram.1").glob("000001-*")
     file.unlink()
     os.truncate(series / "manifest-000002.json", 50)
@@ -41,7 +41,7 @@ def test_verify_names_damage_and_fails(series, capsys):
     assert "manifest-000002.json is damaged" in out
 
 
-def test_prune_prints_what_it_deleted(series, capsys):
+def test_prune_prints_the_files_that_it_deleted(series, capsys):
     assert main(["memory", "prune", "--snapshot", str(series), "--keep", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["manifest.json", f"{series}: 1 files deleted"]
@@ -63,6 +63,6 @@ def test_a_running_memory_is_added_to_its_snapshot(series, capsys):
     assert main(["memory", "verify", "--snapshot", str(series)]) == 0
 
 
-def test_nothing_to_verify(tmp_path, capsys):
+def test_verify_of_an_empty_directory_exits_with_two(tmp_path, capsys):
     assert main(["memory", "verify", "--snapshot", str(tmp_path)]) == 2
     assert "no snapshot at" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from memory_service import InvalidRequest, LocalMemory, RowOutOfRange, TableSpec, UnknownTable
+from memory_service.errors import OutOfMemory
 
 
 @pytest.fixture
@@ -74,3 +75,12 @@ def test_closed(memory: LocalMemory) -> None:
     memory.close()
     with pytest.raises(UnknownTable):
         memory.lookup("engram.1", np.array([0]))
+
+
+def test_tables_beyond_the_memory_of_the_process_are_named(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> np.ndarray:
+        raise MemoryError("Unable to allocate")
+
+    monkeypatch.setattr("memory_service.client.local.np.empty", refuse)
+    with pytest.raises(OutOfMemory, match=r"table 'engram\.1' has 0\.0 GiB, .*: serve it from shards"):
+        LocalMemory.load(snapshot)

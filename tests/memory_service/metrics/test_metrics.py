@@ -9,6 +9,7 @@ from memory_service.metrics import catalogue
 from memory_service.metrics.metrics import NO_SECONDS, SECONDS_BOUNDS, Histogram, Kind, Metric, Metrics
 
 HITS = Metric("hits_total", Kind.COUNTER, "Hits.", ("table",))
+ROWS = Metric("rows_total", Kind.COUNTER, "Rows.", ("table",))
 SPENT = Metric("spent_seconds", Kind.HISTOGRAM, "Time.", ("stage",))
 OPEN = Metric("open", Kind.GAUGE, "Open now.")
 
@@ -28,6 +29,17 @@ def test_samples_of_everything_that_was_counted() -> None:
     assert metrics.values(HITS) == {("a",): 3, ("b",): 5}
     assert metrics.total(HITS) == 8
     assert metrics.distributions(SPENT) == {("send",): spent}
+
+
+def test_a_family_adds_to_one_counter_of_each_metric_by_label() -> None:
+    metrics = Metrics()
+    family = metrics.family(HITS, ROWS)
+    for label, numbers in (("a", (1, 384)), ("b", (1, 10)), ("a", (1, 16))):
+        family.add(label, *numbers)
+    assert metrics.values(HITS) == {("a",): 2, ("b",): 1}
+    assert metrics.values(ROWS) == {("a",): 400, ("b",): 10}
+    with pytest.raises(ValueError, match="shorter"):
+        family.add("a", 1)
 
 
 def test_labels_must_be_those_of_the_metric() -> None:

@@ -53,7 +53,7 @@ def test_any_sequence_of_changes_moves_little(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_two_to_five_to_three(replicas: int) -> None:
+def test_two_shards_become_five_and_then_three(replicas: int) -> None:
     spec = table_of(4000)
     two = Placement.build(1, addresses(range(2)), [spec], replicas)
     five = two.evolve(2, addresses(range(5)), replicas)
@@ -68,11 +68,11 @@ def test_two_to_five_to_three(replicas: int) -> None:
         assert first.max() < 1.1 * first.mean()
 
 
-def test_nothing_moves_where_nothing_changes(spec: TableSpec) -> None:
-    one = Placement.build(1, addresses(range(4)), [spec], 2)
-    elsewhere = [ShardAddress(shard.shard, "elsewhere:1") for shard in one.shards]
-    again = one.evolve(2, elsewhere, 2)
-    assert again.moves_from(one) == 0
+def test_no_block_moves_if_nothing_changes(spec: TableSpec) -> None:
+    first = Placement.build(1, addresses(range(4)), [spec], 2)
+    elsewhere = [ShardAddress(shard.shard, "elsewhere:1") for shard in first.shards]
+    again = first.evolve(2, elsewhere, 2)
+    assert again.moves_from(first) == 0
     assert again.shards == tuple(elsewhere)
 
 
@@ -86,15 +86,15 @@ def test_a_shard_that_joins_gets_its_share() -> None:
 
 
 def test_replicas_are_added_and_taken_away_in_place(spec: TableSpec) -> None:
-    one = Placement.build(1, addresses(range(4)), [spec])
-    two = one.evolve(2, addresses(range(4)), {spec.name: 2})
-    assert two.moves_from(one) == spec.blocks
-    assert two.evolve(3, addresses(range(4))).moves_from(two) == 0
+    first = Placement.build(1, addresses(range(4)), [spec])
+    second = first.evolve(2, addresses(range(4)), {spec.name: 2})
+    assert second.moves_from(first) == spec.blocks
+    assert second.evolve(3, addresses(range(4))).moves_from(second) == 0
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_hot_blocks_get_extra_replicas(data: st.DataObject) -> None:
+def test_hot_blocks_get_the_extra_replicas_requested(data: st.DataObject) -> None:
     spec = table_of(data.draw(st.integers(1, 60)))
     shards = data.draw(st.integers(2, 8))
     extra = np.array(data.draw(st.lists(st.integers(0, 9), min_size=spec.blocks, max_size=spec.blocks)))
@@ -107,7 +107,7 @@ def test_hot_blocks_get_extra_replicas(data: st.DataObject) -> None:
     check_sound(cold, spec.name, np.ones(spec.blocks, int))
 
 
-def test_impossible_wishes_are_named(spec: TableSpec) -> None:
+def test_impossible_numbers_of_replicas_are_named(spec: TableSpec) -> None:
     placement = Placement.build(1, addresses(range(3)), [spec])
     with pytest.raises(ValueError, match="replicas from 4 to 4"):
         placement.evolve(2, addresses(range(3)), 4)

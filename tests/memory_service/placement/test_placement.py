@@ -59,9 +59,9 @@ def test_every_shard_gets_a_mix_of_columns() -> None:
     assert counts.max() < 1.5 * fair
 
 
-def test_tables_are_placed_independently() -> None:
-    one, other = (assign_blocks(table, 8000, names(8))[0] for table in ("engram.1", "engram.2"))
-    assert 0.05 < (one == other).mean() < 0.2
+def test_two_tables_are_placed_independently_of_each_other() -> None:
+    first, second = (assign_blocks(table, 8000, names(8))[0] for table in ("engram.1", "engram.2"))
+    assert 0.05 < (first == second).mean() < 0.2
 
 
 def test_depends_on_names_only_and_not_on_their_order() -> None:
@@ -71,7 +71,7 @@ def test_depends_on_names_only_and_not_on_their_order() -> None:
     np.testing.assert_array_equal(here, there)
 
 
-def test_another_process_computes_the_same() -> None:
+def test_another_process_computes_the_same_placement() -> None:
     code = (
         "import hashlib; from memory_service.placement.placement import assign_blocks as a;"
         "print(hashlib.sha256(a('engram.1', 999, ['x', 'y', 'z'], 2).tobytes()).hexdigest())"
@@ -96,12 +96,12 @@ def test_the_assignment_never_changes_between_releases() -> None:
         ({"slack": 0.5}, "slack=0.5"),
     ],
 )
-def test_impossible_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+def test_impossible_arguments_of_an_assignment_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assign_blocks(**{"table": "engram.1", "blocks": 10, "shards": ["a", "b"], **arguments})  # type: ignore[arg-type]
 
 
-def test_placement_answers_who_serves_what(spec: TableSpec) -> None:
+def test_a_placement_says_which_shard_serves_which_block(spec: TableSpec) -> None:
     placement = Placement.build(3, [ShardAddress(name, f"{name}:1") for name in names(3)], [spec], replicas=2)
     held = [placement.blocks_of(spec.name, name) for name in names(3)]
     assert sum(map(len, held)) == 2 * spec.blocks
@@ -112,7 +112,7 @@ def test_placement_answers_who_serves_what(spec: TableSpec) -> None:
         placement.assigned("engram.9")
 
 
-def test_proto_brings_the_placement_back(spec: TableSpec) -> None:
+def test_a_placement_survives_the_way_through_its_message(spec: TableSpec) -> None:
     placement = Placement.build(7, [ShardAddress(name, f"{name}:1") for name in names(3)], [spec], replicas=2)
     back = placement_from_proto(placement_to_proto(placement))
     assert (back.epoch, back.shards) == (7, placement.shards)

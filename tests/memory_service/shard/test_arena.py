@@ -23,7 +23,7 @@ def test_the_lowest_free_slot_is_handed_out() -> None:
     assert [arena.take() for _ in range(3)] == [0, 2, 4]
 
 
-def test_slots_are_apart() -> None:
+def test_slots_of_an_arena_do_not_overlap() -> None:
     arena = Arena(3, 16, 100)
     for slot in range(3):
         arena.slot(arena.take())[:] = slot
@@ -43,7 +43,7 @@ def test_memory_is_used_for_taken_slots_only() -> None:
     assert arena.slot(2).all()
 
 
-def test_another_mapping_sees_the_rows() -> None:
+def test_another_mapping_of_the_memfd_sees_the_rows() -> None:
     arena = Arena(1, 16, 100, shared=True)
     arena.slot(arena.take())[:] = 9
     assert arena.fd is not None
@@ -62,7 +62,7 @@ def test_anonymous_memory_unless_shared_and_a_memfd_can_be_had(monkeypatch: pyte
     assert np.unique(arena.slot(1)).tolist() == [2]
 
 
-def test_too_little_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_for_a_slot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutOfMemory, match=r"GiB for table blocks: add shards or memory"):
         Arena(1 << 36, 4096, 4096)
     with pytest.raises(OutOfMemory, match=r"GiB for table blocks"):

@@ -23,7 +23,7 @@ def test_a_sample_tells_as_much_about_tables_that_are_asked_in_turn(make_spec):
     assert load.read() == {"a": {0: 80, 1: 80}, "b": {0: 80, 1: 80}}
 
 
-def test_a_shard_tells_whoever_asks(cluster, spec):
+def test_a_shard_reports_how_often_blocks_are_requested(cluster, spec):
     cluster.start(1)
     server, client = cluster.servers[0], cluster.connect()
     for _ in range(8):

@@ -39,7 +39,7 @@ def test_a_larger_one_is_given_more() -> None:
     assert scratch.rows(1 << 20, 100).nbytes == 100 << 20
 
 
-def test_threads_do_not_share() -> None:
+def test_threads_do_not_share_a_scratch_buffer() -> None:
     scratch, other = Scratch(), []
     mine = address(scratch.rows(10, 8))
     thread = threading.Thread(target=lambda: other.append(address(scratch.rows(10, 8))))

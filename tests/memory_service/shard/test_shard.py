@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from memory_service import (
     ShardAddress,
     ShardUnavailable,
     Snapshot,
+    SnapshotError,
     TableSpec,
     UnknownTable,
     WrongEpoch,
@@ -40,7 +43,9 @@ def mine(spec: TableSpec) -> np.ndarray:
     return placement_of(spec).blocks_of(spec.name, "shard-0") * spec.block_rows
 
 
-def test_answers_for_its_own_blocks(shard: Shard, spec: TableSpec, packed: np.ndarray, mine: np.ndarray) -> None:
+def test_a_shard_answers_for_its_own_blocks(
+    shard: Shard, spec: TableSpec, packed: np.ndarray, mine: np.ndarray
+) -> None:
     rows, epoch, version = shard.lookup("engram.1", mine, 1, spec.fingerprint)
     np.testing.assert_array_equal(rows, packed[mine])
     assert (epoch, version) == (1, 0)
@@ -53,7 +58,7 @@ def test_holds_only_what_the_placement_gives_it(shard: Shard, spec: TableSpec) -
         shard.lookup("engram.1", other, 1, spec.fingerprint)
 
 
-def test_every_named_refusal(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
+def test_a_lookup_that_cannot_be_answered_is_refused_by_name(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
     with pytest.raises(UnknownTable, match=r"engram\.9"):
         shard.lookup("engram.9", mine, 1, spec.fingerprint)
     with pytest.raises(FingerprintMismatch, match=r"engram\.1.*shard-0"):
@@ -70,7 +75,7 @@ def test_every_named_refusal(shard: Shard, spec: TableSpec, mine: np.ndarray) ->
     assert shard.stats().requests == 0
 
 
-def test_counts_what_it_serves(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
+def test_a_shard_counts_the_lookups_it_answers(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
     for _ in range(3):
         shard.lookup("engram.1", mine, 1, spec.fingerprint)
     stats = shard.stats()
@@ -78,7 +83,7 @@ def test_counts_what_it_serves(shard: Shard, spec: TableSpec, mine: np.ndarray) 
     assert {stage: spent.count for stage, spent in stats.stages.items() if spent.count} == {"locate": 3, "gather": 3}
 
 
-def test_serves_nothing_before_activation(snapshot: Path, spec: TableSpec, mine: np.ndarray) -> None:
+def test_a_shard_serves_nothing_before_its_first_activation(snapshot: Path, spec: TableSpec, mine: np.ndarray) -> None:
     shard = Shard("shard-0")
     with pytest.raises(ShardUnavailable, match="no active placement"):
         shard.lookup("engram.1", mine, 1, spec.fingerprint)
@@ -111,7 +116,7 @@ def test_a_placement_with_more_blocks_needs_a_preparation_first(
     np.testing.assert_array_equal(rows, packed[::20])
 
 
-def test_a_failed_preparation_changes_nothing(
+def test_a_failed_preparation_leaves_the_shard_as_it_was(
     shard: Shard, spec: TableSpec, packed: np.ndarray, snapshot: Path, mine: np.ndarray
 ) -> None:
     [path] = (snapshot / "engram.1").iterdir()
@@ -122,6 +127,43 @@ def test_a_failed_preparation_changes_nothing(
     with pytest.raises(Exception, match="checksum"):
         shard.prepare(placement_of(spec, 2, shards=1), snapshot_uri=snapshot)
     shard.lookup("engram.1", mine, 1, spec.fingerprint)
+
+
+@pytest.mark.parametrize("bytes_left", [0, 5000])
+def test_a_file_truncated_while_it_is_loaded_is_named_and_the_shard_lives(
+    snapshot: Path, spec: TableSpec, packed: np.ndarray, monkeypatch: pytest.MonkeyPatch, bytes_left: int
+) -> None:
+    [path] = (snapshot / "engram.1").iterdir()
+    content = path.read_bytes()
+    read_blocks = Snapshot.read_blocks
+
+    def read_and_truncate(opened: Snapshot, table: str, blocks: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        for number, item in enumerate(read_blocks(opened, table, blocks)):
+            yield item
+            if number == 2:
+                os.truncate(path, bytes_left)
+
+    shard, placement = Shard("shard-0"), placement_of(spec, shards=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Snapshot, "read_blocks", read_and_truncate)
+        with pytest.raises(SnapshotError, match=rf"{path.name}, table 'engram\.1', block 3: the block cannot be read"):
+            shard.prepare(placement, snapshot_uri=snapshot)
+    assert shard.tables["engram.1"].blocks.tolist() == [0, 1, 2]
+    path.write_bytes(content)  # restored from a copy
+    shard.prepare(placement, snapshot_uri=snapshot)
+    shard.activate(placement)
+    rows, _, _ = shard.lookup("engram.1", np.arange(spec.rows), 1, spec.fingerprint)
+    np.testing.assert_array_equal(rows, packed)
+
+
+def test_nothing_is_allocated_for_blocks_that_no_placement_has(
+    snapshot: Path, spec: TableSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer may claim a table of any size; a placement has as many blocks as fit its message."""
+    huge = replace(spec, column_rows=(1 << 46,) * 4, block_rows=1)
+    monkeypatch.setattr("memory_service.shard.block_sources.Sources.describe", lambda *_: (huge, 0))
+    with pytest.raises(InvalidRequest, match=rf"the placement has 26 blocks .* the table {1 << 48}"):
+        Shard("shard-0").prepare(placement_of(spec), snapshot_uri=snapshot)
 
 
 def test_a_placement_for_other_tables_is_refused(snapshot: Path, make_spec: object) -> None:
@@ -153,7 +195,7 @@ def test_a_table_that_goes_as_a_whole_lets_go_of_its_blocks(shard: Shard, spec: 
     assert (table.nbytes, table.blocks.size) == (0, 0)
 
 
-def test_callbacks_hear_of_every_activation(shard: Shard, spec: TableSpec) -> None:
+def test_callbacks_are_called_after_every_activation(shard: Shard, spec: TableSpec) -> None:
     heard: list[int] = []
     shard.when_serving(lambda: heard.append(1))
     shard.activate(placement_of(spec, 2))
@@ -175,3 +217,24 @@ def test_a_shard_writes_no_block_that_it_does_not_hold(shard: Shard, spec: Table
     other = sorted(set(range(spec.blocks)) - set(shard.tables["engram.1"].blocks.tolist()))[0]
     with pytest.raises(RowOutOfRange, match=f"block {other}"):
         shard.write_snapshot(tmp_path / "part", "engram.1", "x-", [other], {})
+
+
+@pytest.mark.parametrize("prefix", ["../", "/tmp/", "a/../../", "..", "a\\", "a\0", "\ud800", "é"])
+def test_a_prefix_that_leads_out_of_the_table_folder_is_refused(shard: Shard, tmp_path: Path, prefix: str) -> None:
+    blocks = shard.tables["engram.1"].blocks.tolist()
+    with pytest.raises(InvalidRequest, match=r"prefix=.* is no beginning of a file name"):
+        shard.write_snapshot(tmp_path / "part", "engram.1", prefix, blocks, {})
+    assert not (tmp_path / "part").exists()
+
+
+@pytest.mark.parametrize("name", ["host/shard", "../shard", "10.0.0.1:7000", "fünf"])
+def test_a_shard_of_any_name_writes_into_the_table_folder(
+    snapshot: Path, spec: TableSpec, tmp_path: Path, name: str
+) -> None:
+    shard = Shard(name)
+    placement = Placement.build(1, [ShardAddress(name, "127.0.0.1:7000")], [spec])
+    shard.prepare(placement, snapshot_uri=snapshot)
+    shard.activate(placement)
+    _, entries = shard.write_snapshot(tmp_path / "part", "engram.1", "x-", range(spec.blocks), {})
+    [written] = (tmp_path / "part").rglob("*.arrow")
+    assert {entry.file for entry in entries.values()} == {f"engram.1/{written.name}"}

@@ -27,17 +27,17 @@ def table(spec: TableSpec, packed: np.ndarray) -> ShardTable:
     return table
 
 
-def test_gathers_rows_of_scattered_blocks(table: ShardTable, packed: np.ndarray) -> None:
+def test_a_gather_finds_rows_of_scattered_blocks(table: ShardTable, packed: np.ndarray) -> None:
     rows = np.array([3 * 64, 25 * 64 + 49, 4 * 64 + 63, 8 * 64, 3 * 64, 5 * 64 - 1])
     np.testing.assert_array_equal(gather(table, rows), packed[rows])
 
 
-def test_every_held_row(table: ShardTable, packed: np.ndarray, spec: TableSpec) -> None:
+def test_every_row_of_a_held_block_is_found(table: ShardTable, packed: np.ndarray, spec: TableSpec) -> None:
     rows = np.flatnonzero(np.isin(np.arange(spec.rows) >> 6, [3, 4, 8, 25]))
     np.testing.assert_array_equal(gather(table, rows), packed[rows])
 
 
-def test_no_rows(table: ShardTable) -> None:
+def test_a_gather_of_no_rows_is_empty(table: ShardTable) -> None:
     assert gather(table, np.empty(0, np.int64)).shape == (0, 128)
 
 
@@ -53,14 +53,14 @@ def test_a_row_of_another_shard_names_its_block(table: ShardTable, row: int) -> 
         table.locate(np.array([3 * 64, row]))
 
 
-def test_a_shard_may_hold_nothing(spec: TableSpec) -> None:
+def test_a_table_without_any_block_refuses_rows(spec: TableSpec) -> None:
     table = ShardTable(spec)
     assert table.nbytes == 0
     with pytest.raises(RowOutOfRange, match="does not hold"):
         table.locate(np.array([0]))
 
 
-def test_blocks_come_and_go(table: ShardTable, packed: np.ndarray, spec: TableSpec) -> None:
+def test_blocks_are_added_dropped_and_added_again(table: ShardTable, packed: np.ndarray, spec: TableSpec) -> None:
     size = table.nbytes
     table.drop(np.array([3, 25]))
     assert table.blocks.tolist() == [4, 8]

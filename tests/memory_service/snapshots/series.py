@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xxhash
 
 from memory_service import Snapshot, TableSpec, extend_snapshot
-from memory_service.snapshots.manifest import manifest_name
+from memory_service.snapshots.names import manifest_name
 from memory_service.tables.random_tables import random_block
+from memory_service.tables.spec import canonical_json
 
 SPEC = TableSpec(
     name="engram.1",
@@ -72,3 +77,15 @@ def flip_bit_of_block(snapshot: Snapshot, directory: Path, block: int) -> Path:
     path = directory / entry.file
     flip_bit(path, path.read_bytes().index(content) + 100, 5)
     return path
+
+
+def seal(path: Path, body: bytes) -> None:
+    """Write a manifest with this body and its checksum."""
+    path.write_bytes(b'{"body":%b,"checksum":"%b"}\n' % (body, xxhash.xxh3_128_hexdigest(body).encode()))
+
+
+def reseal(path: Path, change: Callable[[Any], object]) -> None:
+    """Change the body of a manifest and seal it again."""
+    body = json.loads(path.read_bytes())["body"]
+    change(body)
+    seal(path, canonical_json(body))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import resource
@@ -18,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import xxhash
 
 from memory_service import LocalMemory, Snapshot, SnapshotError, extend_snapshot
+from memory_service.snapshots.block_file import BlockFile
+from memory_service.snapshots.manifest import TableEntry
 from memory_service.snapshots.snapshot import generations
 from memory_service.snapshots.store import LocalStore, open_store
 from memory_service.snapshots.upkeep import verify
-from memory_service.tables.spec import canonical_json
 
 from .series import (
     CHANGING,
@@ -34,6 +33,7 @@ from .series import (
     flip_bit,
     flip_bit_of_block,
     manifest_of,
+    reseal,
     rows_of,
     write_generation,
 )
@@ -122,7 +122,7 @@ print(generation, snapshot.generation, snapshot.damage, left)
 )
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_last_generation_whole(tmp_path: Path) -> None:
     with small_tmpfs(tmp_path) as prefix:
         command = [*prefix, sys.executable, "-c", FILL_AND_CHECK, str(tmp_path / "memory"), "0"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -133,7 +133,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert rest == "() []"  # nothing is damaged, and the failed attempt has cleaned up
 
 
-def test_a_file_that_may_not_grow(series: Path) -> None:
+def test_a_file_size_limit_leaves_the_last_generation_whole(series: Path) -> None:
     """As a full disk, where nobody may mount one."""
     limit = 3 * SPEC.block_rows * SPEC.row_bytes
     done = subprocess.run(
@@ -168,13 +168,6 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
 
 
-def reseal(path: Path, change: Callable[[dict], object]) -> None:
-    body = json.loads(path.read_bytes())["body"]
-    change(body)
-    content = canonical_json(body)
-    path.write_bytes(b'{"body":%b,"checksum":"%b"}\n' % (content, xxhash.xxh3_128_hexdigest(content).encode()))
-
-
 SHOWN_BY_OPENING = {
     "truncated file": (lambda d: truncate(files_of(d, 2)[0]), r"file engram\.1/000002-\w+-00000\.arrow .* bytes, not"),
     "missing file": (lambda d: files_of(d, 2)[0].unlink(), r"file engram\.1/000002-\w+-00000\.arrow .* is missing"),
@@ -193,7 +186,9 @@ SHOWN_BY_OPENING = {
 
 
 @pytest.mark.parametrize("damage", SHOWN_BY_OPENING)
-def test_damage_that_shows_when_opened(series: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_found_on_opening_falls_back_and_is_named(
+    series: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     harm, words = SHOWN_BY_OPENING[damage]
     harm(series)
     snapshot = Snapshot.open(series)
@@ -220,7 +215,7 @@ SHOWN_BY_READING = {
 
 
 @pytest.mark.parametrize("damage", SHOWN_BY_READING)
-def test_damage_that_shows_when_read(series: Path, damage: str) -> None:
+def test_damage_found_on_reading_falls_back_and_is_named(series: Path, damage: str) -> None:
     SHOWN_BY_READING[damage](series)
     with pytest.raises(SnapshotError, match=r"engram\.1/000002-\w+-00000\.arrow, table 'engram\.1', block \d+: the"):
         check_whole(Snapshot.open(series))
@@ -233,6 +228,99 @@ def test_damage_that_shows_when_read(series: Path, damage: str) -> None:
     np.testing.assert_array_equal(rows.unique, rows_of(1, 0))
     with pytest.raises(SnapshotError, match=r"000002"):
         LocalMemory.load(f"{series}?generation=2")
+
+
+def replaced_by(path: Path, other: bytes) -> None:
+    """Put another file in the place of one, as `mv` does."""
+    path.with_suffix(".new").write_bytes(other)
+    path.with_suffix(".new").replace(path)
+
+
+MEANWHILE = {
+    "truncated to nothing": lambda path: os.truncate(path, 0),
+    "truncated within a block": lambda path: os.truncate(path, 5 * SPEC.block_rows * SPEC.row_bytes // 2),
+    "overwritten": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+"""Changes of a file between two reads of blocks; the first two kill a process that maps the file."""
+
+
+@pytest.mark.parametrize("change", MEANWHILE)
+def test_a_file_changed_while_it_is_read_names_the_block(series: Path, change: str) -> None:
+    [path] = files_of(series, 2)
+    reading = Snapshot.open(series).read_blocks(SPEC.name, CHANGING)
+    for _ in range(2):
+        block, rows = next(reading)
+        np.testing.assert_array_equal(rows, rows_of(2, block))
+    MEANWHILE[change](path)
+    with pytest.raises(
+        SnapshotError, match=rf"file engram\.1/{path.name}, table 'engram\.1', block {CHANGING[2]}: the"
+    ):
+        next(reading)
+
+
+def test_a_file_replaced_while_it_is_read_is_read_to_its_end(series: Path) -> None:
+    [path] = files_of(series, 2)
+    reading = Snapshot.open(series).read_blocks(SPEC.name, CHANGING)
+    next(reading)
+    replaced_by(path, b"another")
+    for block, rows in reading:
+        np.testing.assert_array_equal(rows, rows_of(2, block))
+    with pytest.raises(SnapshotError, match=rf"{path.name} of table 'engram\.1' has 7 bytes, not"):
+        Snapshot.open(f"{series}?generation=2")
+
+
+@pytest.mark.parametrize("change", MEANWHILE)
+@pytest.mark.parametrize("read", [LocalMemory.load, Snapshot.last_good, verify])
+def test_readers_of_a_changing_file_fall_back_to_an_intact_generation(
+    series: Path, change: str, read: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [path] = files_of(series, 2)
+    read_block = Snapshot._read_block
+
+    def read_then_change(self: Snapshot, table: TableEntry, stored: BlockFile, block: int, rows: np.ndarray) -> None:
+        read_block(self, table, stored, block, rows)
+        if path.name in table.blocks[block].file:
+            MEANWHILE[change](path)
+
+    monkeypatch.setattr(Snapshot, "_read_block", read_then_change)
+    found = read(series)
+    if isinstance(found, LocalMemory):
+        np.testing.assert_array_equal(found.lookup(SPEC.name, np.arange(256)).result().unique, rows_of(1, 0))
+    elif isinstance(found, Snapshot):
+        assert found.generation == 1
+    else:
+        assert [bool(report.damage) for report in found] == [False, False, True]
+
+
+PUT_IN_PLACE = {
+    "pipe": (os.mkfifo, "is not a regular file"),
+    "directory": (os.mkdir, "is not a regular file"),
+    "link to nowhere": (lambda path: os.symlink("nowhere", path), "is not a regular file"),
+    "link to itself": (lambda path: os.symlink(path, path), "is not a regular file"),
+}
+
+
+@pytest.mark.parametrize("kind", PUT_IN_PLACE)
+def test_something_else_in_the_place_of_a_block_file_is_named(series: Path, kind: str) -> None:
+    [path] = files_of(series, 2)
+    put, words = PUT_IN_PLACE[kind]
+    path.unlink()
+    put(path)
+    snapshot = Snapshot.open(series)
+    assert snapshot.generation == 1
+    assert f"file engram.1/{path.name} of table 'engram.1' {words}" in snapshot.damage[0]
+
+
+@pytest.mark.parametrize("kind", PUT_IN_PLACE)
+def test_something_else_in_the_place_of_a_manifest_is_named_and_counted_on(series: Path, kind: str) -> None:
+    manifest_of(series, 2).unlink()
+    PUT_IN_PLACE[kind][0](manifest_of(series, 2))
+    snapshot = Snapshot.open(series)
+    assert snapshot.generation == 1
+    assert "generation 2: " in snapshot.damage[0]
+    assert "cannot use manifest-000002.json" in snapshot.damage[0]
+    assert write_generation(series, 3).generation == 3
+    check_whole(Snapshot.open(series))
 
 
 def test_damage_of_a_shared_block_is_damage_of_every_generation_that_has_it(series: Path) -> None:

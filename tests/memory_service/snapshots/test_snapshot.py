@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -10,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import memory_service.snapshots.writer as writer_module
 from memory_service import LocalMemory, RowFormat, Snapshot, SnapshotError, TableSpec, UnknownTable, write_snapshot
-from memory_service.tables.spec import canonical_json
+
+from .series import reseal
 
 MakeSpec = Callable[..., TableSpec]
 MakePacked = Callable[..., np.ndarray]
@@ -83,7 +82,7 @@ def test_blocks_are_spread_over_files_and_read_selectively(
     assert sorted(blocks) == [0, 12, 25]
 
 
-def test_the_files_are_plain_arrow(snapshot: Path, packed: np.ndarray) -> None:
+def test_block_files_can_be_read_by_plain_arrow(snapshot: Path, packed: np.ndarray) -> None:
     with pa.memory_map(str(block_file(snapshot))) as source:
         table = pa.ipc.open_file(source).read_all()
     assert table.schema == pa.schema([pa.field("row", pa.binary(128), nullable=False)])
@@ -120,34 +119,34 @@ def test_a_source_of_the_wrong_shape_is_refused_and_leaves_no_snapshot(
         Snapshot.open(tmp_path / "memory")
 
 
-def test_a_snapshot_is_never_overwritten(snapshot: Path, spec: TableSpec, packed: np.ndarray) -> None:
+def test_a_snapshot_is_never_overwritten_by_another(snapshot: Path, spec: TableSpec, packed: np.ndarray) -> None:
     with pytest.raises(SnapshotError, match="already holds a snapshot"):
         write_snapshot(snapshot, {spec: 255 - packed})
     np.testing.assert_array_equal(read_all(snapshot), packed)
 
 
-def test_no_such_directory(tmp_path: Path) -> None:
+def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="no such directory"):
         Snapshot.open(tmp_path / "nowhere")
 
 
-def test_unknown_filesystem() -> None:
+def test_a_uri_of_an_unknown_file_system_is_named() -> None:
     with pytest.raises(SnapshotError, match="nosuchfs"):
         Snapshot.open("nosuchfs://bucket/memory")
 
 
-def test_an_unfinished_snapshot(snapshot: Path) -> None:
+def test_a_snapshot_without_a_manifest_was_never_finished(snapshot: Path) -> None:
     (snapshot / "manifest.json").unlink()
     with pytest.raises(SnapshotError, match="never finished"):
         Snapshot.open(snapshot)
 
 
-def test_unknown_table(snapshot: Path) -> None:
+def test_a_table_the_snapshot_lacks_is_named(snapshot: Path) -> None:
     with pytest.raises(UnknownTable, match=r"engram\.7.*engram\.1"):
         next(Snapshot.open(snapshot).read_blocks("engram.7", [0]))
 
 
-def test_a_missing_file_is_named(snapshot: Path) -> None:
+def test_a_missing_block_file_is_named_when_loading(snapshot: Path) -> None:
     path = block_file(snapshot)
     path.unlink()
     with pytest.raises(SnapshotError, match=rf"file {name_of(path)} .* is missing"):
@@ -155,7 +154,7 @@ def test_a_missing_file_is_named(snapshot: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.999])
-def test_a_truncated_file_is_named(snapshot: Path, keep: float) -> None:
+def test_a_truncated_block_file_is_named_when_loading(snapshot: Path, keep: float) -> None:
     path = block_file(snapshot)
     size = path.stat().st_size
     os.truncate(path, int(size * keep))
@@ -171,7 +170,9 @@ def test_a_flipped_bit_names_file_table_and_block(snapshot: Path, packed: np.nda
         LocalMemory.load(snapshot)
 
 
-def test_swapped_blocks_are_noticed(tmp_path: Path, spec: TableSpec, packed: np.ndarray, snapshot: Path) -> None:
+def test_blocks_with_swapped_rows_are_found_by_checksum(
+    tmp_path: Path, spec: TableSpec, packed: np.ndarray, snapshot: Path
+) -> None:
     swapped = packed.copy()
     swapped[:64], swapped[64:128] = packed[64:128], packed[:64]
     write_snapshot(tmp_path / "other", {spec: swapped})
@@ -206,21 +207,14 @@ def test_any_flipped_bit_in_the_manifest_is_named(snapshot: Path, where: float, 
         flip_bit(path, offset, bit)
 
 
-def reseal(path: Path, change: Callable[[dict], None]) -> None:
-    document = json.loads(path.read_bytes())
-    change(document["body"])
-    body = canonical_json(document["body"])
-    path.write_bytes(b'{"body":%b,"checksum":"%b"}\n' % (body, xxhash.xxh3_128_hexdigest(body).encode()))
-
-
-def test_another_format_version_is_named(snapshot: Path) -> None:
+def test_a_manifest_of_another_format_version_is_named(snapshot: Path) -> None:
     reseal(snapshot / "manifest.json", lambda body: body.update(version=99))
     with pytest.raises(SnapshotError, match="format version 99, this release reads 1 to 2"):
         Snapshot.open(snapshot)
 
 
 @pytest.mark.parametrize("file", ["../secret", "engram.1/../../secret", "/etc/passwd"])
-def test_a_manifest_cannot_point_outside(snapshot: Path, file: str) -> None:
+def test_a_manifest_cannot_point_outside_the_table_folder(snapshot: Path, file: str) -> None:
     reseal(snapshot / "manifest.json", lambda body: body["tables"][0].update(files=[[file, 1]]))
     with pytest.raises(SnapshotError, match="outside"):
         Snapshot.open(snapshot)

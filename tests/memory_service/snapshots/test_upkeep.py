@@ -10,8 +10,9 @@ from memory_service import Snapshot, SnapshotError
 from memory_service.snapshots.snapshot import generations
 from memory_service.snapshots.store import open_store
 from memory_service.snapshots.upkeep import UNDER_WAY_S, prune, verify
+from memory_service.snapshots.writer import write_blocks
 
-from .series import CHANGING, SPEC, check_whole, files_of, flip_bit_of_block, manifest_of, write_generation
+from .series import CHANGING, SPEC, check_whole, files_of, flip_bit_of_block, manifest_of, rows_of, write_generation
 
 
 @pytest.fixture
@@ -22,11 +23,13 @@ def series(tmp_path: Path) -> Path:
 
 
 def leftover(series: Path, generation: int, age_s: float) -> list[Path]:
-    """What a writer that was killed as it sealed leaves behind."""
+    """What a writer that was killed as it sealed leaves behind: the half of each file."""
     prefix = f"{generation:06d}-0a1b2c3d-"
+    write_blocks(open_store(series), SPEC, [(0, rows_of(9, 0))], prefix, {})
     paths = [series / SPEC.name / f"{prefix}00000.arrow", series / f"{prefix}manifest.tmp"]
+    paths[1].write_bytes(manifest_of(series, 3).read_bytes())
     for path in paths:
-        path.write_bytes(b"half")
+        os.truncate(path, path.stat().st_size // 2)
         os.utime(path, (time.time() - age_s,) * 2)
     return paths
 
@@ -40,7 +43,7 @@ def test_verify_tells_new_blocks_from_shared_ones(series: Path) -> None:
     }
 
 
-def test_verify_names_every_damaged_block(series: Path) -> None:
+def test_verify_names_every_damaged_block_of_a_generation(series: Path) -> None:
     for block in CHANGING[1], CHANGING[3]:
         flip_bit_of_block(Snapshot.open(series), series, block)
     damage = [report.damage for report in verify(series)]
@@ -48,13 +51,13 @@ def test_verify_names_every_damaged_block(series: Path) -> None:
     assert [f"block {block}:" in sentence for block, sentence in zip((4, 12), damage[3], strict=True)] == [True, True]
 
 
-def test_verify_of_nothing(tmp_path: Path) -> None:
+def test_verify_of_an_empty_directory_says_so(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="never finished"):
         verify(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 9])
-def test_prune_keeps_the_newest_whole(series: Path, keep: int) -> None:
+def test_prune_keeps_the_newest_intact_generations(series: Path, keep: int) -> None:
     deleted = prune(series, keep)
     kept = range(max(0, 4 - keep), 4)
     assert generations(open_store(series)) == list(kept)
@@ -64,7 +67,7 @@ def test_prune_keeps_the_newest_whole(series: Path, keep: int) -> None:
     assert prune(series, keep) == []
 
 
-def test_prune_counts_whole_generations_only(series: Path) -> None:
+def test_prune_counts_only_generations_that_are_intact(series: Path) -> None:
     files_of(series, 3)[0].unlink()
     prune(series, 1)
     assert generations(open_store(series)) == [2, 3]

@@ -30,14 +30,14 @@ def test_a_later_generation_holds_what_changed(tmp_path: Path) -> None:
     assert Snapshot.open(tmp_path).generation == 2
 
 
-def test_nothing_changed(tmp_path: Path) -> None:
+def test_a_generation_of_unchanged_rows_writes_no_block(tmp_path: Path) -> None:
     write_generation(tmp_path, 0)
     assert summary(write_generation(tmp_path, 0)).new_blocks == 0
     assert files_of(tmp_path, 1) == []
     check_whole(Snapshot.open(tmp_path))
 
 
-def test_full_writes_every_block(tmp_path: Path) -> None:
+def test_a_full_generation_writes_every_block_anew(tmp_path: Path) -> None:
     write_generation(tmp_path, 0)
     full = extend_snapshot(tmp_path, {SPEC: blocks_of(0)}, full=True)
     assert summary(full).new_blocks == SPEC.blocks
@@ -53,7 +53,7 @@ def test_other_blocks_of_the_same_rows_share_nothing(tmp_path: Path) -> None:
     assert summary(extend_snapshot(tmp_path, {halves: packed})).new_blocks == halves.blocks
 
 
-def test_another_memory_is_refused(tmp_path: Path) -> None:
+def test_a_directory_with_other_tables_is_refused(tmp_path: Path) -> None:
     write_generation(tmp_path, 0)
     with pytest.raises(SnapshotError, match=r"differs in pad_id: choose another directory"):
         extend_snapshot(tmp_path, {replace(SPEC, pad_id=3): blocks_of(0)})
@@ -69,7 +69,7 @@ def test_rows_of_one_version_cannot_differ(tmp_path: Path) -> None:
     check_whole(Snapshot.open(tmp_path))
 
 
-def test_write_snapshot_begins_one_only(tmp_path: Path) -> None:
+def test_write_snapshot_refuses_a_directory_that_has_one(tmp_path: Path) -> None:
     write_generation(tmp_path, 0)
     with pytest.raises(SnapshotError, match="already holds a snapshot"):
         write_snapshot(tmp_path, {SPEC: blocks_of(0)})
@@ -88,7 +88,7 @@ def write_while(directory: Path, meanwhile: Callable[[], object]) -> None:
         new.seal([TableEntry(SPEC, 7, tuple(entries[block] for block in range(SPEC.blocks)))])
 
 
-def test_of_two_writers_one_wins(tmp_path: Path) -> None:
+def test_only_the_first_of_two_writers_seals_a_generation(tmp_path: Path) -> None:
     write_generation(tmp_path, 0)
     with pytest.raises(SnapshotError, match="another snapshot was faster"):
         write_while(tmp_path, lambda: write_generation(tmp_path, 1))

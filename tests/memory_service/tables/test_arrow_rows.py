@@ -23,7 +23,7 @@ def with_length(column: pa.Array, count: int) -> pa.RecordBatch:
 
 
 @pytest.mark.parametrize("count", FALSE_COUNTS)
-def test_ids_that_are_not_there(count: int) -> None:
+def test_a_batch_with_fewer_ids_than_claimed_is_refused(count: int) -> None:
     with pytest.raises(InvalidRequest, match="malformed"):
         view_ids(with_length(pa.array(np.zeros(COUNT, np.int64)), count))
 
@@ -35,7 +35,7 @@ def test_nulls_are_not_counted_in_a_bitmap_that_is_too_short(count: int) -> None
 
 
 @pytest.mark.parametrize("count", FALSE_COUNTS)
-def test_rows_that_are_not_there(count: int) -> None:
+def test_a_batch_with_fewer_rows_than_claimed_is_refused(count: int) -> None:
     with pytest.raises(InvalidRequest, match="malformed"):
         view_rows(with_length(pa.array([bytes(8)] * COUNT, pa.binary(8)), count), 8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_with_an_index_only_the_files_of_tables_are_opened(checkpoint, spec):
     assert np.array_equal(rows_of(checkpoint, spec), packed(*fp8_table()))
 
 
-def test_names_may_begin_with_model(tmp_path, spec):
+def test_tensor_names_may_begin_with_model(tmp_path, spec):
     weight, scale = fp8_table()
     save_file({f"model.{WEIGHT}": weight, f"model.{SCALE}": scale}, tmp_path / "model.safetensors")
     assert np.array_equal(rows_of(tmp_path, spec), packed(weight, scale))
@@ -141,7 +142,7 @@ def test_tensors_that_are_no_table_are_named(tmp_path, refusal, tensors, words):
     assert [word for word in (str(tmp_path), *words) if word not in message] == []
 
 
-def test_a_truncated_file_is_named(checkpoint, refusal):
+def test_a_truncated_safetensors_file_is_named_with_its_tensor(checkpoint, refusal):
     file = checkpoint / "1.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) - 100])
@@ -166,7 +167,10 @@ def test_a_header_cut_short_is_named(checkpoint, refusal, keep):
     assert f"{file}: the header is truncated" in refusal(checkpoint)
 
 
-@pytest.mark.parametrize("header", [b"[]", b"{", b"\xff\xff", b"[" * 100_000])
+TWICE = b'{"a": {}, "a": {}}'
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{", b"\xff\xff", b"[" * 100_000, TWICE, b'{"a": NaN}'])
 def test_what_is_no_safetensors_file_is_named(checkpoint, refusal, header):
     file = checkpoint / "2.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header)
@@ -181,6 +185,13 @@ def test_what_is_no_safetensors_file_is_named(checkpoint, refusal, header):
         {"dtype": "F8_E8M0", "shape": [1650, 2], "data_offsets": [3300, 0]},
         {"dtype": "F8_E8M0", "shape": [1650, -2], "data_offsets": [0, 3300]},
         {"dtype": "F8_E8M0", "shape": [1650, 2], "data_offsets": [0, 3299]},
+        {"dtype": 5, "shape": [1650, 2], "data_offsets": [0, 3300]},
+        {"dtype": "F8_E8M0", "shape": ["1650", "2"], "data_offsets": [0, 3300]},
+        {"dtype": "F8_E8M0", "shape": [1650, 2.0], "data_offsets": [0, 3300]},
+        {"dtype": "F8_E8M0", "shape": [3300, True], "data_offsets": [0, 3300]},
+        {"dtype": "F8_E8M0", "shape": "12", "data_offsets": [0, 3300]},
+        {"dtype": "F8_E8M0", "shape": [1650, 2**70], "data_offsets": [0, 3300]},
+        {"dtype": "F8_E8M0", "shape": [1650, 2], "data_offsets": [0, 1650, 3300]},
     ],
 )
 def test_a_damaged_header_entry_is_named(checkpoint, refusal, entry):
@@ -201,10 +212,35 @@ def test_a_tensor_must_be_where_the_index_says(checkpoint, refusal):
     assert f"{checkpoint / '2.safetensors'}: tensor {SCALE}: not in the file" in refusal(checkpoint)
 
 
-@pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": []}', json.dumps({"weight_map": {WEIGHT: 3}})])
-def test_a_damaged_index_is_named(checkpoint, refusal, index):
+@pytest.mark.parametrize(
+    "index",
+    [
+        *("", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}', "[" * 200_000, " " * 100_000_001),
+        '{"weight_map": {}, "weight_map": {}}',
+        json.dumps({"weight_map": {WEIGHT: 3}}),
+    ],
+    ids=lambda index: index[:40],
+)
+def test_a_damaged_index_of_a_checkpoint_is_named(checkpoint, refusal, index):
     (checkpoint / INDEX).write_text(index)
     assert f"{checkpoint / INDEX}: no index" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../1.safetensors", "/etc/passwd", "a/../../1.safetensors", "..", "a\\1.safetensors", "a\0.safetensors", ""],
+)
+def test_an_index_cannot_point_outside_its_directory(checkpoint, refusal, file):
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": {WEIGHT: file}}))
+    message = refusal(checkpoint)
+    assert f"names {file!r} for tensor {WEIGHT}" in message
+    assert "no *.safetensors file beside it" in message
+
+
+def test_what_is_no_regular_file_is_not_opened(checkpoint, refusal):
+    (checkpoint / "2.safetensors").unlink()
+    os.mkfifo(checkpoint / "2.safetensors")
+    assert f"{checkpoint / '2.safetensors'}: no such file" in refusal(checkpoint)
 
 
 def test_a_directory_without_checkpoint_is_named(tmp_path, refusal):

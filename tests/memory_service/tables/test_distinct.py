@@ -14,7 +14,7 @@ HUGE = spec_of(column_rows=(1 << 45, 3, 3, 3))
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 1649), max_size=300), st.sampled_from([np.int64, np.int32, np.uint16, np.uint64]))
-def test_like_numpy_unique(ids: list[int], dtype: type) -> None:
+def test_distinct_rows_agree_with_numpy_unique(ids: list[int], dtype: type) -> None:
     asked = np.array(ids, dtype)
     distinct = DistinctRows(spec_of(), asked)
     expected, inverse = np.unique(asked, return_inverse=True)
@@ -45,6 +45,6 @@ def test_what_is_no_row_of_the_table(spec: TableSpec, ids: object, row: int) -> 
         DistinctRows(spec, np.asarray(ids))
 
 
-def test_what_is_no_integer(spec: TableSpec) -> None:
+def test_row_ids_that_are_not_integers_are_refused(spec: TableSpec) -> None:
     with pytest.raises(InvalidRequest, match="float64"):
         DistinctRows(spec, np.array([1.0]))

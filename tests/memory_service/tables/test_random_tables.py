@@ -27,7 +27,7 @@ def test_a_block_can_be_made_again_by_itself(make_spec, row_format):
         assert np.array_equal(random_block(spec, block, seed=3), rows)
 
 
-def test_seeds_layers_and_blocks_differ(make_spec):
+def test_other_seeds_layers_and_blocks_give_other_rows(make_spec):
     spec = make_spec()
     blocks = [
         random_block(spec, 0),
@@ -38,6 +38,6 @@ def test_seeds_layers_and_blocks_differ(make_spec):
     assert len({block.tobytes() for block in blocks}) == 4
 
 
-def test_a_negative_seed_is_refused(make_spec):
+def test_a_negative_seed_is_refused_by_name(make_spec):
     with pytest.raises(ValueError, match="seed=-1 is not possible"):
         random_block(make_spec(), 0, -1)

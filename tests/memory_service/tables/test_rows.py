@@ -21,7 +21,7 @@ def every_e4m3_value() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("row_format", "expected"), [(FP8, 264), (RowFormat.BF16, 512), (RowFormat.FP32, 1024)])
-def test_row_bytes(row_format: RowFormat, expected: int) -> None:
+def test_row_bytes_follow_from_format_and_dim(row_format: RowFormat, expected: int) -> None:
     assert row_format.row_bytes(256) == expected
     assert pack_rows(np.zeros((2, 256), np.float32), row_format).shape == (2, expected)
 
@@ -33,12 +33,12 @@ def test_a_dim_that_does_not_fit_is_named(dim: int) -> None:
 
 
 @given(finite)
-def test_fp32_keeps_every_bit(values: np.ndarray) -> None:
+def test_packing_as_fp32_keeps_every_bit(values: np.ndarray) -> None:
     assert unpack_rows(pack_rows(values, "fp32"), "fp32", 64).tobytes() == values.tobytes()
 
 
 @given(finite)
-def test_bf16_rounds_to_nearest_even(values: np.ndarray) -> None:
+def test_packing_as_bf16_rounds_to_nearest_even(values: np.ndarray) -> None:
     bits = values.view(np.uint32)
     rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     assert pack_rows(values, "bf16").tobytes() == rounded.tobytes()
@@ -67,18 +67,18 @@ def test_fp8_is_the_nearest_value_under_the_smallest_scale_that_fits(values: np.
     ("amax", "scale_byte"),
     [(0.0, 127), (448.0, 127), (np.nextafter(np.float32(448), np.float32(500)), 128), (224.0, 126), (1e-45, 0)],
 )
-def test_fp8_scale_at_the_edges(amax: float, scale_byte: int) -> None:
+def test_fp8_scales_are_right_at_their_edges(amax: float, scale_byte: int) -> None:
     values = np.zeros((1, 32), np.float32)
     values[0, 5] = -amax
     assert pack_rows(values, FP8)[0, 32] == scale_byte
 
 
-def test_fp8_does_not_saturate() -> None:
+def test_the_largest_float32_does_not_saturate_fp8() -> None:
     values = np.full((1, 32), 3e38, np.float32)
     np.testing.assert_allclose(unpack_rows(pack_rows(values, FP8), FP8, 32), values, rtol=2**-4)
 
 
-def test_fp8_ties_go_to_even() -> None:
+def test_packing_as_fp8_rounds_ties_to_even() -> None:
     values = np.zeros((1, 32), np.float32)
     values[0, :5] = [448, 17, 19, 2**-10, 3 * 2**-10]  # 16|18, 18|20, 0|2**-9, 2**-9|2**-8
     decoded = unpack_rows(pack_rows(values, FP8), FP8, 32)
@@ -122,11 +122,11 @@ def test_wrong_dtypes_and_shapes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("row_format", list(RowFormat))
-def test_no_rows(row_format: RowFormat) -> None:
+def test_an_array_without_rows_packs_and_unpacks(row_format: RowFormat) -> None:
     packed = pack_rows(np.empty((0, 64), np.float32), row_format)
     assert unpack_rows(packed, row_format, 64).shape == (0, 64)
 
 
-def test_strided_input_packs_alike() -> None:
+def test_strided_values_pack_like_contiguous_ones() -> None:
     values = np.random.default_rng(0).normal(size=(8, 128)).astype(np.float32)
     np.testing.assert_array_equal(pack_rows(values[::2, ::2], FP8), pack_rows(values[::2, ::2].copy(), FP8))
