@@ -9,7 +9,12 @@ from reasoning.text.tokenizer import Tokenizer
 
 
 class PromptReader:
-    """Tokenizes and checks prompts for one model."""
+    """Tokenizes and checks prompts for one model.
+
+    A text gets the special tokens that its tokenizer's files put around texts, such as a beginning-of-sequence token
+    (see `Tokenizer.encode`); token ids are taken as they are. `bos_token_id` of config.json adds nothing: to
+    transformers it is the token to start from without a prompt.
+    """
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, context: int):
         """Say what the model takes.
@@ -55,6 +60,6 @@ class PromptReader:
         if self._tokenizer is None:
             raise RequestError("prompt", "this model has no tokenizer.json; give prompt_token_ids instead")
         try:
-            return self._tokenizer.encode(prompt)
+            return self._tokenizer.encode(prompt, add_special_tokens=True)
         except ValueError as error:
             raise RequestError("prompt", str(error).removeprefix("text: ")) from error

@@ -7,30 +7,66 @@ from pathlib import Path
 
 import tokenizers
 
+from reasoning.text.special_tokens import SpecialTokens
+
 TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """A trained tokenizer. Adds no special tokens unless asked to."""
+    """A trained tokenizer. Truncation and padding that its file asks for are for training and are switched off."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, bos: str | None = None, eos: str | None = None) -> None:
+        """Wrap a `tokenizers` object, which is changed.
+
+        Args:
+            backend: the tokenizer.
+            bos: token that comes before every text encoded with special tokens, beside those of the post-processor.
+            eos: token that comes after it.
+
+        Raises:
+            ValueError: `bos` or `eos` is not in the vocabulary.
+        """
+        backend.no_truncation()
+        backend.no_padding()
         self.backend = backend
         """The `tokenizers` object, for what this class does not wrap."""
         self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._bos, self._eos = self._ids_of("bos_token", bos), self._ids_of("eos_token", eos)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read `path`, a `tokenizer.json` or the directory that holds one. ValueError if there is none to read."""
+        """Read `path`, a `tokenizer.json` or the directory that holds one, and the `tokenizer_config.json` beside it.
+
+        Raises:
+            ValueError: there is no tokenizer, or a file is damaged.
+        """
         file = Path(path)
         if file.is_dir():
             file = file / TOKENIZER_FILE
         if not file.is_file():
             raise ValueError(f"tokenizer: no file {file}; give a tokenizer.json or a directory that holds one")
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)))
+            backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception for every defect of the file
             raise ValueError(f"tokenizer: {file} cannot be read ({error}); copy it again from its source") from error
+        special = SpecialTokens.read(file.parent)
+        marked = {token.content for token in backend.get_added_tokens_decoder().values()}
+        known = [token for token in special.named if backend.token_to_id(token) is not None]  # no id is made up
+        backend.add_special_tokens([token for token in known if token not in marked])
+        return cls(backend, special.bos, special.eos)
+
+    def _ids_of(self, name: str, token: str | None) -> list[int]:
+        """Return the id of a token as a list, an empty one for None."""
+        if token is None:
+            return []
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise ValueError(
+                f"tokenizer: {name} {token!r} is to be added to every text but is not in the vocabulary; "
+                f"copy the tokenizer.json that belongs to it"
+            )
+        return [found]
 
     @property
     def vocab_size(self) -> int:
@@ -38,13 +74,38 @@ class Tokenizer:
         return self._vocab_size
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of `text`. ValueError if it holds unpaired surrogates, which are no Unicode text."""
+        """Return the token ids of a text.
+
+        Args:
+            text: special tokens that it spells out become their ids.
+            add_special_tokens: put around it what the post-processor of tokenizer.json and tokenizer_config.json
+                demand. A text that begins (ends) with these tokens already does not get them twice.
+
+        Raises:
+            ValueError: the text holds unpaired surrogates, which are no Unicode text.
+        """
         try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
         except TypeError as error:
             raise ValueError(
                 f"text: cannot be tokenized ({error}); give a str without unpaired surrogates (\\ud800-\\udfff)"
             ) from error
+        return self._framed(encoding.ids, encoding.special_tokens_mask) if add_special_tokens else encoding.ids
+
+    def _framed(self, ids: list[int], added: list[int]) -> list[int]:
+        """Complete the special tokens around a text, each of them once.
+
+        Args:
+            ids: those of the text, and around them what the post-processor has added.
+            added: 1 for ids that the post-processor has added, else 0.
+        """
+        begin = added.index(0) if 0 in added else len(ids)
+        end = len(ids) - added[::-1].index(0) if 0 in added else len(ids)
+        front, text, back = ids[:begin], ids[begin:end], ids[end:]
+        front = front if set(self._bos) <= set(front) else self._bos + front
+        back = back if set(self._eos) <= set(back) else back + self._eos
+        framed = text if text[: len(front)] == front else front + text
+        return framed if framed[len(framed) - len(back) :] == back else framed + back
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""

@@ -44,6 +44,22 @@ def test_special_tokens_are_added_and_kept_only_on_request() -> None:
     assert tokenizer.decode(special, skip_special_tokens=False) == "<bos>hi"
 
 
+@pytest.mark.parametrize("long", ["0123456789" * 3, "é" * 15])
+def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path, long: str) -> None:
+    backend = byte_level([])
+    backend.enable_truncation(8)
+    backend.enable_padding(length=64, pad_id=5)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    for tokenizer in (Tokenizer.from_file(tmp_path), Tokenizer(backend)):
+        ids = tokenizer.encode(long)
+        assert len(ids) == 30
+        assert tokenizer.encode(long, add_special_tokens=True) == [tokenizer.token_id("<bos>"), *ids]
+        texts = ["a", long]  # padding and truncation of batches are settings of their own in some versions
+        batch = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
+        assert [encoding.ids for encoding in batch] == [tokenizer.encode(text) for text in texts]
+        assert tokenizer.decode(ids) == long
+
+
 def test_vocabulary_counts_added_tokens() -> None:
     tokenizer = Tokenizer(byte_level(["return"]))
     assert tokenizer.vocab_size == 256 + 2
