@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
 
 from reasoning.engine import Engine
 from reasoning.request import Completion, Request, RequestFailure, SamplingParams
+from tests.reasoning.conftest import END
 
 PROMPT = "import math"
 
@@ -51,6 +54,19 @@ def test_a_stop_token_ends_a_completion_even_where_the_end_of_text_is_ignored(en
     assert ask(engine).token_ids == whole
     stopped = ask(engine, stop_token_ids=[end])
     assert (stopped.token_ids, stopped.finish_reason) == (whole[: whole.index(end) + 1], "stop")
+
+
+def test_the_end_tokens_of_generation_config_join_those_of_config_json(engine, tiny_dir, tmp_path):
+    whole = ask(engine).token_ids
+    end = next(token for token in whole[2:] if whole.index(token) >= 2)
+    shutil.copytree(tiny_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5000, end]}))
+    other = Engine.from_pretrained(tmp_path)
+    assert other.model.config.eos_token_id == (END, end)
+    stopped = ask(other, ignore_eos=False)
+    assert (stopped.token_ids, stopped.finish_reason) == (whole[: whole.index(end) + 1], "stop")
+    assert ask(other).token_ids == whole
+    other.close()
 
 
 def test_a_stop_token_that_the_model_does_not_have_is_refused(engine):
