@@ -108,12 +108,17 @@ class Tokenizer:
         return framed if framed[len(framed) - len(back) :] == back else framed + back
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`."""
-        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        """Return the text of `ids`; gaps of the vocabulary have none."""
+        with_text = [token_id for token_id in ids if self.text_token(token_id, skip_special_tokens) is not None]
+        # Of no tokens, decoders that strip the end of a text panic.
+        return self.backend.decode(with_text, skip_special_tokens=False) if with_text else ""
 
-    def has_text(self, token_id: int) -> bool:
-        """Whether `decode` makes text of an id: it leaves out special tokens and gaps of the vocabulary."""
-        return token_id not in self._special and self.id_to_token(token_id) is not None
+    def text_token(self, token_id: int, skip_special_tokens: bool = True) -> str | None:
+        """Return the vocabulary's string for an id that `decode` makes text of.
+
+        None for gaps of the vocabulary, and for special tokens if they are skipped.
+        """
+        return None if skip_special_tokens and token_id in self._special else self.id_to_token(token_id)
 
     def decode_each(self, ids: Sequence[int]) -> list[str]:
         """Text of each id by itself, special tokens kept; a part of a UTF-8 character reads as U+FFFD."""
