@@ -51,9 +51,13 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Taken from the logit of a token as often as the output has it, as OpenAI's API defines it."""
     stop: tuple[str, ...] = ()
-    """Texts that end a sample before them; needs a tokenizer. A single str, or a list, is accepted."""
+    """Texts that end a sample; a special token's text counts as its id. A single str, or a list, is accepted."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a sample as the end-of-text token does, also where that is ignored. A list is accepted."""
+    include_stop_str_in_output: bool = False
+    """Keep what ended a sample in its text: the stop text, or the text of the stop or end-of-text token."""
+    skip_special_tokens: bool = True
+    """Leave the text of special tokens out of the output."""
     logprobs: int | None = None
     """Report the log-probability of each token and of this many likeliest ones; None reports none."""
     n: int = 1
@@ -81,8 +85,9 @@ class SamplingParams:
         if self.logprobs is not None:
             _check_number("logprobs", self.logprobs, 0, _MOST_LOGPROBS)
         _check_number("n", self.n, 1, _MOST_SAMPLES)
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError("ignore_eos", f"{reprlib.repr(self.ignore_eos)} is not true or false")
+        for name in ("include_stop_str_in_output", "skip_special_tokens", "ignore_eos"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(name, f"{reprlib.repr(getattr(self, name))} is not true or false")
 
 
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
@@ -116,6 +121,8 @@ def _check_stop(text: Any) -> None:
         raise RequestError("stop", "an empty string would stop every text at once; leave it out")
     if len(text) > _LONGEST_STOP:
         raise RequestError("stop", f"{reprlib.repr(text)} has {len(text)} characters; use {_LONGEST_STOP} at most")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise RequestError("stop", f"{text!a} has an unpaired surrogate, which no output has; remove it")
 
 
 def _check_stop_id(token_id: Any) -> None:
@@ -155,7 +162,8 @@ class Choice:
     index: int
     """Which of the request's n samples, from 0."""
     text: str
-    """What the new tokens decode to, up to a stop text; empty when the model has no tokenizer."""
+    """What the new tokens decode to, without what ended the sample (see `SamplingParams.include_stop_str_in_output`);
+    empty when the model has no tokenizer."""
     token_ids: tuple[int, ...]
     """New tokens, those included that ended the sample: the end-of-text or stop token, the tokens of a stop text."""
     finish_reason: FinishReason

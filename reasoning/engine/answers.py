@@ -15,11 +15,15 @@ from reasoning.text.tokenizer import Tokenizer
 class Sample:
     """One choice being written."""
 
-    def __init__(self, request: Request, index: int, tokenizer: Tokenizer | None):
-        self.index, self._tokenizer = index, tokenizer
-        self._wants_logprobs = request.sampling.logprobs is not None
-        follow = tokenizer is not None and (request.stream or request.sampling.stop)
-        self._stream = TextStream(tokenizer, request.sampling.stop) if tokenizer is not None and follow else None
+    def __init__(self, request: Request, index: int, tokenizer: Tokenizer | None, ends: frozenset[int]):
+        """Begin with nothing written; a token of `ends` will be the last."""
+        sampling = request.sampling
+        self.index, self._tokenizer, self._ends = index, tokenizer, ends
+        self._include, self._skip = sampling.include_stop_str_in_output, sampling.skip_special_tokens
+        self._wants_logprobs = sampling.logprobs is not None
+        follow = tokenizer is not None and (request.stream or sampling.stop)
+        self._stream = TextStream(tokenizer, sampling.stop, self._include, self._skip) if tokenizer and follow else None
+        self._ended = False
         self._tokens: list[int] = []
         self._text = ""
         self._logprobs: list[TokenLogprob] = []
@@ -27,23 +31,26 @@ class Sample:
 
     def write(self, chosen: Chosen) -> None:
         """Add a token."""
+        assert not self.stopped, f"token {chosen.token} after the end"
         self._tokens.append(chosen.token)
+        self._ended = chosen.token in self._ends
         if self._wants_logprobs and chosen.logprob is not None:
             self._logprobs.append(TokenLogprob(chosen.token, chosen.logprob, chosen.top))
-        if self._stream is not None:
+        if self._stream is not None and (self._include or not self._ended):
             self._text += self._stream.feed(chosen.token)
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop text has come."""
-        return self._stream is not None and self._stream.stopped
+        """Whether a token or a stop text has ended it."""
+        return self._ended or (self._stream is not None and self._stream.stopped)
 
     def end(self, reason: FinishReason) -> Choice:
         """Return the finished choice."""
         if self._stream is not None:
             self._text += self._stream.finish()
         elif self._tokenizer is not None:
-            self._text = self._tokenizer.decode(self._tokens)
+            shown = self._tokens[:-1] if self._ended and not self._include else self._tokens
+            self._text = self._tokenizer.decode(shown, self._skip)
         logprobs = tuple(self._logprobs) if self._wants_logprobs else None
         return Choice(self.index, self._text, tuple(self._tokens), "stop" if self.stopped else reason, logprobs)
 
@@ -64,9 +71,11 @@ class Answer:
     choices: dict[int, Choice] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, request: Request, sequences: Iterable[Sequence], tokenizer: Tokenizer | None) -> Answer:
-        """Start with nothing written."""
-        return cls(request, {sequence: Sample(request, sequence.index, tokenizer) for sequence in sequences})
+    def begin(
+        cls, request: Request, sequences: Iterable[Sequence], tokenizer: Tokenizer | None, ends: frozenset[int]
+    ) -> Answer:
+        """Start with nothing written; each sample will end at a token of `ends`, if not before."""
+        return cls(request, {sequence: Sample(request, sequence.index, tokenizer, ends) for sequence in sequences})
 
     @property
     def unfinished(self) -> list[Sequence]:

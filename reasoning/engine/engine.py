@@ -30,6 +30,7 @@ from reasoning.scheduling.pages import PagePool
 from reasoning.scheduling.scheduler import Limits, Scheduler
 from reasoning.scheduling.sequence import Piece, Sequence
 from reasoning.text.prompts import PromptReader
+from reasoning.text.stops import end_tokens
 from reasoning.text.tokenizer import Tokenizer
 
 Event = Delta | Result
@@ -135,7 +136,8 @@ class Engine:
         sequences = [Sequence(request, prompt, limit, next(self._arrivals))]
         for _ in range(1, request.sampling.n):
             sequences.append(Sequence(request, prompt, limit, next(self._arrivals), sequences[0]))
-        self._answers[request.id] = Answer.begin(request, sequences, self.tokenizer)
+        ends = end_tokens(request.sampling, self.tokenizer, self.model.config.eos_token_id)
+        self._answers[request.id] = Answer.begin(request, sequences, self.tokenizer, ends)
         for sequence in sequences:
             self.scheduler.add(sequence)
         if self.config.overlap:
@@ -265,17 +267,11 @@ class Engine:
             sequence.token_ids.append(chosen.token)
             sample.write(chosen)
             self._output_tokens += 1
-            reason = self._finish_reason(sequence, chosen.token, sample.stopped)
-            if reason is not None:
-                return reason
+            if sample.stopped:
+                return "stop"
+            if len(sequence.token_ids) >= sequence.limit:
+                return "length"
         return None
-
-    def _finish_reason(self, sequence: Sequence, token: int, stopped: bool) -> FinishReason | None:
-        sampling = sequence.request.sampling
-        is_end = token in self.model.config.eos_token_id and not sampling.ignore_eos
-        if stopped or is_end or token in sampling.stop_token_ids:
-            return "stop"
-        return "length" if len(sequence.token_ids) >= sequence.limit else None
 
     def _report(self, sequence: Sequence, answer: Answer, reason: FinishReason | None) -> list[Event]:
         if reason is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reasoning.request import Request, RequestError
+from reasoning.text.stops import check_stops
 from reasoning.text.tokenizer import Tokenizer
 
 
@@ -29,8 +30,7 @@ class PromptReader:
 
     def read(self, request: Request) -> list[int]:
         """Return the prompt's token ids; RequestError says which field of the request cannot be served."""
-        if request.sampling.stop and self._tokenizer is None:
-            raise RequestError("stop", "this model has no tokenizer.json to make text; use stop_token_ids instead")
+        check_stops(request.sampling, self._tokenizer)
         self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
         field = "prompt" if request.prompt_token_ids is None else "prompt_token_ids"
         prompt = self._ids(request, field)

@@ -31,7 +31,10 @@ class Tokenizer:
         self.backend = backend
         """The `tokenizers` object, for what this class does not wrap."""
         self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self._special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
+        added = backend.get_added_tokens_decoder().items()
+        self.special_tokens = {token.content: token_id for token_id, token in added if token.special}
+        """Text -> id of tokens that are no text to a reader, such as the end-of-text token."""
+        self._special = frozenset(self.special_tokens.values())
         self._bos, self._eos = self._ids_of("bos_token", bos), self._ids_of("eos_token", eos)
 
     @classmethod
