@@ -223,3 +223,5 @@ class RequestFailure:
 
 
 Result = Completion | RequestFailure
+Event = Delta | Result
+"""Part of a sample of a request that streams, or the end of a request."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from reasoning.architectures.deepseek_v3.backbone import Transformer
 from reasoning.drafts.acceptance import accept
 from reasoning.drafts.manager import Drafting, Outcome
 from reasoning.engine.answers import Answer, Sample
+from reasoning.engine.calls import Call, Calls
 from reasoning.engine.config import EngineConfig, EngineStats
 from reasoning.engine.graphs import DecodeGraphs
 from reasoning.engine.loading import load_parts, open_lookup
@@ -23,7 +25,7 @@ from reasoning.engine.trace import Trace
 from reasoning.engine.warm_up import warm_up
 from reasoning.engram.row_lookup import PendingRows
 from reasoning.model.batch import PAGE_TOKENS, Cache, pages_for
-from reasoning.request import Completion, Delta, FinishReason, Request, RequestError, RequestFailure, Result
+from reasoning.request import Completion, Delta, Event, FinishReason, Request, RequestError, RequestFailure, Result
 from reasoning.sampling.sampler import SamplerError
 from reasoning.scheduling.cohorts import CohortTuner, Step
 from reasoning.scheduling.pages import PagePool
@@ -32,9 +34,6 @@ from reasoning.scheduling.sequence import Piece, Sequence
 from reasoning.text.prompts import PromptReader
 from reasoning.text.stops import end_tokens
 from reasoning.text.tokenizer import Tokenizer
-
-Event = Delta | Result
-"""What a step hands back: parts of samples for requests that stream, and the ends of requests."""
 
 
 class QueueFullError(RequestError):
@@ -86,6 +85,7 @@ class Engine:
         self.scheduler = Scheduler(limits, PagePool(pages, config.prefix_cache), self._ask, self.drafting.propose)
         self.tuner = CohortTuner(config.cohorts if config.overlap else 1)
         self._answers: dict[str, Answer] = {}
+        self._calls = Calls(self.cancel)
         self._arrivals = itertools.count()
         self._steps = self._prompt_tokens = self._reused_tokens = self._output_tokens = 0
         self._busy_s = self._waited_s = 0.0
@@ -132,6 +132,10 @@ class Engine:
         if len(self.scheduler.waiting) >= self.config.max_queue:
             raise QueueFullError("queue", f"{len(self.scheduler.waiting)} sequences wait; try again later")
         prompt = self.prompts.read(request)
+        with self._calls.working():
+            self._queue(request, prompt)
+
+    def _queue(self, request: Request, prompt: list[int]) -> None:
         limit = min(len(prompt) + request.sampling.max_new_tokens, self.prompts.context)
         sequences = [Sequence(request, prompt, limit, next(self._arrivals))]
         for _ in range(1, request.sampling.n):
@@ -151,22 +155,32 @@ class Engine:
         for sequence in answer.unfinished:
             self._end(sequence, answer, "cancelled")
         del self._answers[request_id]
+        self._calls.forget(request_id)
         return answer.completion()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Run requests to the end, yielding each as it finishes; a request that fails yields a RequestFailure.
 
-        Requests are read as the queue has room for them, so there may be any number.
+        Requests are read as the queue has room for them, so there may be any number. Several iterations may take turns
+        on one engine: each yields the results of its own requests, and of those that `add` was given. Leaving one
+        early, by `close` or by an exception in either iterator, cancels its requests.
         """
-        for event in self.events(requests):
-            if not isinstance(event, Delta):
-                yield event
+        with closing(self.events(requests)) as events:
+            for event in events:
+                if not isinstance(event, Delta):
+                    yield event
 
-    def events(self, requests: Iterable[Request]) -> Iterator[Event]:
+    def events(self, requests: Iterable[Request]) -> Generator[Event]:
         """Like `generate`, with the deltas of requests that stream."""
-        todo = iter(requests)
+        call = Call()
+        try:
+            yield from self._events(iter(requests), call)
+        finally:
+            self._calls.leave(call)
+
+    def _events(self, todo: Iterator[Request], call: Call) -> Iterator[Event]:
         more = True
-        while more or not self.idle:
+        while more or call.events or call.unfinished or len(self._calls.requests) < len(self._answers):
             while more and len(self.scheduler.waiting) < self.config.max_queue:
                 request = next(todo, None)
                 if request is None:
@@ -176,11 +190,23 @@ class Engine:
                     self.add(request)
                 except RequestError as error:
                     yield RequestFailure(request.id, error.field, error.message)
-            yield from self.step()
+                else:
+                    self._calls.own(call, request.id)
+            if not call.events:
+                call.events.extend(self.step())
+            while call.events:
+                yield call.events.popleft()
+
+    def step(self) -> list[Event]:
+        """Take a batch whose rows are there, run it, and return what came of it.
+
+        What belongs to an iteration over `events` or `generate` is not returned, but yielded there.
+        """
+        with self._calls.working():
+            return self._calls.deliver(self._step())
 
     @torch.inference_mode()
-    def step(self) -> list[Event]:
-        """Take a batch whose rows are there, run it, and return what came of it."""
+    def _step(self) -> list[Event]:
         begin = time.perf_counter()
         self.scheduler.cohorts = self.tuner.cohorts
         self.scheduler.send()
@@ -299,6 +325,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise AssertionError unless every page, piece and request is where it belongs. Call it between steps."""
         self.scheduler.check_integrity()
+        assert self._calls.requests <= self._answers.keys(), "a call waits for a request that has ended"
         known = {sequence for answer in self._answers.values() for sequence in answer.unfinished}
         assert known == {*self.scheduler.running, *self.scheduler.waiting}, "a sequence belongs to no request"
 
