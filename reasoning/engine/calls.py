@@ -47,7 +47,7 @@ class Calls:
 
     def deliver(self, events: list[Event]) -> list[Event]:
         """Give each call the events of its requests, and return the rest."""
-        rest = []
+        rest: list[Event] = []
         for event in events:
             call = self._owners.get(event.id)
             (rest if call is None else call.events).append(event)
