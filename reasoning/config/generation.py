@@ -1,4 +1,4 @@
-"""generation_config.json: further tokens at which a model's completions end."""
+"""generation_config.json: additional end-of-text tokens of a model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _log = logging.getLogger(__name__)
 
 
 def end_token_ids(model_dir: Path, configured: Iterable[int], vocab_size: int) -> tuple[int, ...]:
-    """Return the tokens that end a completion: those of config.json and those of generation_config.json.
+    """Return the end-of-text tokens of a model: those of config.json and those of generation_config.json.
 
-    Ids that the model cannot produce are left out with a warning, as published files have some. Nothing else of
-    generation_config.json is used: sampling is what a request says, whatever a model's authors recommend.
+    Ids outside the vocabulary, which published files contain, are ignored with a warning. The other keys of
+    generation_config.json, such as a recommended temperature, are not used: requests alone set sampling parameters.
 
     Args:
-        model_dir: where generation_config.json may be.
+        model_dir: the model directory; it may lack generation_config.json.
         configured: `eos_token_id` of config.json.
-        vocab_size: ids that the model produces are below it.
+        vocab_size: exclusive upper bound of the model's token ids.
 
     Raises:
         ValueError: generation_config.json is damaged, or its `eos_token_id` is neither a token id nor a list of such.

@@ -1,4 +1,4 @@
-"""JSON files that a model directory may hold beside config.json, such as generation_config.json."""
+"""Optional JSON files of a model directory, such as generation_config.json."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def read_side_file(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one where there is no such file.
+    """Return the JSON object in a file; an empty dict if the file does not exist.
 
     Raises:
-        ValueError: the file holds no JSON object.
+        ValueError: the file does not hold a JSON object.
     """
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Callers that iterate over an engine's events, each of whom gets those of its own requests."""
+"""Concurrent iterations over an engine's events, each of which gets the events of its own requests."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Call:
 
     def __init__(self) -> None:
         self.unfinished: set[str] = set()
-        """Ids of its requests that the engine still works on."""
+        """Ids of the call's requests that have not ended."""
         self.events: deque[Event] = deque()
-        """Events that it has not handed out yet: other calls step the engine too."""
+        """Events not yielded yet. Other calls step the engine too."""
 
 
 class Calls:
-    """Knows which requests belong to which call. The others belong to whoever steps the engine."""
+    """The owners of requests. A request without an owner belongs to the caller of `Engine.step`."""
 
     def __init__(self, cancel: Callable[[str], object]) -> None:
-        """`cancel` ends a request by its id, and calls `forget`."""
+        """Begin without owners. `cancel` cancels the request with an id, and calls `forget`."""
         self._cancel = cancel
         self._owners: dict[str, Call] = {}
         self._working = False
@@ -31,22 +31,22 @@ class Calls:
 
     @property
     def requests(self) -> Set[str]:
-        """Ids of the requests that belong to a call."""
+        """Ids of the requests that have an owner."""
         return self._owners.keys()
 
     def own(self, call: Call, request_id: str) -> None:
-        """Make a request, just added, a call's own."""
+        """Make a call the owner of a new request."""
         self._owners[request_id] = call
         call.unfinished.add(request_id)
 
     def forget(self, request_id: str) -> None:
-        """Take note that a request has ended."""
+        """Drop the owner of a request that has ended."""
         call = self._owners.pop(request_id, None)
         if call is not None:
             call.unfinished.remove(request_id)
 
     def deliver(self, events: list[Event]) -> list[Event]:
-        """Give each call the events of its requests, and return the rest."""
+        """Give owners the events of their requests, and return the other events."""
         rest: list[Event] = []
         for event in events:
             call = self._owners.get(event.id)
@@ -56,7 +56,7 @@ class Calls:
         return rest
 
     def leave(self, call: Call) -> None:
-        """Cancel what is left of a call that nobody iterates over any more."""
+        """Cancel the unfinished requests of an iteration that has ended."""
         if self._working:
             self._left.append(call)
             return
@@ -65,7 +65,7 @@ class Calls:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Put off cancelling while the engine is at work: the garbage collector closes iterators at any moment."""
+        """Defer cancellation until the engine is done: the garbage collector may close an iterator at any moment."""
         self._working = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""The engine: requests in, completions out. One `step` takes a batch, runs it and hands back what came of it."""
+"""The engine: requests in, completions out. Each `step` schedules a batch, runs it and returns its events."""
 
 from __future__ import annotations
 
@@ -117,15 +117,15 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether no request is unfinished."""
         return self.scheduler.idle
 
     def add(self, request: Request) -> None:
-        """Queue a request, and ask for the rows of its prompt.
+        """Queue a request, and look up the rows of its prompt.
 
         Raises:
-            QueueFullError: too many wait already.
-            RequestError: its `field` cannot be served.
+            QueueFullError: `max_queue` sequences wait already.
+            RequestError: a field of the request cannot be served.
         """
         if request.id in self._answers:
             raise RequestError("id", f"{request.id!r} is being served already; give each request its own")
@@ -148,7 +148,7 @@ class Engine:
             self.scheduler.send()
 
     def cancel(self, request_id: str) -> Completion | None:
-        """Stop a request wherever it is; returns what it has got so far, or None if there is no such request."""
+        """Stop a request and return what it has generated so far; None if the engine does not have the request."""
         answer = self._answers.get(request_id)
         if answer is None:
             return None
@@ -159,11 +159,11 @@ class Engine:
         return answer.completion()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Run requests to the end, yielding each as it finishes; a request that fails yields a RequestFailure.
+        """Run requests to the end and yield each result as it completes; a request that fails yields RequestFailure.
 
-        Requests are read as the queue has room for them, so there may be any number. Several iterations may take turns
-        on one engine: each yields the results of its own requests, and of those that `add` was given. Leaving one
-        early, by `close` or by an exception in either iterator, cancels its requests.
+        Requests are read while the queue has room, so `requests` may be endless. Leaving the iteration early, by
+        `close` or by an exception in its consumer or in `requests`, cancels its unfinished requests. Several iterations
+        may take turns on an engine: each yields the results of its own requests, and of requests given to `add`.
         """
         with closing(self.events(requests)) as events:
             for event in events:
@@ -171,7 +171,7 @@ class Engine:
                     yield event
 
     def events(self, requests: Iterable[Request]) -> Generator[Event]:
-        """Like `generate`, with the deltas of requests that stream."""
+        """Like `generate`, and also yield the deltas of streaming requests."""
         call = Call()
         try:
             yield from self._events(iter(requests), call)
@@ -198,9 +198,9 @@ class Engine:
                 yield call.events.popleft()
 
     def step(self) -> list[Event]:
-        """Take a batch whose rows are there, run it, and return what came of it.
+        """Run a batch whose rows have landed, and return its events.
 
-        What belongs to an iteration over `events` or `generate` is not returned, but yielded there.
+        Events of requests that belong to an iteration over `events` or `generate` are yielded there instead.
         """
         with self._calls.working():
             return self._calls.deliver(self._step())
@@ -245,7 +245,7 @@ class Engine:
         events: list[Event] = []
         outcomes: list[Outcome] = []
         for work, logits, likeliest in zip(output.works, output.logits, output.likeliest, strict=True):
-            if not work.sequence.ended:  # as it has where another sample of its request failed in this step
+            if not work.sequence.ended:  # another sample of its request may have failed in this step
                 events += self._advance(work, logits, likeliest, outcomes)
         self.drafting.learn(output, [outcome for outcome in outcomes if not outcome.work.sequence.ended])
         self._measure(output, began, waited_s)
@@ -254,7 +254,7 @@ class Engine:
         return events
 
     def _measure(self, output: Output, began: float, waited_s: float) -> None:
-        """Take note of a step that only decoded; the tuner compares those that follow on another such."""
+        """Record the times of a decode-only step; the tuner compares consecutive decode-only steps."""
         rows = output.works[0].pieces[0].fetch.rows
         trip_s = rows.round_trip_s if rows is not None else None
         before, self._decoded_at = self._decoded_at, None
@@ -267,7 +267,7 @@ class Engine:
             self.tuner.record(Step(len(output.works), self._decoded_at - before, waited_s, trip_s))
 
     def _advance(self, work: Work, logits: Tensor, likeliest: Likeliest, outcomes: list[Outcome]) -> list[Event]:
-        """Put what a step found for one sequence where it belongs."""
+        """Add the outcome of a step to a sequence and its sample."""
         sequence = work.sequence
         if work.start < sequence.prompt_tokens <= work.end and not sequence.new_tokens:
             self._prompt_tokens += sequence.prompt_tokens
@@ -287,7 +287,7 @@ class Engine:
         return self._report(sequence, answer, reason) if work.logits else []
 
     def _accept(self, sample: Sample, work: Work, logits: Tensor, likeliest: Likeliest) -> FinishReason | None:
-        """Choose tokens until one is not the draft that was computed on, or ends the sample."""
+        """Accept tokens up to the first that differs from its draft or ends the sample."""
         sequence = work.sequence
         for chosen in accept(sequence.sampler, logits, likeliest, work.drafts):
             sequence.token_ids.append(chosen.token)
@@ -323,14 +323,18 @@ class Engine:
         return failure
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless every page, piece and request is where it belongs. Call it between steps."""
+        """Check the consistency of pages, pieces and requests between steps.
+
+        Raises:
+            AssertionError: something is inconsistent.
+        """
         self.scheduler.check_integrity()
         assert self._calls.requests <= self._answers.keys(), "a call waits for a request that has ended"
         known = {sequence for answer in self._answers.values() for sequence in answer.unfinished}
         assert known == {*self.scheduler.running, *self.scheduler.waiting}, "a sequence belongs to no request"
 
     def stats(self) -> EngineStats:
-        """Counters since the engine was made, and what it holds."""
+        """Return counters since the start of the engine, and its current state."""
         return EngineStats(
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
@@ -351,6 +355,6 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Close the memory."""
         if self.memory is not None:
             self.memory.close()

@@ -1,4 +1,4 @@
-"""Token ids back to text as they arrive, in pieces that make up what all ids decode to together."""
+"""Incremental decoding: token ids to text as they arrive, equal to decoding all ids at once."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(0x100 + n): byte for n, b
 class Detokenizer(Protocol):
     """Decodes one sequence token by token.
 
-    What `feed` has returned so far, and `finish` returns next, is always what `Tokenizer.decode` makes of the tokens so
-    far. So `feed` may return only characters that no further token can change.
+    Invariant: after any token, the text that `feed` has returned so far plus the text that `finish` would return equals
+    `Tokenizer.decode` of all tokens so far. So `feed` returns only characters that no further token can change.
     """
 
     @property
     def open(self) -> str:
-        """Text of whole characters that a further token may still change, and that stays if none follows."""
+        """Complete characters that `feed` holds back because further tokens may change them."""
 
     def feed(self, token_id: int) -> str:
         """Take the next token; return the characters that have become final."""
 
     def finish(self) -> str:
-        """Return the rest of the text: no token follows. An incomplete character becomes U+FFFD."""
+        """Return the rest of the text at the end of the sequence. An incomplete character becomes U+FFFD."""
 
 
 def detokenizer(tokenizer: Tokenizer, skip_special_tokens: bool = True) -> Detokenizer:
     """Return the detokenizer for one sequence, with or without the text of special tokens.
 
-    `tokenizers.decoders.DecodeStream` will not do: it does not hand out what is incomplete when a text ends, waits for
-    ever for bytes that complete no character, and fails where byte-fallback tokens turn out to be none.
+    `tokenizers.decoders.DecodeStream` does not keep the invariant: it drops an incomplete character at the end, waits
+    forever for bytes that never complete a character, and raises on invalid byte-fallback tokens.
     """
     steps = _steps(tokenizer.backend.decoder)
     if [step for step in steps if step != "Fuse"] == ["ByteLevel"]:
@@ -58,7 +58,7 @@ def _types(state: dict[str, Any]) -> list[str]:
 
 
 class _ByteText:
-    """Text of a byte-level vocabulary, whose tokens are byte strings: a UTF-8 decoder knows what is final."""
+    """Text of a byte-level vocabulary: its tokens are bytes, so an incremental UTF-8 decoder keeps the invariant."""
 
     open = ""
 
@@ -75,7 +75,7 @@ class _ByteText:
 
 
 def _bytes_of(token: str) -> bytes:
-    """Return what a byte-level token stands for; tokens that were added to the vocabulary are plain text."""
+    """Return the bytes of a byte-level token. Tokens that were added to the vocabulary are plain text."""
     found = [_BYTES.get(character) for character in token]
     return token.encode() if None in found else bytes(found)  # type: ignore[arg-type]
 
@@ -83,17 +83,17 @@ def _bytes_of(token: str) -> bytes:
 class _PieceText:
     """Text of a vocabulary of pieces, such as SentencePiece's.
 
-    A decoder treats the first piece of a text in a way of its own, for example without its leading space; so the last
-    piece, whose text has been returned, is decoded again before the next. Pieces are final by themselves, except
-    tokens like <0xE2> for one byte: consecutive ones are characters only if all of them together are valid UTF-8, and
-    U+FFFD each if not. They wait until another piece ends the run.
+    Decoders treat the first piece of a text specially, for example drop its leading space, so each piece is decoded
+    together with the piece before it, whose text has been returned. Pieces are final at once, except byte tokens such
+    as <0xE2>: a run of byte tokens decodes to characters if the whole run is valid UTF-8, and to U+FFFD for each byte
+    if not. So the text of a run is held back until another piece ends the run.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, joins_bytes: bool) -> None:
-        """Begin; if the decoder `joins_bytes` in a byte-level step too, any piece may be part of a character."""
+        """Begin an empty text; if the decoder `joins_bytes` of pieces, any piece may be part of a character."""
         self._tokenizer, self._skip, self._joins_bytes = tokenizer, skip_special_tokens, joins_bytes
-        self._last: list[int] = []  # the last piece that is final, none at the beginning
-        self._run: list[int] = []  # tokens after it
+        self._last: list[int] = []  # the last final piece that is not empty; nothing at the beginning
+        self._run: list[int] = []  # tokens after the last final piece
         self._start_run()
 
     def _start_run(self) -> None:
@@ -103,7 +103,7 @@ class _PieceText:
 
     def feed(self, token_id: int) -> str:
         token = self._tokenizer.text_token(token_id, self._skip)
-        if not token:
+        if token is None:
             return ""
         self._run.append(token_id)
         byte = _BYTE_TOKEN.fullmatch(token)
@@ -113,7 +113,7 @@ class _PieceText:
         text = self._rest()
         if self._joins_bytes and text.endswith(_UNKNOWN):
             return ""
-        self._last = [token_id]
+        self._last = [token_id] if token else [*self._last, token_id]  # an empty piece does not begin a text
         self._start_run()
         return text
 
@@ -135,5 +135,5 @@ class _PieceText:
             self._valid, self.open = False, ""
             return
         if text and not self._last and len(self._run) == 1:
-            text = self._decode(self._run)  # without the space that a decoder may remove at the beginning of a text
+            text = self._decode(self._run)  # decoders may drop a space at the beginning of a text
         self.open += text

@@ -1,4 +1,4 @@
-"""From a request's prompt to token ids that the model can take."""
+"""Prompts of requests to token ids: tokenization and validation."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ class PromptReader:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, context: int):
-        """Say what the model takes.
+        """Set the limits of the model.
 
         Args:
-            tokenizer: None takes `prompt_token_ids` only.
-            vocab_size: ids must be below it.
-            context: tokens that a prompt and its completion may have together.
+            tokenizer: None accepts `prompt_token_ids` only.
+            vocab_size: exclusive upper bound of token ids.
+            context: maximum number of tokens of a prompt and its completion together.
         """
         self.context = context
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
 
     def read(self, request: Request) -> list[int]:
-        """Return the prompt's token ids; RequestError says which field of the request cannot be served."""
+        """Return the token ids of a request's prompt.
+
+        Raises:
+            RequestError: a field of the request cannot be served.
+        """
         check_stops(request.sampling, self._tokenizer)
         self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
         field = "prompt" if request.prompt_token_ids is None else "prompt_token_ids"

@@ -1,4 +1,4 @@
-"""Special tokens that tokenizer_config.json names, and those that it puts around every text."""
+"""Special tokens of tokenizer_config.json: their names, and the tokens it puts around every text."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class SpecialTokens:
     """Special tokens of a model directory, as texts."""
 
     named: tuple[str, ...] = ()
-    """Tokens that are special whether or not tokenizer.json marks them so."""
+    """Tokens that are special even where tokenizer.json does not mark them as special."""
     bos: str | None = None
-    """Token that comes before every text; None adds none."""
+    """Beginning-of-sequence token to put before every text; None adds none."""
     eos: str | None = None
-    """Token that comes after every text; None adds none."""
+    """End-of-sequence token to put after every text; None adds none."""
 
     @classmethod
     def read(cls, directory: Path) -> SpecialTokens:
-        """Read `tokenizer_config.json`, and `special_tokens_map.json` for tokens that the former does not name.
+        """Read `tokenizer_config.json`, and the older `special_tokens_map.json` for tokens that it does not name.
 
-        `add_bos_token` and `add_eos_token` add a token where they are true, as the LlamaTokenizer classes of
-        transformers 4 do. Where they are false or absent, the post-processor of tokenizer.json decides alone, as in
-        transformers 5. A token to add that has no name is not added.
+        `add_bos_token` and `add_eos_token` add a token if they are true, as the LlamaTokenizer classes of transformers
+        4 do. If they are false or absent, the post-processor of tokenizer.json alone adds tokens, as in transformers 5.
+        Neither adds a token that has no name.
 
         Raises:
-            ValueError: a file is damaged, or one of these keys has a value that it cannot have.
+            ValueError: a file is damaged, or the value of a key has the wrong type.
         """
         config = read_side_file(directory / _LEGACY_FILE) | read_side_file(directory / CONFIG_FILE)
         tokens = {name: _text(name, config.get(name)) for name in _NAMES}

@@ -1,4 +1,4 @@
-"""Tokens that end a sample, those among them that a request names as stop texts, and stop texts that cannot be."""
+"""Stop conditions of a request: the token ids that end a sample, and validation of stop texts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from reasoning.text.tokenizer import Tokenizer
 
 
 def end_tokens(sampling: SamplingParams, tokenizer: Tokenizer | None, eos_token_ids: Iterable[int]) -> frozenset[int]:
-    """Return the tokens that end a sample.
+    """Return the token ids that end a sample: stop tokens, special tokens among the stop texts, end-of-text tokens.
 
-    A stop text that is a special token counts as its id, because the text of special tokens may be left out of the
-    output. The model may also spell it in other tokens, so it stays a stop text as well.
+    A special token's text may be left out of the output, where no search would find it; so its id is a stop token. The
+    text remains a stop text too, because the model may spell it out in ordinary tokens.
 
     Args:
-        sampling: of the request.
-        tokenizer: of the model; None knows no special tokens.
-        eos_token_ids: the model's end-of-text tokens, unless the request ignores them.
+        sampling: parameters of the request.
+        tokenizer: the model's tokenizer; None if it has none.
+        eos_token_ids: the model's end-of-text tokens; not used if the request ignores them.
     """
     special = {} if tokenizer is None else tokenizer.special_tokens
     named = (special[text] for text in sampling.stop if text in special)
@@ -25,11 +25,11 @@ def end_tokens(sampling: SamplingParams, tokenizer: Tokenizer | None, eos_token_
 
 
 def check_stops(sampling: SamplingParams, tokenizer: Tokenizer | None) -> None:
-    """Refuse stop texts that could not be found in the output.
+    """Refuse stop texts that could never be found in the output.
 
     Raises:
-        RequestError: there is no tokenizer to make text, or a stop text has a special token and more in it, while the
-            text of special tokens is left out of the output.
+        RequestError: there is no tokenizer, or a stop text contains a special token and other text while the text of
+            special tokens is left out of the output.
     """
     if not sampling.stop:
         return

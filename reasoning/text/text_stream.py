@@ -1,4 +1,4 @@
-"""Text of one sample as its tokens arrive, up to a stop text."""
+"""Streaming text of a sample, up to a stop text."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from reasoning.text.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Turns the tokens of one sample into text, of which only what is final is handed out.
+    """Turns the tokens of a sample into text as they arrive, and returns only final text.
 
-    A later token can still complete a character, or complete a stop text, which is no part of the text.
+    Text is held back while a later token may complete a character, or a stop text that is to be cut.
     """
 
     def __init__(
@@ -25,17 +25,17 @@ class TextStream:
 
         Args:
             tokenizer: decodes the tokens.
-            stop: texts that end the text. The one that is complete first counts, however the text was cut into
-                tokens; of several that are complete at once, the longest.
+            stop: stop texts. The first to be complete ends the text, however the text was cut into tokens; among stop
+                texts that are complete at the same character, the longest.
             include_stop: end the text after the stop text instead of before it.
             skip_special_tokens: leave out the text of special tokens.
         """
         self.stopped = False
-        """Whether a stop text has come. Tokens that follow are no part of the text."""
+        """Whether a stop text has ended the text."""
         self._detokenizer = detokenizer(tokenizer, skip_special_tokens)
         self._stop, self._include = tuple(stop), include_stop
-        self._recent = ""  # final text that may be the beginning of a stop text
-        self._given = 0  # how many characters of it have been handed out
+        self._recent = ""  # final text that may contain the beginning of a stop text
+        self._given = 0  # number of its characters that have been returned
 
     def feed(self, token_id: int) -> str:
         """Take the next token; return the text that has become final."""
@@ -44,14 +44,14 @@ class TextStream:
         return self._release(self._detokenizer.open)
 
     def finish(self) -> str:
-        """Return the rest of the text: no token follows."""
+        """Return the rest of the text at the end of the sample."""
         if self.stopped:
             return ""
         self._recent += self._detokenizer.finish()
         return self._release() + self._recent[self._given :]
 
     def _release(self, open_text: str = "") -> str:
-        text = self._recent + open_text  # if this completes a stop text, the sample ends here and all of it is final
+        text = self._recent + open_text  # a stop text in it ends the sample, so that it cannot change any more
         ends = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if ends:
             self.stopped = True
@@ -68,7 +68,7 @@ class TextStream:
 
 
 def _possible_start(text: str, stop: str) -> int:
-    """Where in `text` the stop text may have begun; its length if nowhere."""
+    """Return the position in `text` where the stop text may begin; the length of `text` if nowhere."""
     start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while start >= 0 and not stop.startswith(text[start:]):
         start = text.find(stop[0], start + 1)

@@ -13,15 +13,15 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """A trained tokenizer. Truncation and padding that its file asks for are for training and are switched off."""
+    """A trained tokenizer. Truncation and padding settings of its file are switched off: they are for training."""
 
     def __init__(self, backend: tokenizers.Tokenizer, bos: str | None = None, eos: str | None = None) -> None:
         """Wrap a `tokenizers` object, which is changed.
 
         Args:
             backend: the tokenizer.
-            bos: token that comes before every text encoded with special tokens, beside those of the post-processor.
-            eos: token that comes after it.
+            bos: token to put before texts that are encoded with special tokens, in addition to the post-processor's.
+            eos: token to put after them.
 
         Raises:
             ValueError: `bos` or `eos` is not in the vocabulary.
@@ -33,7 +33,7 @@ class Tokenizer:
         self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = backend.get_added_tokens_decoder().items()
         self.special_tokens = {token.content: token_id for token_id, token in added if token.special}
-        """Text -> id of tokens that are no text to a reader, such as the end-of-text token."""
+        """Text -> id of the special tokens, which readers do not see, such as the end-of-text token."""
         self._special = frozenset(self.special_tokens.values())
         self._bos, self._eos = self._ids_of("bos_token", bos), self._ids_of("eos_token", eos)
 
@@ -60,7 +60,7 @@ class Tokenizer:
         return cls(backend, special.bos, special.eos)
 
     def _ids_of(self, name: str, token: str | None) -> list[int]:
-        """Return the id of a token as a list, an empty one for None."""
+        """Return [id of the token], or [] for None."""
         if token is None:
             return []
         found = self.backend.token_to_id(token)
@@ -80,12 +80,12 @@ class Tokenizer:
         """Return the token ids of a text.
 
         Args:
-            text: special tokens that it spells out become their ids.
-            add_special_tokens: put around it what the post-processor of tokenizer.json and tokenizer_config.json
-                demand. A text that begins (ends) with these tokens already does not get them twice.
+            text: text to encode; special tokens spelled out in it become their ids.
+            add_special_tokens: put the special tokens around the text that the post-processor of tokenizer.json and
+                tokenizer_config.json ask for. A text that already begins (ends) with them does not get them twice.
 
         Raises:
-            ValueError: the text holds unpaired surrogates, which are no Unicode text.
+            ValueError: the text holds unpaired surrogates, which are not valid Unicode.
         """
         try:
             encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
@@ -96,11 +96,11 @@ class Tokenizer:
         return self._framed(encoding.ids, encoding.special_tokens_mask) if add_special_tokens else encoding.ids
 
     def _framed(self, ids: list[int], added: list[int]) -> list[int]:
-        """Complete the special tokens around a text, each of them once.
+        """Complete the special tokens around a text, without repeating any.
 
         Args:
-            ids: those of the text, and around them what the post-processor has added.
-            added: 1 for ids that the post-processor has added, else 0.
+            ids: token ids of the text, with the tokens that the post-processor added before and after.
+            added: 1 for each id that the post-processor added, else 0.
         """
         begin = added.index(0) if 0 in added else len(ids)
         end = len(ids) - added[::-1].index(0) if 0 in added else len(ids)
@@ -111,26 +111,23 @@ class Tokenizer:
         return framed if framed[len(framed) - len(back) :] == back else framed + back
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of `ids`; gaps of the vocabulary have none."""
+        """Return the text of `ids`. Ids that the vocabulary lacks have no text."""
         with_text = [token_id for token_id in ids if self.text_token(token_id, skip_special_tokens) is not None]
-        # Of no tokens, decoders that strip the end of a text panic.
+        # Decoders that strip the end of a text panic on an empty list.
         return self.backend.decode(with_text, skip_special_tokens=False) if with_text else ""
 
     def text_token(self, token_id: int, skip_special_tokens: bool = True) -> str | None:
-        """Return the vocabulary's string for an id that `decode` makes text of.
-
-        None for gaps of the vocabulary, and for special tokens if they are skipped.
-        """
+        """Return the vocabulary's string for an id; None if `decode` leaves the id out."""
         return None if skip_special_tokens and token_id in self._special else self.id_to_token(token_id)
 
     def decode_each(self, ids: Sequence[int]) -> list[str]:
-        """Text of each id by itself, special tokens kept; a part of a UTF-8 character reads as U+FFFD."""
+        """Return the text of each id by itself, special tokens included; part of a UTF-8 character becomes U+FFFD."""
         return self.backend.decode_batch([[token_id] for token_id in ids], skip_special_tokens=False)
 
     def id_to_token(self, token_id: int) -> str | None:
-        """The vocabulary's own string for an id; None where the vocabulary has a gap."""
+        """Return the vocabulary's string for an id; None if the vocabulary lacks the id."""
         return self.backend.id_to_token(token_id)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a vocabulary string such as `<eos>`; None if the vocabulary lacks it."""
+        """Return the id of a vocabulary string such as `<eos>`; None if the vocabulary lacks it."""
         return self.backend.token_to_id(token)

@@ -61,6 +61,17 @@ def test_any_tokens_make_the_text_that_they_decode_to(name, skip):
     check()
 
 
+def test_any_tokens_of_deepseek_make_the_text_that_they_decode_to(deepseek_tokenizer):
+    partial = [token for token in range(20_000) if "�" in deepseek_tokenizer.decode([token])]
+
+    @settings(deadline=None, max_examples=60)
+    @given(st.lists(st.sampled_from(partial) | st.integers(0, deepseek_tokenizer.vocab_size), max_size=14))
+    def check(ids):
+        check_every_prefix(deepseek_tokenizer, ids)
+
+    check()
+
+
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["▁Hello", "▁world", "s", "▁", "é", "😀", "x", "\n", "�"]), max_size=20))
 def test_pieces_and_their_byte_fallback_make_the_text_that_they_decode_to(pieces):
