@@ -5,7 +5,7 @@ import pytest
 from reasoning.request import Choice, Completion, RequestError, SamplingParams
 
 
-def test_defaults_are_greedy():
+def test_default_parameters_take_the_most_likely_token():
     params = SamplingParams()
     assert (params.temperature, params.top_p, params.top_k, params.seed, params.ignore_eos) == (
         0.0,

@@ -96,7 +96,7 @@ def test_a_stop_text_needs_a_tokenizer(plain_dir):
 
 
 @torch.inference_mode()
-def test_logits_that_are_no_numbers_fail_only_their_request(engine):
+def test_a_prompt_whose_logits_are_nan_fails_by_itself(engine):
     engine.model.embed_tokens.weight[engine.tokenizer.encode("~")] = float("nan")
     requests = [Request(str(n), text, sampling=SamplingParams(max_new_tokens=3)) for n, text in enumerate(["a", "~"])]
     results = {result.id: result for result in engine.generate(requests)}
@@ -110,5 +110,7 @@ def test_samples_are_what_requests_with_the_seeds_that_follow_get(engine):
     choices = ask(engine, n=3, seed=7, **params).choices
     assert [choice.index for choice in choices] == [0, 1, 2]
     alone = [ask(engine, seed=7 + index, **params) for index in range(3)]
-    assert [(choice.text, choice.token_ids) for choice in choices] == [(one.text, one.token_ids) for one in alone]
+    assert [(choice.text, choice.token_ids) for choice in choices] == [
+        (result.text, result.token_ids) for result in alone
+    ]
     assert len({choice.token_ids for choice in choices}) == 3

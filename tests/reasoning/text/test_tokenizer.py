@@ -82,14 +82,14 @@ def test_each_id_is_decoded_by_itself() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"model": 5}', "\x00\x01"])
-def test_corrupt_file_is_named(tmp_path: Path, content: str) -> None:
+def test_a_corrupt_file_is_named_with_its_remedy(tmp_path: Path, content: str) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read .* copy it again"):
         Tokenizer.from_file(tmp_path)
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_with_its_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file .*tokenizer\.json; give a tokenizer\.json"):
         Tokenizer.from_file(tmp_path)
     with pytest.raises(ValueError, match=r"no file .*elsewhere"):
