@@ -245,7 +245,7 @@ class Engine:
         events: list[Event] = []
         outcomes: list[Outcome] = []
         for work, logits, likeliest in zip(output.works, output.logits, output.likeliest, strict=True):
-            if not work.sequence.ended:  # another sample of its request may have failed in this step
+            if not work.sequence.ended:  # as it has where another sample of its request failed in this step
                 events += self._advance(work, logits, likeliest, outcomes)
         self.drafting.learn(output, [outcome for outcome in outcomes if not outcome.work.sequence.ended])
         self._measure(output, began, waited_s)
