@@ -1,4 +1,4 @@
-"""What a user asks of the engine and what comes back."""
+"""Requests to the engine, sampling parameters, and results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Item = TypeVar("_Item")
 
 
 class RequestError(ValueError):
-    """A request that cannot be served; `field` names the part of it that is at fault."""
+    """A request that cannot be served. `field` names the part of the request that is at fault."""
 
     def __init__(self, field: str, message: str):
         super().__init__(f"{field}: {message}")
@@ -27,39 +27,46 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen and when to stop. Raises RequestError for values out of range.
+    """How tokens are sampled and what ends a sample.
 
     Logits change in this order: repetition penalty, frequency and presence penalty, temperature, top_k, top_p, min_p.
+
+    Raises:
+        RequestError: a value is of the wrong type or out of range.
     """
 
     max_new_tokens: int = 128
-    """Tokens to generate at most, for each sample."""
+    """Maximum number of tokens to generate for each sample."""
     temperature: float = 0.0
-    """0 always takes the likeliest token; 1 samples from the model's distribution."""
+    """0 always takes the most likely token; 1 samples from the model's distribution."""
     top_p: float = 1.0
     """Sample from the fewest tokens whose probabilities reach this sum."""
     top_k: int = 0
-    """Sample from this many likeliest tokens; 0 for all."""
+    """Sample from this many most likely tokens; 0 for all."""
     min_p: float = 0.0
-    """Leave out tokens whose probability is below this share of the likeliest one's; 0 leaves out none."""
+    """Drop tokens below this fraction of the most likely token's probability; 0 drops none."""
     seed: int | None = None
-    """Makes sampling repeatable, whatever else is in the batch; None draws a new seed."""
+    """Seed that makes sampling repeatable, whatever else is in the batch; None draws a new seed."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens in prompt or output (arXiv 1909.05858, section 4.1)."""
     presence_penalty: float = 0.0
-    """Taken once from the logit of each token in the output, as OpenAI's API defines it."""
+    """Amount subtracted from the logit of every token that the output contains, as in OpenAI's API."""
     frequency_penalty: float = 0.0
-    """Taken from the logit of a token as often as the output has it, as OpenAI's API defines it."""
+    """Amount subtracted from the logit of a token for each time the output contains it, as in OpenAI's API."""
     stop: tuple[str, ...] = ()
-    """Texts that end a sample before them; needs a tokenizer. A single str, or a list, is accepted."""
+    """Texts that end a sample; a special token's text counts as its id. A single str, or a list, is accepted."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a sample as the end-of-text token does, also where that is ignored. A list is accepted."""
+    include_stop_str_in_output: bool = False
+    """Keep what ended a sample in its text: the stop text, or the text of the stop or end-of-text token."""
+    skip_special_tokens: bool = True
+    """Leave the text of special tokens out of the output."""
     logprobs: int | None = None
-    """Report the log-probability of each token and of this many likeliest ones; None reports none."""
+    """Report the log-probability of each token and of this many most likely tokens; None reports none."""
     n: int = 1
-    """Samples to draw for the prompt; sample i draws with seed + i."""
+    """Number of samples to draw for the prompt; sample i draws with seed + i."""
     ignore_eos: bool = False
-    """Go on after the model's end-of-text token."""
+    """Continue after the model's end-of-text tokens."""
 
     def __post_init__(self) -> None:
         _check_number("max_new_tokens", self.max_new_tokens, 1)
@@ -81,12 +88,13 @@ class SamplingParams:
         if self.logprobs is not None:
             _check_number("logprobs", self.logprobs, 0, _MOST_LOGPROBS)
         _check_number("n", self.n, 1, _MOST_SAMPLES)
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError("ignore_eos", f"{reprlib.repr(self.ignore_eos)} is not true or false")
+        for name in ("include_stop_str_in_output", "skip_special_tokens", "ignore_eos"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(name, f"{reprlib.repr(getattr(self, name))} is not true or false")
 
 
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
-"""What a user may set about sampling, by name."""
+"""Names of the sampling parameters."""
 
 
 def _check_number(name: str, value: Any, least: float, most: float = _LARGEST, whole: bool = True) -> None:
@@ -116,6 +124,8 @@ def _check_stop(text: Any) -> None:
         raise RequestError("stop", "an empty string would stop every text at once; leave it out")
     if len(text) > _LONGEST_STOP:
         raise RequestError("stop", f"{reprlib.repr(text)} has {len(text)} characters; use {_LONGEST_STOP} at most")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise RequestError("stop", f"{text!a} has an unpaired surrogate, which no output has; remove it")
 
 
 def _check_stop_id(token_id: Any) -> None:
@@ -131,21 +141,21 @@ class Request:
     prompt_token_ids: tuple[int, ...] | None = None
     sampling: SamplingParams = SamplingParams()
     stream: bool = False
-    """Whether a Delta is wanted for what every step adds, before the Completion."""
+    """Send a Delta for every step that adds to a sample, before the Completion."""
 
 
 FinishReason = Literal["stop", "length", "cancelled"]
-""""stop": an end-of-text or stop token, or a stop text; "length": max_new_tokens or the end of the context."""
+""""stop": an end-of-text token, stop token or stop text; "length": max_new_tokens or the end of the context."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely the model held a token, by its own distribution: before penalties, temperature and truncation."""
+    """Log-probability of a token in the model's own distribution, before penalties, temperature and truncation."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    """The likeliest tokens and their log-probabilities, best first; fewer than asked for where the rest have none."""
+    """The most likely tokens with their log-probabilities, best first; tokens of probability 0 are left out."""
 
 
 @dataclass(frozen=True)
@@ -153,15 +163,16 @@ class Choice:
     """One sample of a request."""
 
     index: int
-    """Which of the request's n samples, from 0."""
+    """Index among the request's n samples, from 0."""
     text: str
-    """What the new tokens decode to, up to a stop text; empty when the model has no tokenizer."""
+    """What the new tokens decode to, without what ended the sample (see `SamplingParams.include_stop_str_in_output`);
+    empty when the model has no tokenizer."""
     token_ids: tuple[int, ...]
     """New tokens, those included that ended the sample: the end-of-text or stop token, the tokens of a stop text."""
     finish_reason: FinishReason
-    """Why it ended."""
+    """Why the sample ended."""
     logprobs: tuple[TokenLogprob, ...] | None = None
-    """One for each of `token_ids` if `SamplingParams.logprobs` asks for them."""
+    """An entry for each of `token_ids` if `SamplingParams.logprobs` is set, else None."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,7 @@ class Completion:
     """All n samples, by index."""
     prompt_tokens: int
     cached_tokens: int = 0
-    """How many of the prompt's tokens another request had already left in the cache."""
+    """Number of prompt tokens that were in the cache already, left by earlier requests."""
 
     @property
     def text(self) -> str:
@@ -193,19 +204,19 @@ class Completion:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a step added to one sample of a streaming request. Those of a sample, in order, make up its Choice."""
+    """Text and tokens that a step added to a sample of a streaming request. Joined in order, they are its Choice."""
 
     id: str
     index: int
     text: str
-    """Characters that are final: an incomplete one, or what may become a stop text, comes with a later Delta."""
+    """Final characters. An incomplete character, or a possible beginning of a stop text, comes with a later Delta."""
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True)
 class RequestFailure:
-    """A request that was refused or that failed on the way."""
+    """A request that was refused, or failed while it was served."""
 
     id: str
     field: str
@@ -215,3 +226,5 @@ class RequestFailure:
 
 
 Result = Completion | RequestFailure
+Event = Delta | Result
+"""A part of a sample of a streaming request, or the end of a request."""

@@ -38,6 +38,15 @@ def add_sampling_flags(group: Any) -> None:
     group.add_argument(
         "--logprobs", metavar="K", type=int, help="report the log-probability of each token and of the K likeliest"
     )
+    group.add_argument(
+        "--include-stop-str-in-output", action="store_true", help="keep the text of what ends a sample in its output"
+    )
+    group.add_argument(
+        "--skip-special-tokens",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave the text of special tokens out (default)",
+    )
     group.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-text token")
 
 

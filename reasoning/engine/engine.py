@@ -1,10 +1,11 @@
-"""The engine: requests in, completions out. One `step` takes a batch, runs it and hands back what came of it."""
+"""The engine: requests in, completions out. Each `step` schedules a batch, runs it and returns its events."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from reasoning.architectures.deepseek_v3.backbone import Transformer
 from reasoning.drafts.acceptance import accept
 from reasoning.drafts.manager import Drafting, Outcome
 from reasoning.engine.answers import Answer, Sample
+from reasoning.engine.calls import Call, Calls
 from reasoning.engine.config import EngineConfig, EngineStats
 from reasoning.engine.graphs import DecodeGraphs
 from reasoning.engine.loading import load_parts, open_lookup
@@ -23,17 +25,15 @@ from reasoning.engine.trace import Trace
 from reasoning.engine.warm_up import warm_up
 from reasoning.engram.row_lookup import PendingRows
 from reasoning.model.batch import PAGE_TOKENS, Cache, pages_for
-from reasoning.request import Completion, Delta, FinishReason, Request, RequestError, RequestFailure, Result
+from reasoning.request import Completion, Delta, Event, FinishReason, Request, RequestError, RequestFailure, Result
 from reasoning.sampling.sampler import SamplerError
 from reasoning.scheduling.cohorts import CohortTuner, Step
 from reasoning.scheduling.pages import PagePool
 from reasoning.scheduling.scheduler import Limits, Scheduler
 from reasoning.scheduling.sequence import Piece, Sequence
 from reasoning.text.prompts import PromptReader
+from reasoning.text.stops import end_tokens
 from reasoning.text.tokenizer import Tokenizer
-
-Event = Delta | Result
-"""What a step hands back: parts of samples for requests that stream, and the ends of requests."""
 
 
 class QueueFullError(RequestError):
@@ -85,6 +85,7 @@ class Engine:
         self.scheduler = Scheduler(limits, PagePool(pages, config.prefix_cache), self._ask, self.drafting.propose)
         self.tuner = CohortTuner(config.cohorts if config.overlap else 1)
         self._answers: dict[str, Answer] = {}
+        self._calls = Calls(self.cancel)
         self._arrivals = itertools.count()
         self._steps = self._prompt_tokens = self._reused_tokens = self._output_tokens = 0
         self._busy_s = self._waited_s = 0.0
@@ -116,55 +117,70 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether no request is unfinished."""
         return self.scheduler.idle
 
     def add(self, request: Request) -> None:
-        """Queue a request, and ask for the rows of its prompt.
+        """Queue a request, and look up the rows of its prompt.
 
         Raises:
-            QueueFullError: too many wait already.
-            RequestError: its `field` cannot be served.
+            QueueFullError: `max_queue` sequences wait already.
+            RequestError: a field of the request cannot be served.
         """
         if request.id in self._answers:
             raise RequestError("id", f"{request.id!r} is being served already; give each request its own")
         if len(self.scheduler.waiting) >= self.config.max_queue:
             raise QueueFullError("queue", f"{len(self.scheduler.waiting)} sequences wait; try again later")
         prompt = self.prompts.read(request)
+        with self._calls.working():
+            self._queue(request, prompt)
+
+    def _queue(self, request: Request, prompt: list[int]) -> None:
         limit = min(len(prompt) + request.sampling.max_new_tokens, self.prompts.context)
         sequences = [Sequence(request, prompt, limit, next(self._arrivals))]
         for _ in range(1, request.sampling.n):
             sequences.append(Sequence(request, prompt, limit, next(self._arrivals), sequences[0]))
-        self._answers[request.id] = Answer.begin(request, sequences, self.tokenizer)
+        ends = end_tokens(request.sampling, self.tokenizer, self.model.config.eos_token_id)
+        self._answers[request.id] = Answer.begin(request, sequences, self.tokenizer, ends)
         for sequence in sequences:
             self.scheduler.add(sequence)
         if self.config.overlap:
             self.scheduler.send()
 
     def cancel(self, request_id: str) -> Completion | None:
-        """Stop a request wherever it is; returns what it has got so far, or None if there is no such request."""
+        """Stop a request and return what it has generated so far; None if the engine does not have the request."""
         answer = self._answers.get(request_id)
         if answer is None:
             return None
         for sequence in answer.unfinished:
             self._end(sequence, answer, "cancelled")
         del self._answers[request_id]
+        self._calls.forget(request_id)
         return answer.completion()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Run requests to the end, yielding each as it finishes; a request that fails yields a RequestFailure.
+        """Run requests to the end and yield each result as it completes; a request that fails yields RequestFailure.
 
-        Requests are read as the queue has room for them, so there may be any number.
+        Requests are read while the queue has room, so `requests` may be endless. Leaving the iteration early, by
+        `close` or by an exception in its consumer or in `requests`, cancels its unfinished requests. Several iterations
+        may take turns on an engine: each yields the results of its own requests, and of requests given to `add`.
         """
-        for event in self.events(requests):
-            if not isinstance(event, Delta):
-                yield event
+        with closing(self.events(requests)) as events:
+            for event in events:
+                if not isinstance(event, Delta):
+                    yield event
 
-    def events(self, requests: Iterable[Request]) -> Iterator[Event]:
-        """Like `generate`, with the deltas of requests that stream."""
-        todo = iter(requests)
+    def events(self, requests: Iterable[Request]) -> Generator[Event]:
+        """Like `generate`, and also yield the deltas of streaming requests."""
+        call = Call()
+        try:
+            yield from self._events(iter(requests), call)
+        finally:
+            self._calls.leave(call)
+
+    def _events(self, todo: Iterator[Request], call: Call) -> Iterator[Event]:
         more = True
-        while more or not self.idle:
+        while more or call.events or call.unfinished or len(self._calls.requests) < len(self._answers):
             while more and len(self.scheduler.waiting) < self.config.max_queue:
                 request = next(todo, None)
                 if request is None:
@@ -174,11 +190,23 @@ class Engine:
                     self.add(request)
                 except RequestError as error:
                     yield RequestFailure(request.id, error.field, error.message)
-            yield from self.step()
+                else:
+                    self._calls.own(call, request.id)
+            if not call.events:
+                call.events.extend(self.step())
+            while call.events:
+                yield call.events.popleft()
+
+    def step(self) -> list[Event]:
+        """Run a batch whose rows have landed, and return its events.
+
+        Events of requests that belong to an iteration over `events` or `generate` are yielded there instead.
+        """
+        with self._calls.working():
+            return self._calls.deliver(self._step())
 
     @torch.inference_mode()
-    def step(self) -> list[Event]:
-        """Take a batch whose rows are there, run it, and return what came of it."""
+    def _step(self) -> list[Event]:
         begin = time.perf_counter()
         self.scheduler.cohorts = self.tuner.cohorts
         self.scheduler.send()
@@ -226,7 +254,7 @@ class Engine:
         return events
 
     def _measure(self, output: Output, began: float, waited_s: float) -> None:
-        """Take note of a step that only decoded; the tuner compares those that follow on another such."""
+        """Record the times of a decode-only step; the tuner compares consecutive decode-only steps."""
         rows = output.works[0].pieces[0].fetch.rows
         trip_s = rows.round_trip_s if rows is not None else None
         before, self._decoded_at = self._decoded_at, None
@@ -239,7 +267,7 @@ class Engine:
             self.tuner.record(Step(len(output.works), self._decoded_at - before, waited_s, trip_s))
 
     def _advance(self, work: Work, logits: Tensor, likeliest: Likeliest, outcomes: list[Outcome]) -> list[Event]:
-        """Put what a step found for one sequence where it belongs."""
+        """Add the outcome of a step to a sequence and its sample."""
         sequence = work.sequence
         if work.start < sequence.prompt_tokens <= work.end and not sequence.new_tokens:
             self._prompt_tokens += sequence.prompt_tokens
@@ -259,23 +287,17 @@ class Engine:
         return self._report(sequence, answer, reason) if work.logits else []
 
     def _accept(self, sample: Sample, work: Work, logits: Tensor, likeliest: Likeliest) -> FinishReason | None:
-        """Choose tokens until one is not the draft that was computed on, or ends the sample."""
+        """Accept tokens up to the first that differs from its draft or ends the sample."""
         sequence = work.sequence
         for chosen in accept(sequence.sampler, logits, likeliest, work.drafts):
             sequence.token_ids.append(chosen.token)
             sample.write(chosen)
             self._output_tokens += 1
-            reason = self._finish_reason(sequence, chosen.token, sample.stopped)
-            if reason is not None:
-                return reason
+            if sample.stopped:
+                return "stop"
+            if len(sequence.token_ids) >= sequence.limit:
+                return "length"
         return None
-
-    def _finish_reason(self, sequence: Sequence, token: int, stopped: bool) -> FinishReason | None:
-        sampling = sequence.request.sampling
-        is_end = token in self.model.config.eos_token_id and not sampling.ignore_eos
-        if stopped or is_end or token in sampling.stop_token_ids:
-            return "stop"
-        return "length" if len(sequence.token_ids) >= sequence.limit else None
 
     def _report(self, sequence: Sequence, answer: Answer, reason: FinishReason | None) -> list[Event]:
         if reason is not None:
@@ -301,13 +323,18 @@ class Engine:
         return failure
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless every page, piece and request is where it belongs. Call it between steps."""
+        """Check the consistency of pages, pieces and requests between steps.
+
+        Raises:
+            AssertionError: something is inconsistent.
+        """
         self.scheduler.check_integrity()
+        assert self._calls.requests <= self._answers.keys(), "a call waits for a request that has ended"
         known = {sequence for answer in self._answers.values() for sequence in answer.unfinished}
         assert known == {*self.scheduler.running, *self.scheduler.waiting}, "a sequence belongs to no request"
 
     def stats(self) -> EngineStats:
-        """Counters since the engine was made, and what it holds."""
+        """Return counters since the start of the engine, and its current state."""
         return EngineStats(
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
@@ -328,6 +355,6 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Close the memory."""
         if self.memory is not None:
             self.memory.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from memory_service import LocalMemory, Memory, MemoryClient
 from reasoning.architectures.deepseek_v3.backbone import Transformer
 from reasoning.architectures.deepseek_v3.config import ModelConfig
 from reasoning.checkpoint.checkpoint import load_model
+from reasoning.config.generation import end_token_ids
 from reasoning.engine.config import EngineConfig
 from reasoning.engram.model_hasher import build_hasher, table_specs
 from reasoning.engram.row_lookup import RowLookup
@@ -30,7 +32,8 @@ def load_parts(
     Whoever takes the parts closes the memory; it is closed here when that fails.
 
     Args:
-        directory: config.json, *.safetensors, and where the model needs them tokenizer.json and memory/.
+        directory: config.json, *.safetensors, and where the model needs them tokenizer.json and memory/;
+            generation_config.json adds to the tokens at which a completion ends.
         memory: a memory, or any shard's address; None loads `directory/memory` into this process.
         config: device, dtype, and how rows are asked for.
 
@@ -42,6 +45,8 @@ def load_parts(
     needs_memory = bool(ModelConfig.from_dir(directory).engram_layer_ids)
     model = load_model(directory, device, choose_dtype(config.dtype, device))
     pack_linears(model)
+    ends = end_token_ids(directory, model.config.eos_token_id, model.config.vocab_size)
+    model.config = dataclasses.replace(model.config, eos_token_id=ends)
     tokenizer = Tokenizer.from_file(directory) if (directory / TOKENIZER_FILE).is_file() else None
     with ExitStack() as opened:
         if not needs_memory:

@@ -1,4 +1,4 @@
-"""A timeline of what an engine did: its steps, the waits in them, and every lookup, as Perfetto shows them."""
+"""A timeline of an engine for Perfetto: its steps, the waits within them, and every lookup."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TRACK = 1
 
 
 class Trace:
-    """Collects events of the Chrome trace format, some twenty a step, until they are written.
+    """Collects events in the Chrome trace format, about twenty a step, until they are written to a file.
 
-    The track "engine" holds a span for each step, named by what ran. In it follow one another "ask" (hash, and send
-    lookups), "wait for rows" (until a batch can begin), "model", in which lie the waits of single layers, and "choose"
-    (tokens, and the lookups of those). Lookups are spans of their own, a group of tracks for each layer, from sent to
-    landed. Format: the Trace Event Format of Chrome's project, which https://ui.perfetto.dev opens.
+    The track "engine" holds a span for each step, named by what ran. A step consists of "ask" (hash tokens and send
+    lookups), "wait for rows" (until a batch can begin), "model", which contains the waits of single layers, and
+    "choose" (choose tokens and send their lookups). Lookups are spans from sent to landed, on tracks of their own, a
+    group for each layer. Format: Chrome's Trace Event Format, which https://ui.perfetto.dev opens.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Trace:
         self._ran: tuple[str, dict[str, Any]] | None = None
 
     def model(self, pieces: Several[Piece], output: Output) -> None:
-        """Record a forward pass over `pieces`, which are done, and the lookups that it was the last to need."""
+        """Record a forward pass over `pieces`, which are done, and the lookups that no other piece needs."""
         self._span("model", output.began, output.ended)
         for wait in output.waits:
             self._span(f"wait for rows of layer {wait.layer}", wait.begin, wait.end)
@@ -46,17 +46,17 @@ class Trace:
         self._ran = _description(pieces, output)
 
     def failed(self, fetch: Fetch, reason: str) -> None:
-        """Record that a forward pass was given up, because the rows of a lookup did not come."""
+        """Record a forward pass that was abandoned because the rows of a lookup did not arrive."""
         self._lookup(fetch)
         self._ran = "failed", {"error": reason}
 
     def step(self, begin: float, asked: float, taken: float) -> None:
-        """Record a step that ends at this moment; one that ran nothing leaves no trace.
+        """Record a step that ends now. A step that ran nothing is not recorded.
 
         Args:
-            begin: when it began, as `time.perf_counter` counts.
-            asked: when the lookups had been sent.
-            taken: when there was something to run.
+            begin: time when the step began, by `time.perf_counter`.
+            asked: time when its lookups had been sent.
+            taken: time when its batch was scheduled.
         """
         if self._ran is None:
             return
@@ -86,7 +86,7 @@ class Trace:
         self._events.append(event | {"pid": os.getpid(), "tid": _TRACK})
 
     def write(self, path: Path) -> None:
-        """Write what has been recorded as JSON; what is in the file is lost."""
+        """Write the recorded events as JSON, replacing the file."""
         path.write_text(json.dumps({"traceEvents": self._events, "displayTimeUnit": "ms"}))
 
 
@@ -95,7 +95,7 @@ def _named(what: str, name: str) -> dict[str, Any]:
 
 
 def _description(pieces: Several[Piece], output: Output) -> tuple[str, dict[str, Any]]:
-    """What a step ran, in a word or two and in numbers."""
+    """Return the name of a step, after what it ran, and its numbers."""
     prompt_tokens = sum(len(piece.token_ids) for piece in pieces if _of_prompt(piece))
     cohorts = dict.fromkeys(f"cohort {piece.sequence.cohort}" for piece in pieces if not _of_prompt(piece))
     return " + ".join([*cohorts, *(["prompts"] if prompt_tokens else [])]), {

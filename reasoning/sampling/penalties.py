@@ -1,4 +1,4 @@
-"""Penalties on tokens that a sequence already has, which keep it from repeating itself."""
+"""Penalties on tokens that a sequence already contains, which reduce repetition."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from reasoning.request import SamplingParams
 
 
 class Penalties:
-    """Counts the tokens of one sequence and lowers their logits. A step costs as much as there are different tokens."""
+    """Counts the tokens of a sequence and lowers their logits. The cost of a step grows with the distinct tokens."""
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]):
         self._params = params
         counted = prompt_ids if params.repetition_penalty != 1 else ()
         self._place = {token: place for place, token in enumerate(dict.fromkeys(counted))}
         self._ids = np.array(list(self._place), np.int64)
-        self._counts = np.zeros(len(self._ids), np.float32)  # of the output alone
+        self._counts = np.zeros(len(self._ids), np.float32)  # occurrences in the output, not in the prompt
 
     @staticmethod
     def wanted(params: SamplingParams) -> bool:
-        """Whether any penalty is set."""
+        """Return whether any penalty is set."""
         return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
     def count(self, token: int) -> None:
@@ -35,10 +35,11 @@ class Penalties:
         self._counts[place] += 1
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Return fp32 logits [vocabulary] with penalties, as a copy.
+        """Return a copy of fp32 logits [vocabulary] with penalties applied.
 
-        With c the times a token is in the output, and after repetition_penalty r on what prompt or output contain
-        (l / r for l > 0, else l * r): l - c * frequency_penalty - (c > 0) * presence_penalty.
+        First, the logit l of a token that prompt or output contain becomes l / r for l > 0 and l * r otherwise, with
+        the repetition_penalty r. Then, with the number c of times that the output contains the token, it becomes
+        l - c * frequency_penalty - (c > 0) * presence_penalty.
         """
         params, used = self._params, len(self._place)
         ids, counts = (torch.from_numpy(array[:used]).to(logits.device) for array in (self._ids, self._counts))
@@ -48,6 +49,6 @@ class Penalties:
         return logits.index_put((ids,), scores)
 
     def _grow(self) -> None:
-        """Make room for as many tokens again, so that counting costs the same however long the output."""
+        """Double the room, so that the amortised cost of counting a token is constant."""
         more = max(64, len(self._ids))
         self._ids, self._counts = (np.append(array, np.zeros(more, array.dtype)) for array in (self._ids, self._counts))

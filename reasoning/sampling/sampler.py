@@ -14,57 +14,56 @@ from reasoning.request import RequestError, SamplingParams
 from reasoning.sampling.penalties import Penalties
 
 _BUCKETS = 4096
-"""How finely `nucleus` divides scores: so many buckets leave a few dozen of a large vocabulary to sort."""
+"""Number of buckets into which `nucleus` divides scores: few enough tokens of a large vocabulary share one to sort."""
 _SPAN = 40.0
-"""Scores lower than the highest by more than this share the last bucket: a whole vocabulary of them weighs 1e-12."""
+"""Scores further below the highest share the last bucket: a whole vocabulary of them weighs 1e-12."""
 _NARROWEST = 1e-12
-"""Least span, where all scores are equal."""
+"""Smallest span, used where all scores are equal."""
 
 
 class SamplerError(RequestError):
-    """Logits that no token can be chosen from; its field is "model"."""
+    """Logits without a most likely token, which is the model's fault; the field is "model"."""
 
     def __init__(self, highest: float) -> None:
         super().__init__("model", f"its highest logit is {highest}, so there is no likeliest token; check its weights")
 
 
 class Chosen(NamedTuple):
-    """A token and, where asked for, what the model's own distribution says of it."""
+    """A chosen token and, if requested, its log-probability in the model's own distribution."""
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens and their log-probabilities, best first, without those of probability 0."""
+    """The most likely tokens with their log-probabilities, best first; tokens of probability 0 are left out."""
 
 
 class Sampler:
-    """Chooses the tokens of one sample.
+    """Chooses the tokens of a sample.
 
-    A draw takes one number u from [0, 1) from a generator of the sample's own (Python's `random.Random`, whose stream
-    for a seed is the same everywhere). The kept tokens are laid out by ascending id, each as long as its probability,
-    in fp64 and renormalised; the one that u falls on is chosen. So what is drawn depends on the logits and on how many
-    draws came before, not on neighbours or on how equal logits happen to be sorted, and on the device only as far as
-    sums of fp64 round differently there.
+    A draw takes a number u in [0, 1) from the sample's own generator (Python's `random.Random`, whose stream for a seed
+    is the same everywhere) and chooses the token at u of the cumulative distribution: kept tokens by ascending id,
+    renormalised, in fp64. So a draw depends on the logits and on the number of earlier draws, but not on neighbours in
+    the batch or on the order of equal logits, and on the device only through the rounding of fp64 sums.
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], index: int = 0):
-        """Make the sampler of sample `index` of a request."""
+        """Create the sampler for sample `index` of a request."""
         self.params = params
         self._random = random.Random(None if params.seed is None else params.seed + index)
         self._penalties = Penalties(params, prompt_ids) if Penalties.wanted(params) else None
 
     @property
     def plain(self) -> bool:
-        """Whether the token of the highest logit is all there is to know: no draw, no penalties, no logprobs."""
+        """Whether the highest logit decides: no draw, no penalties, no log-probabilities."""
         return self.params.temperature == 0 and self._penalties is None and self.params.logprobs is None
 
     def choose(self, logits: Tensor, likeliest: int | None = None, highest: float | None = None) -> Chosen:
-        """Choose the next token, which thereby is part of the output: every call counts it, and draws once if at all.
+        """Choose the next token. Every call counts the token as output for the penalties, and draws at most once.
 
         Args:
             logits: [vocabulary], of any float type, on any device.
-            likeliest: id of the highest logit where that is known already; used if `plain`.
-            highest: that logit, which spares a `plain` choice from reading it from the device.
+            likeliest: id of the highest logit if it is known; used if `plain`.
+            highest: the highest logit if it is known, so that a `plain` choice need not read it from the device.
 
         Raises:
             SamplerError: a logit is NaN or infinite, or all are -inf.
@@ -85,7 +84,7 @@ class Sampler:
         if 0 < params.top_k < len(scores):
             ids = largest(scores, params.top_k)[1].sort().values
             scores = scores[ids]
-        # Against the likeliest token and in fp64, the smallest temperature is still work.
+        # Relative to the highest score and in fp64, even the smallest temperature works.
         ends = _weights((scores.double() - highest) / params.temperature, params).cumsum(-1)
         place = int(torch.searchsorted(ends, ends[-1] * self._random.random(), right=True))
         return place if ids is None else int(ids[place])
@@ -100,10 +99,10 @@ class Sampler:
 
 
 def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` largest of scores [n] and their indices, from the largest down, of equal ones the first."""
+    """Return the `count` largest of scores [n] and their indices in descending order; ties go to the first index."""
     values, ids = scores.topk(count)
     if count and int((scores == values[-1]).sum()) > int((values == values[-1]).sum()):
-        above = ids[values > values[-1]]  # which of the equal ones `topk` finds is not defined
+        above = ids[values > values[-1]]  # which of the tied scores `topk` returns is not defined
         ids = torch.cat([above, (scores == values[-1]).nonzero()[: count - len(above), 0]])
     ids = ids.sort().values
     values, order = scores[ids].sort(descending=True, stable=True)
@@ -111,7 +110,7 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _weights(scores: Tensor, params: SamplingParams) -> Tensor:
-    """Return probabilities up to a factor, 1 for the highest of scores [n], which is 0; 0 for what is left out."""
+    """Return unnormalised probabilities of scores [n], whose highest is 0; tokens left out get 0."""
     weights = scores.exp()
     if params.top_p < 1:
         weights = nucleus(scores, weights, params.top_p)
@@ -121,10 +120,10 @@ def _weights(scores: Tensor, params: SamplingParams) -> Tensor:
 
 
 def nucleus(scores: Tensor, weights: Tensor, top_p: float) -> Tensor:
-    """Return weights = exp(scores) with 0 for all but the likeliest, the fewest that sum to `top_p` of the total.
+    """Return weights = exp(scores), 0 outside the nucleus: the fewest tokens that reach `top_p` of the total.
 
-    Instead of sorting all of scores [n], the highest of which is 0, they are counted into buckets from the highest
-    down: buckets before the one where the sum is reached stay, and only that one is sorted, equal scores by index.
+    Instead of sorting scores [n], whose highest is 0, this counts them into buckets in descending order. Buckets before
+    the bucket that reaches the sum are kept whole; only that bucket is sorted, equal scores by index.
     """
     span = max(min(-float(scores.min()), _SPAN), _NARROWEST)
     depth = (scores * (-_BUCKETS / span)).clamp_(max=_BUCKETS).long()
@@ -145,6 +144,6 @@ def _argmax(logits: Tensor, likeliest: int | None = None, highest: float | None 
 
 
 def _check(highest: float) -> None:
-    """Refuse logits by their maximum, which is NaN if one of them is."""
+    """Refuse logits whose maximum is not finite; it is NaN if any logit is."""
     if not math.isfinite(highest):
         raise SamplerError(highest)

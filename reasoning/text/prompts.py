@@ -1,31 +1,40 @@
-"""From a request's prompt to token ids that the model can take."""
+"""Prompts of requests to token ids: tokenization and validation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from reasoning.request import Request, RequestError
+from reasoning.text.stops import check_stops
 from reasoning.text.tokenizer import Tokenizer
 
 
 class PromptReader:
-    """Tokenizes and checks prompts for one model."""
+    """Tokenizes and checks prompts for one model.
+
+    A text gets the special tokens that its tokenizer's files put around texts, such as a beginning-of-sequence token
+    (see `Tokenizer.encode`); token ids are taken as they are. `bos_token_id` of config.json adds nothing: to
+    transformers it is the token to start from without a prompt.
+    """
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, context: int):
-        """Say what the model takes.
+        """Set the limits of the model.
 
         Args:
-            tokenizer: None takes `prompt_token_ids` only.
-            vocab_size: ids must be below it.
-            context: tokens that a prompt and its completion may have together.
+            tokenizer: None accepts `prompt_token_ids` only.
+            vocab_size: exclusive upper bound of token ids.
+            context: maximum number of tokens of a prompt and its completion together.
         """
         self.context = context
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
 
     def read(self, request: Request) -> list[int]:
-        """Return the prompt's token ids; RequestError says which field of the request cannot be served."""
-        if request.sampling.stop and self._tokenizer is None:
-            raise RequestError("stop", "this model has no tokenizer.json to make text; use stop_token_ids instead")
+        """Return the token ids of a request's prompt.
+
+        Raises:
+            RequestError: a field of the request cannot be served.
+        """
+        check_stops(request.sampling, self._tokenizer)
         self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
         field = "prompt" if request.prompt_token_ids is None else "prompt_token_ids"
         prompt = self._ids(request, field)
@@ -55,6 +64,6 @@ class PromptReader:
         if self._tokenizer is None:
             raise RequestError("prompt", "this model has no tokenizer.json; give prompt_token_ids instead")
         try:
-            return self._tokenizer.encode(prompt)
+            return self._tokenizer.encode(prompt, add_special_tokens=True)
         except ValueError as error:
             raise RequestError("prompt", str(error).removeprefix("text: ")) from error

@@ -5,7 +5,7 @@ import pytest
 from reasoning.request import Choice, Completion, RequestError, SamplingParams
 
 
-def test_defaults_are_greedy():
+def test_default_parameters_take_the_most_likely_token():
     params = SamplingParams()
     assert (params.temperature, params.top_p, params.top_k, params.seed, params.ignore_eos) == (
         0.0,
@@ -47,6 +47,9 @@ def test_defaults_are_greedy():
         ("logprobs", 20),
         ("n", 1),
         ("n", 128),
+        ("stop", ("\x00", "😀")),
+        ("include_stop_str_in_output", True),
+        ("skip_special_tokens", False),
     ],
     ids=lambda value: str(value)[:16],
 )
@@ -106,6 +109,11 @@ def test_the_ends_of_each_range_are_accepted(field, value):
         ("n", 0, "out of range; use 1 to 128"),
         ("n", 129, "out of range; use 1 to 128"),
         ("n", 2.0, "not a whole number"),
+        ("stop", ("a", "x\ud800"), "has an unpaired surrogate, which no output has; remove it"),
+        ("stop", ["x" * 1_000_000], "has 1000000 characters; use 256 at most"),
+        ("stop", ["x"] * 1_000_000, "has 1000000 entries; give 16 at most"),
+        ("include_stop_str_in_output", 1, "not true or false"),
+        ("skip_special_tokens", None, "not true or false"),
         ("ignore_eos", 1, "not true or false"),
         ("ignore_eos", "no", "not true or false"),
     ],

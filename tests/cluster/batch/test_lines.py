@@ -46,6 +46,8 @@ def test_a_line_sets_sampling_for_itself():
         "frequency_penalty": -0.5,
         "stop": ["a", "b"],
         "stop_token_ids": [3],
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
         "logprobs": 2,
         "n": 3,
         "ignore_eos": True,

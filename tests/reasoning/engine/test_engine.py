@@ -27,10 +27,10 @@ def requests(prompts=PROMPTS, **sampling):
     return [Request(str(number), prompt, sampling=params) for number, prompt in enumerate(prompts)]
 
 
-def run(engine, some):
+def run(engine, group):
     """Results by request id."""
-    results = list(engine.generate(some))
-    assert sorted(result.id for result in results) == sorted(request.id for request in some)
+    results = list(engine.generate(group))
+    assert sorted(result.id for result in results) == sorted(request.id for request in group)
     assert engine.scheduler.idle
     return {result.id: result for result in results}
 
@@ -82,7 +82,7 @@ def test_greedy_tokens_are_those_of_full_recomputation(tiny_dir, recomputed, max
     engine.close()
 
 
-def test_the_memory_decides_about_the_tokens(tiny_dir, recomputed):
+def test_other_rows_in_the_memory_give_other_tokens(tiny_dir, recomputed):
     memory = LocalMemory.load(tiny_dir / "memory")
     zeros = LocalMemory({s: np.zeros((s.rows, s.row_bytes), np.uint8) for s in memory.specs.values()})
     results = run(Engine.from_pretrained(tiny_dir, zeros), requests())
@@ -101,14 +101,14 @@ def test_a_completion_says_what_happened(engine, recomputed):
 
 def test_results_come_as_they_finish(engine):
     lengths = {"long": 9, "short": 2, "middle": 5}
-    some = [
+    group = [
         Request(name, "a", sampling=SamplingParams(max_new_tokens=n, ignore_eos=True)) for name, n in lengths.items()
     ]
-    results = list(engine.generate(some))
+    results = list(engine.generate(group))
     assert [(result.id, len(result.token_ids)) for result in results] == [("short", 2), ("middle", 5), ("long", 9)]
 
 
-def test_the_context_ends_a_completion(engine):
+def test_a_completion_ends_at_the_end_of_the_context(engine):
     prompt = tuple(range(60))
     result = run(engine, [Request("0", None, prompt, SamplingParams(max_new_tokens=50, ignore_eos=True))])["0"]
     assert (len(result.token_ids), result.prompt_tokens, result.finish_reason) == (4, 60, "length")
@@ -125,8 +125,8 @@ def test_an_end_token_stops_unless_it_is_ignored(engine, recomputed):
 
 
 def test_a_seed_gives_its_tokens_whatever_the_batch(tiny_dir):
-    def sampled(max_batch, some):
-        return run(Engine.from_pretrained(tiny_dir, config=EngineConfig(max_batch=max_batch)), some)
+    def sampled(max_batch, group):
+        return run(Engine.from_pretrained(tiny_dir, config=EngineConfig(max_batch=max_batch)), group)
 
     def seeded(order):
         params = {"temperature": 1.0, "top_p": 0.95, "top_k": 50, "max_new_tokens": 12, "ignore_eos": True}
@@ -138,7 +138,7 @@ def test_a_seed_gives_its_tokens_whatever_the_batch(tiny_dir):
     assert together["0"].token_ids != run(Engine.from_pretrained(tiny_dir), requests())["0"].token_ids
 
 
-def test_counters_add_up(engine):
+def test_counters_agree_with_the_results_and_lookups(engine):
     results = run(engine, requests())
     stats = engine.stats()
     assert stats.prompt_tokens == sum(result.prompt_tokens for result in results.values())

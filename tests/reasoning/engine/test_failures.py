@@ -93,13 +93,13 @@ class Flaky:
 @pytest.mark.parametrize(
     ("call", "lost"), [(1, "a"), (4, "b"), (6, "c"), (7, "ab"), (8, "ab")], ids=["a", "b", "c", "layer 0", "layer 2"]
 )
-def test_a_lookup_that_fails_costs_only_its_requests(parts, trouble, call, lost):
+def test_a_failing_lookup_fails_only_the_requests_it_serves(parts, trouble, call, lost):
     model, tokenizer, memory = parts
     config = EngineConfig(max_batch=2, lookup_timeout_s=0.02)
-    some = [Request(name, prompt, sampling=SHORT) for name, prompt in (("a", "x"), ("b", "xy"), ("c", "xyz"))]
-    expected = {r.id: r for r in Engine(model, tokenizer, memory).generate(some)}
+    group = [Request(name, prompt, sampling=SHORT) for name, prompt in (("a", "x"), ("b", "xy"), ("c", "xyz"))]
+    expected = {r.id: r for r in Engine(model, tokenizer, memory).generate(group)}
     engine = Engine(model, tokenizer, Flaky(memory, {call: trouble}), config)
-    results = {result.id: result for result in engine.generate(some)}
+    results = {result.id: result for result in engine.generate(group)}
     engine.check_integrity()
     for name in "abc":
         if name in lost:
@@ -109,10 +109,10 @@ def test_a_lookup_that_fails_costs_only_its_requests(parts, trouble, call, lost)
             assert reason in results[name].message
         else:
             assert results[name] == expected[name]
-    assert {result.id: result for result in engine.generate(some)} == expected
+    assert {result.id: result for result in engine.generate(group)} == expected
 
 
-def test_those_who_run_are_not_hurt_by_a_newcomers_failure(parts):
+def test_a_new_request_that_fails_does_not_disturb_running_requests(parts):
     model, tokenizer, memory = parts
     first = Request("a", "x", sampling=SamplingParams(max_new_tokens=6, ignore_eos=True))
     (expected,) = Engine(model, tokenizer, memory).generate([first])
@@ -126,13 +126,13 @@ def test_those_who_run_are_not_hurt_by_a_newcomers_failure(parts):
     assert completion == expected
 
 
-def test_a_memory_that_goes_away_and_returns_loses_what_was_on_its_way_and_nothing_else(parts):
+def test_a_memory_that_goes_away_and_returns_fails_only_requests_in_flight(parts):
     model, tokenizer, memory = parts
-    some = [Request(str(n), "x" * (n + 1), sampling=SamplingParams(max_new_tokens=4)) for n in range(6)]
-    expected = {r.id: r for r in Engine(model, tokenizer, memory).generate(some)}
+    group = [Request(str(n), "x" * (n + 1), sampling=SamplingParams(max_new_tokens=4)) for n in range(6)]
+    expected = {r.id: r for r in Engine(model, tokenizer, memory).generate(group)}
     flaky = Flaky(memory, {})
     engine = Engine(model, tokenizer, flaky, EngineConfig(max_batch=3))
-    for request in some:
+    for request in group:
         engine.add(request)
     results = engine.step()
     flaky.troubles = {flaky.calls + n: "fails" for n in range(1, 3)}  # gone for one lookup of all that decode
@@ -142,10 +142,10 @@ def test_a_memory_that_goes_away_and_returns_loses_what_was_on_its_way_and_nothi
     failed = {result.id for result in results if isinstance(result, RequestFailure)}
     assert failed
     assert {r.id: r for r in results if r.id not in failed} == {k: v for k, v in expected.items() if k not in failed}
-    assert {r.id: r for r in engine.generate(some)} == expected
+    assert {r.id: r for r in engine.generate(group)} == expected
 
 
-def test_a_model_that_computes_nonsense_fails_its_request_only(parts):
+def test_logits_that_are_nan_fail_only_their_request(parts):
     model, tokenizer, memory = parts
     good, bad = Request("good", "x", sampling=SHORT), Request("bad", "y", sampling=SHORT)
     (expected,) = Engine(model, tokenizer, memory).generate([good])
@@ -192,7 +192,7 @@ def test_a_snapshot_of_another_model_is_refused(parts):
         Engine(model, tokenizer, only_one)
 
 
-def test_missing_parts_are_named(parts, tiny_dir, tmp_path):
+def test_a_missing_tokenizer_or_memory_is_named_with_its_remedy(parts, tiny_dir, tmp_path):
     model, tokenizer, memory = parts
     with pytest.raises(ValueError, match=r"tokenizer: a model with Engram layers .* add its tokenizer\.json"):
         Engine(model, None, memory)

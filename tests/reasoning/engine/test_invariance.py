@@ -156,7 +156,7 @@ def test_tokens_depend_on_the_request_alone(parts, expected, config, temper, pla
         assert [choice.token_ids for choice in result.choices] == expected[int(name)]
 
 
-def test_right_drafts_save_steps(parts, expected):
+def test_every_accepted_draft_saves_a_step(parts, expected):
     model, tokenizer, memories = parts
     steps = {}
     for drafts in ("none", "scripted"):
@@ -170,7 +170,7 @@ def test_right_drafts_save_steps(parts, expected):
     assert steps["scripted"] == steps["none"] - stats.accepted_tokens
 
 
-def test_repetition_is_foretold(parts):
+def test_drafts_predict_a_text_that_repeats_itself(parts):
     model, tokenizer, memories = parts
     flat = copy.deepcopy(model)
     torch.nn.init.zeros_(flat.lm_head.weight)  # every logit is 0: the first token wins for ever
@@ -193,7 +193,7 @@ def test_a_reused_prefix_is_not_computed_again(parts, expected):
     assert engine.stats().reused_tokens >= 192
 
 
-def test_pages_run_out_and_nobody_notices(parts, expected):
+def test_preemption_for_lack_of_pages_changes_no_tokens(parts, expected):
     model, tokenizer, memories = parts
     config = EngineConfig(max_batch=4, cache_tokens=384, prefix_cache=False, prefill_tokens=1000)
     engine = Engine(model, tokenizer, memories["at once"], config)
@@ -203,21 +203,21 @@ def test_pages_run_out_and_nobody_notices(parts, expected):
     assert engine.stats().preemptions > 0
 
 
-def test_a_stream_says_the_same_as_the_completion(parts):
+def test_deltas_joined_are_the_choices_of_the_completion(parts):
     model, tokenizer, memories = parts
     engine = Engine(model, tokenizer, memories["at once"])
     hot = [SamplingParams(max_new_tokens=20, n=2, seed=n, temperature=1.0) for n in range(3)]
-    some = [Request(str(n), PROMPTS[n], sampling=hot[n], stream=True) for n in range(3)]
-    *deltas, last = engine.events(some)
-    told = {}
+    group = [Request(str(n), PROMPTS[n], sampling=hot[n], stream=True) for n in range(3)]
+    *deltas, last = engine.events(group)
+    streamed = {}
     for event in [*deltas, last]:
         if isinstance(event, Completion):
             for choice in event.choices:
-                text, ids = told[event.id, choice.index]
+                text, ids = streamed[event.id, choice.index]
                 assert (text, ids) == (choice.text, choice.token_ids)
         else:
-            text, ids = told.get((event.id, event.index), ("", ()))
-            told[event.id, event.index] = (text + event.text, ids + event.token_ids)
+            text, ids = streamed.get((event.id, event.index), ("", ()))
+            streamed[event.id, event.index] = (text + event.text, ids + event.token_ids)
     assert isinstance(last, Completion)
     assert len(deltas) > 20
 

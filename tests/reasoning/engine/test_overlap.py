@@ -143,7 +143,7 @@ def test_a_prompt_that_has_landed_runs_while_the_others_rows_travel(start, expec
     engine.step()
     assert lengths(engine) == {"a": 1, "b": 1}
     done = finish(engine, memory)
-    assert {name: one.token_ids for name, one in done.items()} == {
+    assert {name: result.token_ids for name, result in done.items()} == {
         "a": expected(request("a", "x = 1")),
         "b": expected(request("b", "y")),
     }
@@ -158,7 +158,7 @@ def test_a_stalled_prompt_does_not_stop_the_others(start, expected):
     done = {}
     while len(done) < 3:
         done |= {event.id: event for event in engine.step()}
-    assert {name: one.token_ids for name, one in done.items()} == {n: expected(request(n, n)) for n in "abc"}
+    assert {name: result.token_ids for name, result in done.items()} == {n: expected(request(n, n)) for n in "abc"}
     assert finish(engine, memory)["stalled"].token_ids == expected(request("stalled", "import os"))
 
 
@@ -197,7 +197,7 @@ def test_one_cohort_runs_on_while_the_rows_of_the_other_are_held(start, expected
         engine.step()
         assert lengths(engine) == {name: 1 + steps * (name in first) for name in "abcd"}
     done = finish(engine, memory)
-    assert {name: one.token_ids for name, one in done.items()} == {n: expected(request(n, n)) for n in "abcd"}
+    assert {name: result.token_ids for name, result in done.items()} == {n: expected(request(n, n)) for n in "abcd"}
 
 
 def test_cancelling_lets_go_of_rows_that_travel(start, expected):
@@ -206,4 +206,6 @@ def test_cancelling_lets_go_of_rows_that_travel(start, expected):
         engine.add(request(name, name))
     engine.cancel("a")
     engine.check_integrity()
-    assert {name: one.token_ids for name, one in finish(engine, memory).items()} == {"b": expected(request("b", "b"))}
+    assert {name: result.token_ids for name, result in finish(engine, memory).items()} == {
+        "b": expected(request("b", "b"))
+    }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
 
 from reasoning.engine import Engine
 from reasoning.request import Completion, Request, RequestFailure, SamplingParams
+from tests.reasoning.conftest import END
 
 PROMPT = "import math"
 
@@ -53,6 +56,19 @@ def test_a_stop_token_ends_a_completion_even_where_the_end_of_text_is_ignored(en
     assert (stopped.token_ids, stopped.finish_reason) == (whole[: whole.index(end) + 1], "stop")
 
 
+def test_the_end_tokens_of_generation_config_join_those_of_config_json(engine, tiny_dir, tmp_path):
+    whole = ask(engine).token_ids
+    end = next(token for token in whole[2:] if whole.index(token) >= 2)
+    shutil.copytree(tiny_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5000, end]}))
+    other = Engine.from_pretrained(tmp_path)
+    assert other.model.config.eos_token_id == (END, end)
+    stopped = ask(other, ignore_eos=False)
+    assert (stopped.token_ids, stopped.finish_reason) == (whole[: whole.index(end) + 1], "stop")
+    assert ask(other).token_ids == whole
+    other.close()
+
+
 def test_a_stop_token_that_the_model_does_not_have_is_refused(engine):
     refused = ask(engine, stop_token_ids=[1, 257])
     assert (refused.field, refused.message) == ("stop_token_ids", "257 at position 1 is not a token id from 0 to 256")
@@ -80,7 +96,7 @@ def test_a_stop_text_needs_a_tokenizer(plain_dir):
 
 
 @torch.inference_mode()
-def test_logits_that_are_no_numbers_fail_only_their_request(engine):
+def test_a_prompt_whose_logits_are_nan_fails_by_itself(engine):
     engine.model.embed_tokens.weight[engine.tokenizer.encode("~")] = float("nan")
     requests = [Request(str(n), text, sampling=SamplingParams(max_new_tokens=3)) for n, text in enumerate(["a", "~"])]
     results = {result.id: result for result in engine.generate(requests)}
@@ -94,5 +110,7 @@ def test_samples_are_what_requests_with_the_seeds_that_follow_get(engine):
     choices = ask(engine, n=3, seed=7, **params).choices
     assert [choice.index for choice in choices] == [0, 1, 2]
     alone = [ask(engine, seed=7 + index, **params) for index in range(3)]
-    assert [(choice.text, choice.token_ids) for choice in choices] == [(one.text, one.token_ids) for one in alone]
+    assert [(choice.text, choice.token_ids) for choice in choices] == [
+        (result.text, result.token_ids) for result in alone
+    ]
     assert len({choice.token_ids for choice in choices}) == 3

@@ -60,7 +60,7 @@ def test_processes_and_threads_have_names_and_every_event_belongs_to_one(run):
     assert {event["ph"] for event in events} == {"M", "X", "b", "e"}
 
 
-def test_steps_say_what_ran(run):
+def test_every_step_is_named_by_what_it_ran(run):
     events, engine, _ = run
     stats = engine.stats()
     ran = steps(events)
@@ -76,8 +76,8 @@ def test_a_step_is_made_of_its_parts_in_order_and_waits_lie_in_its_model(run):
     for step in steps(events):
         parts = sorted(inside(step, spans(events, *PARTS)), key=lambda part: part["ts"])
         assert [part["name"] for part in parts] == PARTS
-        for one, following in pairwise(parts):
-            assert one["ts"] + one["dur"] <= following["ts"] + 0.2
+        for part, following in pairwise(parts):
+            assert part["ts"] + part["dur"] <= following["ts"] + 0.2
         assert sum(part["dur"] for part in parts) <= step["dur"] + 0.8
         waits = inside(parts[2], spans(events, "wait for rows of layer 0", "wait for rows of layer 2"))
         assert [wait["name"][-1] for wait in waits] == ["0", "2"]

@@ -148,7 +148,7 @@ def test_any_combination_draws_what_transformers_could(seed, size, temperature, 
     assert before - 1e-5 <= u <= before + float(probabilities[token]) + 1e-5
 
 
-def test_a_vocabulary_of_equals_is_cut_to_the_first_of_them():
+def test_equal_logits_are_cut_to_the_first_tokens():
     flat = torch.zeros(5000)
     assert {drawn_at(u, flat, SamplingParams(temperature=1.0, top_k=2)) for u in (0.0, 0.3, 0.6, 0.99)} == {0, 1}
     half = SamplingParams(temperature=1.0, top_p=0.5)
@@ -225,7 +225,7 @@ def test_logits_without_a_likeliest_token_are_the_models_fault(params, bad):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_any_float_type_will_do(dtype):
+def test_logits_of_any_float_type_give_the_same_token(dtype):
     params = {"temperature": 1.0, "top_k": 4, "repetition_penalty": 1.1, "logprobs": 2, "seed": 3}
     chosen, same = (Sampler(SamplingParams(**params), [2]) for _ in range(2))
     logits = LOGITS.to(dtype)
@@ -250,7 +250,7 @@ def test_a_seed_repeats_and_another_differs():
     assert draw(30, seed=None) != draw(30, seed=None)
 
 
-def test_neighbours_do_not_disturb_a_seed():
+def test_other_samplers_do_not_disturb_the_draws_of_a_seed():
     alone = draw(20)
     first, second = (Sampler(SamplingParams(temperature=1.0, seed=seed), []) for seed in (5, 9))
     together = []

@@ -1,58 +1,20 @@
-"""Text as tokens arrive: whatever the tokens, the pieces make up the whole text, and end before a stop text."""
+"""Text as tokens arrive: whatever the tokens, the pieces make up the whole text, and end at a stop text."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
 
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
 
 from reasoning.text.text_stream import TextStream
-from reasoning.text.tokenizer import Tokenizer
-
-TINY_CODE = Tokenizer.from_file(Path(__file__).parents[3] / "models" / "tiny-code")
-END = 260
+from tests.reasoning.text.vocabularies import BYTES, END, PIECES, spell
 
 
-def byte_level():
-    """One token a byte, by its value; two words, and a special token `END`."""
-    table = pre_tokenizers.ByteLevel.alphabet()
-    names = [_byte_name(byte) for byte in range(256)]
-    assert sorted(names) == sorted(table)
-    vocabulary = {name: byte for byte, name in enumerate(names)} | {"ab": 256, "Ġthe": 257, "Ã©a": 258}
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-    backend.decoder = decoders.ByteLevel()
-    backend.add_tokens(["<plain>"])
-    backend.add_special_tokens(["<end>"])
-    assert backend.token_to_id("<end>") == END
-    return Tokenizer(backend)
-
-
-def _byte_name(byte):
-    """The character that stands for a byte: itself where it can be seen, else one of U+0100 and up, in order."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return chr(byte) if byte in seen else chr(0x100 + sum(other not in seen for other in range(byte)))
-
-
-def byte_fallback():
-    """A vocabulary as SentencePiece makes it: ▁ for spaces, bytes as <0x41>."""
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁Hello", "▁world", "s", "▁"]
-    backend = tokenizers.Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(steps)
-    return Tokenizer(backend)
-
-
-BYTES = byte_level()
-PIECES = byte_fallback()
-
-
-def pieces_of(tokenizer, ids, stop=()):
+def pieces_of(tokenizer, ids, stop=(), include=False):
     """What each token made final, and what the end did; feeding ends with a stop text."""
-    stream, pieces = TextStream(tokenizer, stop), []
+    stream, pieces = TextStream(tokenizer, stop, include), []
     for token_id in ids:
         pieces.append(stream.feed(token_id))
         if stream.stopped:
@@ -65,31 +27,9 @@ def text_of(tokenizer, ids, stop=()):
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(st.lists(st.integers(0, END), max_size=15))
-def test_any_tokens_of_a_byte_level_vocabulary_make_the_text_they_decode_to(ids):
-    assert text_of(BYTES, ids) == BYTES.decode(ids)
-
-
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.text(max_size=30))
 def test_any_text_comes_back_from_its_bytes(text):
     assert text_of(BYTES, text.encode()) == text
-
-
-@settings(deadline=None)  # a busy machine is no failure
-@given(st.lists(st.integers(0, TINY_CODE.vocab_size - 1), max_size=15))
-def test_any_tokens_of_the_shipped_model_make_the_text_they_decode_to(ids):
-    assert text_of(TINY_CODE, ids) == TINY_CODE.decode(ids)
-
-
-@settings(deadline=None)  # a busy machine is no failure
-@given(st.lists(st.sampled_from(["▁Hello", "▁world", "s", "▁", "é", "😀", "x"]), max_size=20))
-def test_sentence_pieces_and_their_byte_fallback_make_the_text_they_decode_to(pieces):
-    ids = []
-    for piece in pieces:
-        known = PIECES.token_id(piece)
-        ids += [known] if known is not None else [PIECES.token_id(f"<0x{byte:02X}>") for byte in piece.encode()]
-    assert text_of(PIECES, ids) == PIECES.decode(ids)
 
 
 def test_a_character_comes_when_its_last_byte_does_and_nothing_before_it_waits():
@@ -111,19 +51,10 @@ def test_special_tokens_have_no_text_and_are_free():
     assert [stream.feed(token_id) for token_id in [0xC3, END, 0xA9, END]] == ["", "", "é", ""]
 
 
-@pytest.mark.parametrize("ids", [[*b"word "] * 400, [END] * 2000, [0xFF] * 2000, [0x61] * 2000], ids=lambda ids: ids[0])
-def test_a_long_text_is_decoded_a_few_tokens_at_a_time(ids):
-    decoded = []
-
-    class Spy(Tokenizer):
-        def decode(self, ids, skip_special_tokens=True):
-            decoded.append(len(ids))
-            return super().decode(ids, skip_special_tokens)
-
-    flat = [token_id for entry in ids for token_id in (entry if isinstance(entry, list) else [entry])]
-    assert text_of(Spy(BYTES.backend), flat) == BYTES.decode(flat)
-    assert max(decoded, default=0) < 40
-    assert sum(decoded) < 40 * len(flat)
+def test_special_tokens_that_are_not_skipped_are_text():
+    stream = TextStream(BYTES, ["d>!"], skip_special_tokens=False)
+    assert [stream.feed(token_id) for token_id in [0xC3, END, 0x61]] == ["", "�<en", "d>a"]
+    assert (stream.feed(END), stream.feed(0x21), stream.stopped) == ("<en", "", True)
 
 
 @pytest.mark.parametrize(
@@ -164,20 +95,53 @@ def test_a_token_after_the_stop_text_is_a_mistake_of_the_caller():
         stream.feed(0x62)
 
 
-def ends_first(text, stops):
-    """Where the text ends: before the stop text that is complete first, found by trying every prefix."""
+def ends_first(text, stops, include=False):
+    """Where the text ends: at the stop text that is complete first, found by trying every prefix."""
     for end in range(1, len(text) + 1):
         if starts := [end - len(stop) for stop in stops if text[:end].endswith(stop)]:
-            return text[: min(starts)], True
+            return text[: end if include else min(starts)], True
     return text, False
+
+
+STOPS = st.lists(st.text("ab é\nth�", min_size=1, max_size=4), max_size=4)
 
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(
-    st.lists(st.sampled_from([*b"ab \n", *"é".encode(), 256, 257, 258, 0xFF, END]), max_size=15),
-    st.lists(st.text("ab é\nth�", min_size=1, max_size=4), max_size=4),
+    st.lists(st.sampled_from([*b"ab \n", *"é".encode(), 256, 257, 258, 0xFF, END]), max_size=15), STOPS, st.booleans()
 )
-def test_however_the_text_is_cut_into_tokens_it_ends_where_the_first_stop_text_is_complete(ids, stops):
-    pieces, _ = pieces_of(BYTES, ids, stops)
-    expected, _ = ends_first(BYTES.decode(ids), stops)
-    assert "".join(pieces) == expected
+def test_however_the_text_is_cut_into_tokens_it_ends_where_the_first_stop_text_is_complete(ids, stops, include):
+    pieces, stopped = pieces_of(BYTES, ids, stops, include)
+    assert ("".join(pieces), stopped) == ends_first(BYTES.decode(ids), stops, include)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([*b"ab \n", *"é".encode(), *range(257, 264), 0xFF]), max_size=12), STOPS, st.booleans())
+def test_pieces_end_at_the_first_stop_text_of_what_they_decode_to_so_far(ids, stops, include):
+    """Bytes count as soon as they are characters: a stop text ends the sample, so no byte follows to spoil them."""
+    pieces, stopped = pieces_of(PIECES, ids, stops, include)
+    expected = PIECES.decode(ids), False
+    for length in range(1, len(ids) + 1):
+        shown = [token_id for token_id in ids[:length] if token_id != END]
+        run = list(itertools.takewhile(lambda token_id: token_id < 256, reversed(shown)))
+        text, cut = PIECES.decode(ids[:length]), ends_first(PIECES.decode(ids[:length]), stops, include)
+        spoilt = "�" in PIECES.decode([257, *reversed(run)])  # invalid, or not a whole character yet
+        if spoilt and length < len(ids):
+            cut = ends_first(text[: len(text) - len(run)], stops, include)
+        if cut[1]:
+            expected = cut
+            break
+    assert ("".join(pieces), stopped) == expected
+
+
+def test_a_line_break_in_a_byte_token_stops_at_once():
+    assert pieces_of(PIECES, spell(PIECES, ["▁Hello", "\n"]), ["\n"]) == (["Hello", "", ""], True)
+    assert pieces_of(PIECES, spell(PIECES, ["▁Hello", "x\n"]), ["\n"]) == (["Hello", "", "x", ""], True)
+
+
+@pytest.mark.parametrize("text", ["one two", "one twotwo", "aaab", "xabcd", "go😀on"])
+def test_a_stop_text_that_is_included_holds_nothing_back(text):
+    pieces, stopped = pieces_of(BYTES, text.encode(), ["two", "aab", "bcd", "😀"], include=True)
+    assert stopped
+    assert pieces[:-1] == pieces_of(BYTES, "".join(pieces).encode())[0][:-1]
+    assert "".join(pieces).endswith(("two", "aab", "bcd", "😀"))

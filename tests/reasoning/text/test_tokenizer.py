@@ -44,6 +44,22 @@ def test_special_tokens_are_added_and_kept_only_on_request() -> None:
     assert tokenizer.decode(special, skip_special_tokens=False) == "<bos>hi"
 
 
+@pytest.mark.parametrize("long", ["0123456789" * 3, "é" * 15])
+def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path, long: str) -> None:
+    backend = byte_level([])
+    backend.enable_truncation(8)
+    backend.enable_padding(length=64, pad_id=5)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    for tokenizer in (Tokenizer.from_file(tmp_path), Tokenizer(backend)):
+        ids = tokenizer.encode(long)
+        assert len(ids) == 30
+        assert tokenizer.encode(long, add_special_tokens=True) == [tokenizer.token_id("<bos>"), *ids]
+        texts = ["a", long]  # padding and truncation of batches are settings of their own in some versions
+        batch = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
+        assert [encoding.ids for encoding in batch] == [tokenizer.encode(text) for text in texts]
+        assert tokenizer.decode(ids) == long
+
+
 def test_vocabulary_counts_added_tokens() -> None:
     tokenizer = Tokenizer(byte_level(["return"]))
     assert tokenizer.vocab_size == 256 + 2
@@ -66,14 +82,14 @@ def test_each_id_is_decoded_by_itself() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"model": 5}', "\x00\x01"])
-def test_corrupt_file_is_named(tmp_path: Path, content: str) -> None:
+def test_a_corrupt_file_is_named_with_its_remedy(tmp_path: Path, content: str) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read .* copy it again"):
         Tokenizer.from_file(tmp_path)
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_with_its_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file .*tokenizer\.json; give a tokenizer\.json"):
         Tokenizer.from_file(tmp_path)
     with pytest.raises(ValueError, match=r"no file .*elsewhere"):
