@@ -101,9 +101,9 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 def start(args: argparse.Namespace) -> int:
     """Start a pool and print a shard's address."""
+    from cluster.pool.config import PoolConfig
     from cluster.pool.named_pools import pool_exists, serve_pool
     from cluster.pool.plan import Shape
-    from cluster.pool.pool import PoolConfig
     from cluster.ray_runtime import ray_session
 
     if not _NAME.fullmatch(args.name):

@@ -7,8 +7,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cluster.pool.autoscale import Autoscaler
+from cluster.pool.config import PoolConfig
 from cluster.pool.plan import Shape
-from cluster.pool.pool import MemoryPool, PoolConfig
+from cluster.pool.pool import MemoryPool
 from cluster.pool.ray_fleet import FOREVER, RayFleet
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service.errors import ShardUnavailable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cluster.pool.plan import Shape, Whereabouts
+from cluster.pool.plan import Goal, Whereabouts
 from cluster.pool.shard_actor import ShardActor
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service.server.arrow_memory import bounded_environment
@@ -31,7 +31,7 @@ class RayFleet:
         self._shard_bytes = shard_bytes
         self._actors: dict[str, ActorHandle] = {}
         self._asked: dict[str, Any] = {}
-        self._notes = 0
+        self._saved = 0
 
     def start(self, shard: str, node: str | None = None) -> None:
         """See Fleet."""
@@ -71,13 +71,14 @@ class RayFleet:
         """See Fleet."""
         import ray
 
-        actor = self._actors.pop(shard, None)
-        self._asked.pop(shard, None)
+        actor = self._actors.get(shard)
         if actor is not None:
             ray.wait([actor.stop.remote()], timeout=_LEAVE_SECONDS)
             ray.kill(actor)
+            self._actors.pop(shard, None)
+            self._asked.pop(shard, None)
 
-    def roomy(self) -> Collection[str]:
+    def nodes_with_room(self) -> Collection[str]:
         """See Fleet."""
         # As Ray's own libraries ask: public is only what all nodes together have to spare.
         from ray._private import state
@@ -86,29 +87,27 @@ class RayFleet:
         nodes = [node["NodeID"] for node in _nodes(_labels())]
         return [node for node in nodes if free.get(node, {}).get("memory", 0) >= self._shard_bytes]
 
-    def note(self, shape: Shape) -> None:
-        """Have every shard keep the shape wished for."""
-        self._notes += 1
-        for actor in self._actors.values():
-            actor.note.remote(self._notes, shape)
+    def save_goal(self, goal: Goal) -> None:
+        """See Fleet."""
+        self._saved += 1
+        for actor in list(self._actors.values()):
+            actor.remember.remote(self._saved, goal)
 
-    def recall(self) -> tuple[Shape, list[Whereabouts]] | None:
+    def recover(self) -> tuple[Goal | None, list[Whereabouts]]:
         """See Fleet. Shards of a pool that is not detached end with it."""
         if not self._detached:
-            return None
+            return None, []
         import ray
 
         names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
         mine = [name for name in names if name.startswith(self._prefix)]
         self._actors = {name.removeprefix(self._prefix): ray.get_actor(name, NAMESPACE) for name in mine}
-        noted = [note for note in self._ask_all("noted") if note is not None]
-        if not noted:
-            return None
-        self._notes, shape = max(noted, key=lambda note: note[0])
-        return shape, self._ask_all("whereabouts")
+        goals = [remembered for remembered in self._ask_all("remembered") if remembered is not None]
+        self._saved, goal = max(goals, key=lambda numbered: numbered[0], default=(0, None))
+        return goal, self._ask_all("whereabouts")
 
     def _ask_all(self, method: str) -> list[Any]:
-        """The answers of those that answer soon."""
+        """Call a method of every shard; the answers that arrive soon."""
         import ray
 
         calls = [getattr(actor, method).remote() for actor in self._actors.values()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.pool.plan import Shape, Whereabouts
+from cluster.pool.plan import Goal, Whereabouts
 from cluster.ray_metrics import RayMetrics
 from memory_service.protocol.security import ServerSecurity
 from memory_service.server.server import ShardServer
@@ -18,7 +18,7 @@ class ShardActor:
     def __init__(self, shard: str) -> None:
         import ray
 
-        self._noted: tuple[int, Shape] | None = None
+        self._remembered: tuple[int, Goal] | None = None
         self._server: ShardServer | None = None
         try:
             config = ShardConfig(node=ray.get_runtime_context().get_node_id())
@@ -37,13 +37,13 @@ class ShardActor:
         shard = self._server.shard
         return Whereabouts(shard.name, self._server.address, self._server.incarnation, shard.config.node)
 
-    def note(self, number: int, shape: Shape) -> None:
-        """Keep the shape wished for, the number-th one, for the pool in case that it has to start again."""
-        self._noted = number, shape
+    def remember(self, number: int, goal: Goal) -> None:
+        """Keep a pool's goal, the number-th one, in case the pool has to start again."""
+        self._remembered = number, goal
 
-    def noted(self) -> tuple[int, Shape] | None:
-        """The last shape noted."""
-        return self._noted
+    def remembered(self) -> tuple[int, Goal] | None:
+        """Return the last goal and its number; None before the first."""
+        return self._remembered
 
     def stop(self) -> None:
         """Finish what is being answered and close both doors."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from memory_service.control.cancellation import Cancellation
 from memory_service.control.client import ControlClient
 from memory_service.control.each_shard import each_shard, or_error
 from memory_service.errors import MemoryServiceError, ShardError
@@ -40,6 +41,7 @@ def reshape(
     snapshot_uri: str | Path | None = None,
     prepare_s: float = 3600.0,
     activate_s: float = 5.0,
+    cancellation: Cancellation | None = None,
 ) -> Reshaped:
     """Have the shards of `target` serve it; those of `current`, where it is served, give the blocks that they can.
 
@@ -48,10 +50,17 @@ def reshape(
     old epoch until they are stopped.
 
     Raises the first shard's error, naming the shard. If that was in preparing, `current` is served as before. If it
-    was in activating, some shards serve one and some both: go on to a placement with a higher epoch.
+    was in activating, some shards serve one and some both: go on to a placement with a higher epoch. A `cancellation`
+    ends the preparation with Cancelled; shards go on preparing until they are given another placement.
     """
     started = time.monotonic()
-    parts = _on_all(target.shards, lambda shard: shard.prepare(target, current, snapshot_uri, prepare_s))
+    cancellation = cancellation or Cancellation()
+
+    def prepare(shard: ControlClient) -> Prepared:
+        with cancellation.covering(shard):
+            return shard.prepare(target, current, snapshot_uri, prepare_s)
+
+    parts = _on_all(target.shards, prepare)
     _on_all(target.shards, lambda shard: shard.activate(target, activate_s))
     _outcomes(_leaving(current, target), lambda shard: shard.activate(target, activate_s))  # they may be gone
     moved = target.moves_from(current) if current else sum(part.copied + part.loaded for part in parts)

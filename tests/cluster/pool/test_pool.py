@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from cluster.pool.autoscale import AutoscaleConfig
+from cluster.pool.config import PoolConfig
 from cluster.pool.plan import Shape
-from cluster.pool.pool import MemoryPool, PoolConfig
+from cluster.pool.pool import MemoryPool
 from memory_service import LocalMemory, Snapshot, extend_snapshot
 from memory_service.errors import ShardUnavailable, SnapshotError
 from memory_service.snapshots.origin import Origin
@@ -43,9 +44,17 @@ class Pool(MemoryPool):
 
 
 @pytest.fixture
-def start(tiny_model):
+def fleet():
+    """The shards of the pools of a test."""
+    fleet = InProcessFleet()
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def start(tiny_model, fleet):
     """Function that starts a pool of the tiny model's memory; all end with the test."""
-    fleet, pools = InProcessFleet(), []
+    pools = []
 
     def start(*shape, uri=tiny_model / "memory", config=QUICK):
         pools.append(Pool(fleet, uri, Shape(*shape), config))
@@ -54,7 +63,6 @@ def start(tiny_model):
     yield start
     for pool in pools:
         pool.shutdown()
-    fleet.close()
 
 
 def rows_of(snapshot, spec):
@@ -147,9 +155,9 @@ def test_growth_that_finds_no_room_leaves_the_pool_as_it_was(start, reference):
 
 def test_numbers_that_cannot_be_change_nothing(start):
     pool = start(2, 2).wait()
-    with pytest.raises(ValueError, match="--replicas: 2 copies of a block do not fit on 1 shards"):
+    with pytest.raises(ValueError, match="replicas: 2 copies of a block do not fit on 1 shards"):
         pool.scale(shards=1)
-    with pytest.raises(ValueError, match="--shards: 0 is too few"):
+    with pytest.raises(ValueError, match="shards: 0 is too few"):
         pool.scale(shards=0)
     assert pool.describe().shape == Shape(2, 2)
 
@@ -171,11 +179,12 @@ def test_a_new_life_of_the_pool_finds_shards_and_placement(start, reference):
     first = start(2, 2).wait()
     first.scale(shards=3)
     before = {name: server.incarnation for name, server in first.fleet.servers.items()}
+    epoch = first.epoch
     with lookups(first.address(), reference) as (wrong, done):
-        first._stopping.set()  # it dies, and stops nobody
+        first.close()  # it dies, and its shards live on
         second = start(2, 1).wait()
         assert second.describe().shape == Shape(3, 2)
-        second.wait(lambda pool: pool.epoch > first.epoch)
+        second.wait(lambda pool: pool.epoch > epoch)
         progress(done)
     assert wrong == []
     assert {name: server.incarnation for name, server in second.fleet.servers.items()} == before
@@ -191,12 +200,12 @@ def test_the_load_decides_on_the_number_of_shards(start, reference):
     assert wrong == []
 
 
-def test_shards_move_to_a_node_that_joins_and_are_there_before_they_leave(start, reference):
+def test_shards_move_to_a_node_that_joins_and_are_there_before_they_leave(start, fleet, reference):
+    fleet.node = "left"
     pool = start(4, 2)
-    pool.fleet.node = "left"
     pool.wait(lambda pool: pool.describe().at_rest)
     with lookups(pool.address(), reference) as (wrong, done):
-        pool.fleet.nodes_with_room = {"joined"}
+        pool.fleet.with_room = {"joined"}
         assert not pool.describe().at_rest
         pool.wait(lambda pool: pool.describe().at_rest)
         progress(done)
@@ -208,12 +217,12 @@ def test_shards_move_to_a_node_that_joins_and_are_there_before_they_leave(start,
     assert all((on_left.sum(axis=1) == 1).all() for on_left in held)
 
 
-def test_a_node_that_has_no_room_after_all_leaves_the_pool_as_it_was(start, reference):
+def test_a_node_that_has_no_room_after_all_leaves_the_pool_as_it_was(start, fleet, reference):
+    fleet.node, fleet.no_room = "left", {"shard-1.1"}
     pool = start(2, 2)
-    pool.fleet.node, pool.fleet.no_room = "left", {"shard-1.1"}
     pool.wait(lambda pool: pool.describe().at_rest)
     with lookups(pool.address(), reference) as (wrong, done):
-        pool.fleet.nodes_with_room = {"full"}
+        pool.fleet.with_room = {"full"}
         pool.wait(lambda pool: pool.describe().shape.moved == {1: 1})
         pool.wait(lambda pool: not pool.describe().shape.moved)
         progress(done)

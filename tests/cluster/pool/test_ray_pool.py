@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cluster.cli import main
+from cluster.pool.config import PoolConfig
 from cluster.pool.named_pools import find_pool, pool_address, start_pool, stop_pool, wait_for_pool
 from cluster.pool.plan import Shape
-from cluster.pool.pool import PoolConfig
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service import LocalMemory, MemoryClient
 from memory_service.errors import ShardError
