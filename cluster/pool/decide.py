@@ -8,12 +8,13 @@ reshape and one change of shape are under way at any time.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from cluster.pool.autoscale import Reading
 from cluster.pool.config import PoolConfig
 from cluster.pool.node_spread import next_move
-from cluster.pool.plan import Layout, Shape
+from cluster.pool.plan import Goal, Layout, Shape, Whereabouts
 from cluster.pool.report import ScaleReport
 from cluster.pool.state import (
     AbandonReshape,
@@ -32,6 +33,7 @@ from cluster.pool.state import (
 )
 from memory_service.control.cancellation import Cancelled
 from memory_service.errors import ShardUnavailable, WrongEpoch
+from memory_service.placement.placement import Placement
 
 _PASSING = (ShardUnavailable, WrongEpoch, Cancelled)  # of shards that come and go; the next attempt may do better
 _LONGEST_PAUSE_S = 15.0
@@ -50,6 +52,27 @@ def decide(state: PoolState, seen: Observation, config: PoolConfig) -> Step:
     state, work = _work(state, seen, config)
     restarts = [RestartShard(shard) for shard in seen.silent(config.unresponsive_s)]
     return state, [*refused, *concluded, *saved, *restarts, *_starts(state, seen), *work, *_stops(state, seen)]
+
+
+def recover(
+    state: PoolState, goal: Goal | None, serving: Mapping[Whereabouts, Placement | None], now: float
+) -> PoolState:
+    """Return the state of a pool that goes on where an earlier life of it ended.
+
+    Args:
+        state: the state of a new pool.
+        goal: what the shards remember; None if they remember nothing.
+        serving: the shards that were found, and the placement in force on each.
+        now: seconds of the clock of the observations to come.
+    """
+    plan = state.plan if goal is None else replace(state.plan, wanted=goal.shape)
+    placements = [placement for placement in serving.values() if placement is not None]
+    if placements:
+        newest = max(placements, key=lambda placement: placement.epoch)
+        addresses = {(shard.shard, shard.address) for shard in newest.shards}
+        plan = plan.adopting(newest, [where for where in serving if (where.shard, where.address) in addresses])
+    change = Change(goal.fallback, plan.placement, now) if goal and goal.fallback else None
+    return replace(state, plan=plan, change=change)
 
 
 def is_settled(state: PoolState, seen: Observation, config: PoolConfig) -> bool:

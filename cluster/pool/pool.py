@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from cluster.pool.autoscale import Autoscaler, Tuner
 from cluster.pool.config import PoolConfig
-from cluster.pool.decide import decide, is_at_rest, problem
+from cluster.pool.decide import decide, is_at_rest, problem, recover
 from cluster.pool.fleet import Fleet
 from cluster.pool.node_spread import Spreader
 from cluster.pool.plan import PoolPlan, Shape
@@ -22,7 +22,6 @@ from cluster.pool.report import PoolDescription, ScaleReport
 from cluster.pool.state import (
     AbandonReshape,
     Action,
-    Change,
     Conclude,
     Done,
     Observation,
@@ -61,7 +60,7 @@ class MemoryPool:
         self._origin = origin
         self._config = config or PoolConfig()
         self._watch = ShardWatch(fleet, self._config.probe_s)
-        self._state = self._recover(shape)
+        self._state = self._recover(_new_state(origin, shape, self._config))
         self._serving: tuple[str | None, Exception | None] = None, None
         self._mailbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._posting = threading.Lock()
@@ -280,32 +279,19 @@ class MemoryPool:
         del self._background[done.action]
         self._done.append(done)
 
-    def _recover(self, shape: Shape) -> PoolState:
-        """Go on where an earlier life of this pool ended: its goal, and the newest placement that its shards serve."""
+    def _recover(self, state: PoolState) -> PoolState:
+        """Ask the shards of an earlier life of this pool for its goal and the placements that they serve."""
         goal, found = self._fleet.recover()
-        plan = PoolPlan(tuple(self._origin.specs), goal.shape if goal else shape)
         addresses = [ShardAddress(one.shard, one.address) for one in found]
         answers = each_shard(addresses, describing(self._config.probe_s))
-        placements = [
-            answer.placement for answer in answers if not isinstance(answer, MemoryServiceError) and answer.placement
-        ]
-        if placements:
-            newest = max(placements, key=lambda placement: placement.epoch)
-            serving = {(shard.shard, shard.address) for shard in newest.shards}
-            plan = plan.adopting(newest, [one for one in found if (one.shard, one.address) in serving])
-        fallback = goal.fallback if goal else None
-        return PoolState(
-            plan,
-            Spreader(self._config.spread_s),
-            self._tuner(shape),
-            change=Change(fallback, plan.placement, time.monotonic()) if fallback else None,
-        )
+        placements = [None if isinstance(answer, MemoryServiceError) else answer.placement for answer in answers]
+        return recover(state, goal, dict(zip(found, placements, strict=True)), time.monotonic())
 
-    def _tuner(self, shape: Shape) -> Tuner | None:
-        if self._config.autoscale is None:
-            return None
-        specs = tuple(self._origin.specs)
-        return Tuner(specs, Autoscaler(self._config.autoscale, shape.bytes_of(specs)))
+
+def _new_state(origin: Origin, shape: Shape, config: PoolConfig) -> PoolState:
+    scale = config.autoscale
+    tuner = Tuner(origin.specs, Autoscaler(scale, shape.bytes_of(origin.specs))) if scale is not None else None
+    return PoolState(PoolPlan(origin.specs, shape), Spreader(config.spread_s), tuner)
 
 
 def _retire(placement: Placement) -> None:
