@@ -132,6 +132,16 @@ def test_attempts_that_fail_are_repeated_after_pauses_that_grow(world):
     assert problem(world.state, world.seen, CONFIG) is None  # it may pass
 
 
+def test_a_request_is_attempted_at_once_however_long_the_pause_has_grown():
+    world = World.of(3)
+    for _ in range(4):
+        look_until(world, Reshape)
+        world.finish(SnapshotError("damaged"))
+    world.look()
+    world.scale(shards=2)
+    assert Reshape in kinds(world.look())
+
+
 def test_leaving_shards_serve_on_until_clients_know_the_new_placement(world):
     world.scale(shards=2)
     look_until(world, Reshape)
@@ -289,6 +299,19 @@ def test_a_lost_node_is_healed_and_a_new_one_gets_its_share_one_shard_at_a_time(
     assert (start.shard, start.node) == ("shard-2.1", "d")
     assert world.rest().at_rest
     assert sorted(where.node for where in world.running.values()) == ["a", "b", "d"]
+
+
+def test_no_shard_moves_while_another_one_is_away(world):
+    world.lose_node("c")
+    world.rest()
+    world.evict("shard-1")
+    world.rest(20)
+    world.add_node("d")
+    world.rest(20)
+    assert world.state.plan.wanted == Shape(3, 2)
+    world.make_room()
+    assert world.rest().at_rest
+    assert world.state.plan.wanted.moved == {2: 1}
 
 
 def test_requests_come_before_the_spreading_of_shards(world):

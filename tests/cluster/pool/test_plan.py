@@ -138,6 +138,16 @@ def test_a_shard_stays_until_its_successor_serves_also_while_another_one_heals(s
     assert shape.succeeded(successor)[1] == "shard-1.2"
 
 
+def test_a_layout_that_still_has_a_leaving_shard_has_not_the_wanted_shape(plan):
+    plan = step(plan, seen(1, 0, 1), ["shard-1"])
+    plan = step(resized(plan, Shape(2)), seen(2, 0, 1))  # shard-1 may be back any moment, shard-0 cannot wait for it
+    assert names(plan) == ["shard-0", "shard-2"]
+    assert not plan.is_reached(["shard-1"])
+    plan = step(plan, seen(2, 0, 1), ["shard-1"])
+    assert names(plan) == ["shard-0"]
+    assert plan.is_reached(["shard-1"])
+
+
 def test_leaving_shards_are_watched_until_the_others_serve(plan):
     plan = resized(plan, Shape(2))
     assert plan.names == ["shard-0", "shard-1", "shard-2"]

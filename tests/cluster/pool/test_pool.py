@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from cluster.pool.plan import Shape
 from cluster.pool.pool import MemoryPool
 from memory_service import LocalMemory, Snapshot, extend_snapshot
 from memory_service.errors import ShardUnavailable, SnapshotError
+from memory_service.shard.shard import Shard
 from memory_service.snapshots.origin import Origin
 from memory_service.snapshots.upkeep import prune
 from tests.cluster.lookups import lookups, progress
@@ -160,6 +162,132 @@ def test_numbers_that_cannot_be_change_nothing(start):
     with pytest.raises(ValueError, match="shards: 0 is too few"):
         pool.scale(shards=0)
     assert pool.describe().shape == Shape(2, 2)
+
+
+@pytest.fixture
+def stalled(monkeypatch):
+    """Names of shards whose preparations do not end before the test does."""
+    over, names, prepare = threading.Event(), {}, Shard.prepare
+
+    def prepare_or_stall(shard, placement, *sources):
+        if shard.name in names:
+            names[shard.name].set()
+            over.wait()
+        return prepare(shard, placement, *sources)
+
+    monkeypatch.setattr(Shard, "prepare", prepare_or_stall)
+    yield names
+    over.set()
+
+
+def test_a_shard_that_dies_while_others_take_long_to_prepare_is_seen_and_healed(start, fleet, stalled, reference):
+    pool = start(3, 2).wait()
+    stalled["shard-3"] = preparing = threading.Event()
+    scaling = threading.Thread(target=pool.scale, args=(4,))
+    scaling.start()
+    assert preparing.wait(30)
+    stalled.clear()
+    epoch, lives = pool.epoch, dict(fleet.servers)
+    assert sorted(pool.describe().nodes) == [f"shard-{number}" for number in range(4)]
+    fleet.kill("shard-1", for_good=True)
+    assert sorted(pool.describe().nodes) == ["shard-0", "shard-2", "shard-3"]
+    assert pool.address() in {lives[name].address for name in ("shard-0", "shard-2")}
+    fleet.no_room.clear()
+    scaling.join(60)  # the preparation that never ends is given up, and the next one has the new life of shard-1
+    assert not scaling.is_alive()
+    described = pool.describe()
+    assert described.placement.epoch > epoch + 1
+    assert len(described.placement.shards) == 4
+    assert fleet.servers["shard-1"].address in {shard.address for shard in described.placement.shards}
+    with lookups(pool.address(), reference) as (wrong, done):
+        progress(done)
+    assert wrong == []
+
+
+def test_a_new_shard_that_hangs_is_restarted_and_then_filled(start, fleet, reference):
+    pool = start(2).wait()
+    located, silent = fleet.locate, socket.create_server(("127.0.0.1", 0))
+
+    def hanging(shard):
+        where = located(shard)
+        if shard != "shard-2" or where is None or fleet.restarted:
+            return where
+        return replace(where, address=f"127.0.0.1:{silent.getsockname()[1]}")
+
+    fleet.locate = hanging
+    with silent:
+        assert pool.scale(shards=3).shards == 3
+    assert fleet.restarted == ["shard-2"]
+    with lookups(pool.address(), reference) as (wrong, done):
+        progress(done)
+    assert wrong == []
+
+
+def test_a_description_is_of_the_world_after_the_call(start, fleet):
+    pool = start(3, 2, config=replace(QUICK, check_s=30.0))
+    pool.wait(lambda pool: pool.describe().at_rest)
+    fleet.kill("shard-1", for_good=True)
+    assert sorted(pool.describe().nodes) == ["shard-0", "shard-2"]
+    fleet.no_room.clear()
+    assert sorted(pool.describe().nodes) == ["shard-0", "shard-1", "shard-2"]
+
+
+def test_a_pool_that_finds_no_room_can_be_told_to_be_smaller(start, fleet, reference):
+    fleet.no_room.add("shard-3")
+    pool = start(4)
+    with pytest.raises(ShardUnavailable, match=r"shard-3 did not start .* or give fewer shards"):
+        pool.wait()
+    assert pool.scale(shards=3).shards == 3
+    with lookups(pool.address(), reference) as (wrong, done):
+        progress(done)
+    assert wrong == []
+
+
+def test_a_cluster_that_is_away_for_a_moment_is_an_error_to_whoever_asks_and_no_more(start, fleet):
+    pool = start(2).wait()
+    running, fleet.running = fleet.running, broken
+    with pytest.raises(ConnectionError, match="no cluster"):
+        pool.describe()
+    assert pool.address()
+    fleet.running = running
+    assert pool.scale(shards=3).shards == 3
+
+
+def broken():
+    raise ConnectionError("no cluster")
+
+
+def test_a_shard_that_cannot_be_started_is_an_error_to_whoever_waits_for_it(start, fleet):
+    started = fleet.start
+    fleet.start = lambda shard, node=None: broken()
+    pool = start(2)
+    with pytest.raises(ConnectionError, match="no cluster"):
+        pool.wait()
+    fleet.start = started
+    pool.wait(lambda pool: pool.describe().at_rest)
+
+
+def test_callers_of_a_pool_that_stops_are_not_left_waiting(start, fleet):
+    pool = start(2).wait()
+    fleet.no_room.add("shard-2")
+    refused = []
+
+    def scale():
+        with pytest.raises(ShardUnavailable, match="is being stopped") as error:
+            pool.scale(shards=3)
+        refused.append(error)
+
+    threads = [threading.Thread(target=scale) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    pool.wait(lambda pool: pool.describe().shape.shards == 3)
+    pool.shutdown()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3
+    with pytest.raises(ShardUnavailable, match="is being stopped"):
+        pool.describe()
+    assert fleet.running() == []
 
 
 def test_calls_at_the_same_time_are_taken_in_turn(start):
