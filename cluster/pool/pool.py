@@ -177,8 +177,9 @@ class MemoryPool:
             try:
                 self._act(action)
             except Exception as error:
-                self._warn(str(action), error)
+                self._warn(f"{type(action).__name__} failed", error)
                 self._failures.append(error)
+                self._done.append(Done(action, error))
 
     def _observe(self) -> Observation:
         counts_blocks = self._state.tuner is not None and time.monotonic() >= self._read_load_at
@@ -260,8 +261,9 @@ class MemoryPool:
                 error = failure
             self._mailbox.put(lambda: self._note(Done(action, error)))
 
-        self._background[action] = threading.Thread(target=run, name=type(action).__name__, daemon=True)
-        self._background[action].start()
+        thread = threading.Thread(target=run, name=type(action).__name__, daemon=True)
+        thread.start()
+        self._background[action] = thread
 
     def _refuse_descriptions(self, error: Exception) -> None:
         for answer in self._describing:

@@ -1,8 +1,9 @@
-"""The processes of a pool's shards as Ray actors."""
+"""The processes of a pool's shards, as Ray actors."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cluster.pool.plan import Goal, Whereabouts
@@ -14,18 +15,24 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 MEMORY_ROLE = {"engram/role": "memory"}
-"""Label of the nodes that are there to hold memory. Shards go to them where a cluster has any."""
+"""Label of the nodes that are meant to hold memory. Shards go to these nodes if the cluster has any."""
 FOREVER = {"max_restarts": -1, "max_task_retries": -1}
 _NODE_LABEL = "ray.io/node-id"  # which Ray gives to every node
 _LEAVE_SECONDS = 10.0
-_RECALL_SECONDS = 5.0
+_RECOVER_SECONDS = 5.0
 
 
 class RayFleet:
-    """Named shard actors, which Ray restarts. Those of a detached pool outlive the pool's own process."""
+    """Named shard actors, which Ray restarts. The shards of a detached pool outlive the pool's own process."""
 
     def __init__(self, pool: str, detached: bool, shard_bytes: int) -> None:
-        """`shard_bytes`: memory that a node must have to spare for Ray to put a shard there."""
+        """Describe the shards of a pool, without starting any.
+
+        Args:
+            pool: name of the pool.
+            detached: whether shards outlive the pool's process.
+            shard_bytes: memory that a node must have to spare for Ray to put a shard there.
+        """
         self._prefix = f"{pool}/"
         self._detached = detached
         self._shard_bytes = shard_bytes
@@ -54,7 +61,7 @@ class RayFleet:
         try:
             return fetch(call)
         except ray.exceptions.RayActorError:
-            del self._actors[shard]  # ended for good by somebody else: the next start() is a fresh one
+            del self._actors[shard]  # ended for good from outside: the next start() begins afresh
             return None
 
     def running(self) -> list[str]:
@@ -80,7 +87,7 @@ class RayFleet:
 
     def nodes_with_room(self) -> Collection[str]:
         """See Fleet."""
-        # As Ray's own libraries ask: public is only what all nodes together have to spare.
+        # As Ray's own libraries do: its public API has the free resources of all nodes together only.
         from ray._private import state
 
         free = state.available_resources_per_node()
@@ -111,8 +118,12 @@ class RayFleet:
         import ray
 
         calls = [getattr(actor, method).remote() for actor in self._actors.values()]
-        done, _ = ray.wait(calls, num_returns=len(calls), timeout=_RECALL_SECONDS) if calls else ([], [])
-        return [fetch(call) for call in done]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=_RECOVER_SECONDS) if calls else ([], [])
+        answers = []
+        for call in done:
+            with suppress(ray.exceptions.RayActorError, OSError, ValueError):  # locate() meets and tells it, too
+                answers.append(fetch(call))
+        return answers
 
 
 def _actor_class(options: Mapping[str, Any]) -> Any:
@@ -136,18 +147,18 @@ def _options(detached: bool, memory: int, name: str, node: str | None) -> dict[s
         **FOREVER,
     }
     if node is not None:
-        # The others only if it is lost, now or later: an affinity to a node would have Ray crowd them on one of these.
+        # Other nodes only if this one is lost, now or later. A node affinity would have Ray crowd the shards on one node.
         options |= {"label_selector": {**labels, _NODE_LABEL: node}, "fallback_strategy": [{"label_selector": labels}]}
     return options
 
 
 def _labels() -> dict[str, str]:
-    """What shards ask of a node."""
+    """The labels that a node must have to hold shards."""
     return MEMORY_ROLE if _nodes(MEMORY_ROLE) else {}
 
 
 def _nodes(labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The nodes that are alive and have these labels."""
+    """The live nodes that have these labels."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).items() >= labels.items()]
