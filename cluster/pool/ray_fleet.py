@@ -147,7 +147,7 @@ def _options(detached: bool, memory: int, name: str, node: str | None) -> dict[s
         **FOREVER,
     }
     if node is not None:
-        # Other nodes only if this one is lost, now or later. A node affinity would have Ray crowd the shards on one node.
+        # Other nodes only once this one is lost. A node affinity would have Ray crowd the shards on one of those.
         options |= {"label_selector": {**labels, _NODE_LABEL: node}, "fallback_strategy": [{"label_selector": labels}]}
     return options
 
