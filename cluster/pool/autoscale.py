@@ -70,7 +70,7 @@ class PoolLoad:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """The counters of the shards that answered, at one time."""
+    """The counters of the shards that answered at a time."""
 
     time: float
     """Seconds of any clock."""

@@ -1,8 +1,8 @@
 """What a memory pool should do next: one pure step of reconciliation, without Ray, clocks and threads.
 
-Every round starts from what is the case, not from what was meant to happen: the same observation always calls for the
-same actions, so a lost message, a restarted pool or an action that failed is made good by the next round. At most one
-reshape and one change of shape are under way at any time.
+Every round starts from what is observed, not from what was meant to happen, so the next round makes good for an action
+that failed, a shard that died and a pool that was restarted. At most one reshape and one change of shape are under way
+at any time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from memory_service.control.cancellation import Cancelled
 from memory_service.errors import ShardUnavailable, WrongEpoch
 from memory_service.placement.placement import Placement
 
-_PASSING = (ShardUnavailable, WrongEpoch, Cancelled)  # of shards that come and go; the next attempt may do better
+_PASSING = (ShardUnavailable, WrongEpoch, Cancelled)  # shards come and go: the next attempt may succeed
 _LONGEST_PAUSE_S = 15.0
 
 Step = tuple[PoolState, list[Action]]
@@ -57,12 +57,12 @@ def decide(state: PoolState, seen: Observation, config: PoolConfig) -> Step:
 def recover(
     state: PoolState, goal: Goal | None, serving: Mapping[Whereabouts, Placement | None], now: float
 ) -> PoolState:
-    """Return the state of a pool that goes on where an earlier life of it ended.
+    """Return the state of a pool that goes on where its earlier process ended.
 
     Args:
         state: the state of a new pool.
         goal: what the shards remember; None if they remember nothing.
-        serving: the shards that were found, and the placement in force on each.
+        serving: the shards that were found, and the placement that each has activated.
         now: seconds of the clock of the observations to come.
     """
     plan = state.plan if goal is None else replace(state.plan, wanted=goal.shape)
@@ -104,7 +104,7 @@ def _ended(state: PoolState, done: Done, seen: Observation, config: PoolConfig) 
     """Take account of an action that has ended."""
     match done.action:
         case Retire():
-            # A shard that could not be told has died, and its old placements with it.
+            # A shard that could not be reached has died, and its old placements with it.
             return replace(state, retiring=False, retire_at=None)
         case Reshape():
             return _reshaped(state, done.error, seen.now, config)
@@ -135,7 +135,7 @@ def _begin(state: PoolState, seen: Observation, config: PoolConfig) -> Step:
 
 
 def _take_request(state: PoolState, seen: Observation, config: PoolConfig) -> Step:
-    """Begin the change that was requested first; a pool that is stuck does not keep it waiting, it may be the cure."""
+    """Begin the change that was requested first; a stuck pool takes it at once, as it may be the cure."""
     request, waiting = state.requests[0], state.requests[1:]
     after = replace(state, requests=waiting)
     try:
@@ -204,16 +204,16 @@ def _work(state: PoolState, seen: Observation, config: PoolConfig) -> Step:
         reshape = Reshape(plan.placement, plan.target.placement, retire=state.retire_at is not None)
         return replace(state, plan=plan, retire_at=None), [reshape]
     if state.retire_at is not None and seen.now >= state.retire_at:
-        assert plan.placement is not None, "there is one to retire the others for"
+        assert plan.placement is not None, "only a pool that serves has placements to retire"
         return replace(state, retiring=True), [Retire(plan.placement)]
     return state, []
 
 
 def _is_doomed(target: Layout, seen: Observation, config: PoolConfig) -> bool:
-    """Whether a shard of the layout has ended its life or stays away, so that it can never be served."""
-    lives = {where.shard: where for where in seen.up}
-    over = any(lives.get(where.shard, where) != where for where in target.lives)
-    return over or not target.names.isdisjoint(seen.missing(config.give_up_s))
+    """Whether a process of the layout has ended or stays away, so that the layout can never be served."""
+    present = {where.shard: where for where in seen.up}
+    ended = any(present.get(where.shard, where) != where for where in target.processes)
+    return ended or not target.names.isdisjoint(seen.missing(config.give_up_s))
 
 
 def _starts(state: PoolState, seen: Observation) -> list[Action]:

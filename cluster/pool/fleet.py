@@ -11,7 +11,7 @@ from cluster.pool.plan import Goal, Whereabouts
 class Fleet(Protocol):
     """The processes of a pool's shards, and what they remember for a pool that has to start again.
 
-    A pool calls `stop` from threads of its own and everything else from one thread. Only `stop` and `recover` may take
+    A pool calls `stop` on threads of its own, and everything else on one thread. Only `stop` and `recover` may take
     seconds.
     """
 
@@ -45,4 +45,4 @@ class Fleet(Protocol):
         """Have every shard remember what the pool should be."""
 
     def recover(self) -> tuple[Goal | None, list[Whereabouts]]:
-        """Find the shards that an earlier life of the pool started: the goal saved last, and where they are."""
+        """Find the shards that an earlier process of the pool started: the goal saved last, and where they are."""

@@ -23,12 +23,12 @@ BlockReplicas = Mapping[str, Mapping[int, int]]
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """One life of a shard: its address, and the process that listens there."""
+    """A process of a shard: its address, its incarnation and its node."""
 
     shard: str
     address: str
     incarnation: str
-    """Identifies the process; a restarted shard has another one."""
+    """Identifies the process: a restarted shard has another incarnation."""
     node: str = ""
     """The machine that the shard is lost with. A shard on an unknown node ("") is a failure domain of its own."""
 
@@ -98,7 +98,7 @@ class Layout:
     """A placement, the processes that serve it, and the shape that it was made for."""
 
     placement: Placement
-    lives: frozenset[Whereabouts]
+    processes: frozenset[Whereabouts]
     shape: Shape | None
     """None if unknown: then another layout has to follow."""
 
@@ -132,15 +132,15 @@ class PoolPlan:
         if unknown := sorted(by_table.keys() - tables):
             raise ValueError(f"replicas: there is no table {unknown[0]!r}; the tables are {', '.join(sorted(tables))}")
 
-    def adopting(self, placement: Placement, lives: Collection[Whereabouts]) -> PoolPlan:
-        """Take over a placement that an earlier life of the pool made and that these shards serve.
+    def adopting(self, placement: Placement, processes: Collection[Whereabouts]) -> PoolPlan:
+        """Take over a placement that an earlier process of the pool made and that these shards serve.
 
-        Another layout follows at once, whatever that life was doing; shards keep their blocks.
+        Another layout follows at once, whatever that process was doing; shards keep their blocks.
         """
-        return replace(self, epoch=placement.epoch, target=Layout(placement, frozenset(lives), None)).activated()
+        return replace(self, epoch=placement.epoch, target=Layout(placement, frozenset(processes), None)).activated()
 
     def advanced(self, up: Collection[Whereabouts], given_up: Collection[str] = ()) -> PoolPlan:
-        """Set the next layout as the target, unless the one served will do or a shard has to be waited for.
+        """Set the next layout as the target, unless the present layout will do or a shard has to be waited for.
 
         Args:
             up: the shards that answer.
@@ -150,7 +150,7 @@ class PoolPlan:
         members = self._members(up, given_up)
         if not members or self._serves(members):
             return self
-        # Every attempt gets its own epoch: one that failed halfway must not share its number with another placement.
+        # Every attempt gets its own epoch: a placement that failed halfway must not share its number with another.
         advanced = replace(self, epoch=self.epoch + 1)
         return replace(advanced, target=Layout(advanced._place(members), frozenset(members), self.wanted))
 
@@ -175,7 +175,7 @@ class PoolPlan:
 
     def is_whole(self, up: Collection[Whereabouts]) -> bool:
         """Whether the layout served has the wanted shape, and every shard of it answers."""
-        return self.served is not None and self.is_reached() and self.served.lives.issubset(up)
+        return self.served is not None and self.is_reached() and self.served.processes.issubset(up)
 
     def unplaced(self, shards: Iterable[str]) -> list[str]:
         """Those of these shards that are wanted and have never served."""
@@ -185,7 +185,8 @@ class PoolPlan:
         """The shards that serve the placement, of those that answer; none unless every block is on one of them."""
         if self.served is None:
             return []
-        placement, alive = self.served.placement, {one.shard: one for one in self.served.lives.intersection(up)}
+        placement = self.served.placement
+        alive = {where.shard: where for where in self.served.processes.intersection(up)}
         indices = [index for index, shard in enumerate(placement.shards) if shard.shard in alive]
         whole = all(bool(np.isin(assigned, indices).any(axis=0).all()) for assigned in placement.tables.values())
         return [alive[placement.shards[index].shard] for index in indices] if whole else []
@@ -208,23 +209,25 @@ class PoolPlan:
 
     def _members(self, up: Collection[Whereabouts], given_up: Collection[str]) -> list[Whereabouts]:
         """The shards of the next layout; none while a shard has to be waited for."""
-        members = [one for name in self.wanted.names for one in up if one.shard == name]
-        absent = set(self.wanted.names) - {one.shard for one in members} - self.known.intersection(given_up)
+        members = [where for name in self.wanted.names for where in up if where.shard == name]
+        absent = set(self.wanted.names) - {where.shard for where in members} - self.known.intersection(given_up)
         if absent:
-            members += [one for one in up if one.shard in self.served_names.difference(self.wanted.names)]
-        lives = self.served.lives if self.served else frozenset()
-        returned = [one for one in members if one.shard in self.served_names and one not in lives]
-        healable = returned and absent.isdisjoint(self.served_names)
+            leaving = self.served_names.difference(self.wanted.names)
+            members += [where for where in up if where.shard in leaving]
+        processes = self.served.processes if self.served else frozenset()
+        restarted = [where for where in members if where.shard in self.served_names and where not in processes]
+        healable = restarted and absent.isdisjoint(self.served_names)
         return members if not absent or healable else []
 
     def _serves(self, members: Collection[Whereabouts]) -> bool:
-        return self.served is not None and self.served.lives == frozenset(members) and self.served.shape == self.wanted
+        served = self.served
+        return served is not None and served.processes == frozenset(members) and served.shape == self.wanted
 
     def _place(self, members: Sequence[Whereabouts]) -> Placement:
-        addresses = [ShardAddress(one.shard, one.address) for one in members]
+        addresses = [ShardAddress(where.shard, where.address) for where in members]
         replicas = {spec.name: min(self.wanted.replicas_of(spec.name), len(members)) for spec in self.specs}
         extra = {spec.name: _by_block(spec, self.wanted.extra.get(spec.name, {})) for spec in self.specs}
-        nodes = {one.shard: one.node for one in members}
+        nodes = {where.shard: where.node for where in members}
         if self.placement is None:
             return Placement.build(self.epoch, addresses, self.specs, replicas, extra, nodes)
         return self.placement.evolve(self.epoch, addresses, replicas, extra, nodes)
@@ -232,7 +235,7 @@ class PoolPlan:
 
 def _require_integer(name: str, value: object) -> None:
     if not isinstance(value, int | np.integer):
-        raise ValueError(f"{name}: {value!r} is not a whole number; give one such as 2")
+        raise ValueError(f"{name}: {value!r} is not a whole number; give a number such as 2")
 
 
 def _by_block(spec: TableSpec, extra: Mapping[int, int]) -> NDArray[np.int64]:

@@ -153,7 +153,7 @@ class MemoryPool:
         while self._running:
             try:
                 self._round()
-            except Exception as error:  # the cluster may be away for a moment: the next round may do better
+            except Exception as error:  # Ray may not answer for a moment: the next round may succeed
                 self._warn("a round failed", error)
                 self._refuse_descriptions(error)
             self._read_mail()
@@ -282,9 +282,9 @@ class MemoryPool:
         self._done.append(done)
 
     def _recover(self, state: PoolState) -> PoolState:
-        """Ask the shards of an earlier life of this pool for its goal and the placements that they serve."""
+        """Go on from the goal and the placements of the shards that an earlier process of this pool started."""
         goal, found = self._fleet.recover()
-        addresses = [ShardAddress(one.shard, one.address) for one in found]
+        addresses = [ShardAddress(where.shard, where.address) for where in found]
         answers = each_shard(addresses, describing(self._config.probe_s))
         placements = [None if isinstance(answer, MemoryServiceError) else answer.placement for answer in answers]
         return recover(state, goal, dict(zip(found, placements, strict=True)), time.monotonic())
@@ -297,7 +297,7 @@ def _new_state(origin: Origin, shape: Shape, config: PoolConfig) -> PoolState:
 
 
 def _retire(placement: Placement) -> None:
-    """End the placements before this one. A shard that cannot be told has died, and its old placements with it."""
+    """Retire older placements. A shard that cannot be reached has died, and its old placements with it."""
     try:
         retire(placement)
     except MemoryServiceError as error:

@@ -121,7 +121,7 @@ class RayFleet:
         done, _ = ray.wait(calls, num_returns=len(calls), timeout=_RECOVER_SECONDS) if calls else ([], [])
         answers = []
         for call in done:
-            with suppress(ray.exceptions.RayActorError, OSError, ValueError):  # locate() meets and tells it, too
+            with suppress(ray.exceptions.RayActorError, OSError, ValueError):  # locate() will report it
                 answers.append(fetch(call))
         return answers
 

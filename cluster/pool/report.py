@@ -1,4 +1,4 @@
-"""What a memory pool says of itself and of a change of its shape."""
+"""Reports of a memory pool: what it is, and what a change of its shape did."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ class ScaleReport:
     epoch: int
     shards: int
     replicas: int
-    """Most shards that hold one block."""
+    """Replicas of the block that has the most."""
     moved: int
-    """Replicas of blocks that some shard had to copy or read."""
+    """Block replicas that shards copied or read."""
     ideal: int
-    """The same if only fair shares of new shards, everything on leaving ones and further replicas moved."""
+    """Fewest block replicas that could have moved: fair shares of new shards, all of leaving shards, extra replicas."""
     blocks: int
-    """Replicas of blocks in the pool now."""
+    """Block replicas in the pool now."""
     seconds: float
+    """Seconds from the beginning of the change until clients and processes had moved."""
 
     @classmethod
     def of(cls, old: Placement | None, new: Placement, seconds: float) -> ScaleReport:
@@ -72,7 +73,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _held(placement: Placement) -> dict[str, int]:
-    """Replicas of blocks by shard."""
+    """Block replicas by shard."""
     names = [shard.shard for shard in placement.shards]
     counts = sum(placement.held(table, names).sum(axis=0) for table in placement.tables)
     return dict(zip(names, counts.tolist(), strict=True))

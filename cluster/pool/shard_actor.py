@@ -1,4 +1,4 @@
-"""A memory shard as a Ray actor: a server, empty at first, started where Ray puts it."""
+"""A memory shard as a Ray actor: a server that starts empty, on the node that Ray chooses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from memory_service.shard.shard import Shard, ShardConfig
 
 
 class ShardActor:
-    """Opens the doors of an empty shard in the constructor: Ray reruns nothing else after a crash.
+    """Starts the server of an empty shard in the constructor, as Ray reruns nothing else after a crash.
 
-    The pool fills it and puts it to work through its control door.
+    The pool fills the shard through its control door.
     """
 
     def __init__(self, shard: str) -> None:
@@ -27,18 +27,23 @@ class ShardActor:
             self._server = server.start()
             self._metrics = RayMetrics(server.shard.collect, {"shard": shard})
         except (OSError, ValueError) as error:
-            # Raised here it would reach the pool as the death of an actor, its reason buried in a log.
+            # Raised here, the pool would see an actor that died, and the reason only in a log.
             self._failure = error
 
     def whereabouts(self) -> Whereabouts:
-        """Say where to reach this shard; raises what kept it from starting."""
+        """Return where to reach this shard.
+
+        Raises:
+            OSError: the shard could not start.
+            ValueError: the shard could not start.
+        """
         if self._server is None:
             raise self._failure
         shard = self._server.shard
         return Whereabouts(shard.name, self._server.address, self._server.incarnation, shard.config.node)
 
     def remember(self, number: int, goal: Goal) -> None:
-        """Keep a pool's goal, the number-th one, in case the pool has to start again."""
+        """Keep a goal of the pool and its serial number, in case the pool has to start again."""
         self._remembered = number, goal
 
     def remembered(self) -> tuple[int, Goal] | None:
@@ -46,7 +51,7 @@ class ShardActor:
         return self._remembered
 
     def stop(self) -> None:
-        """Finish what is being answered and close both doors."""
+        """Answer pending requests and stop the server."""
         if self._server is not None:
             self._server.stop()
             self._metrics.close()

@@ -55,7 +55,7 @@ class AbandonReshape:
 
 @dataclass(frozen=True, eq=False)
 class Retire:
-    """Have shards forget the placements before this one. Takes seconds if one hangs."""
+    """Have shards forget the placements before this. Takes seconds if a shard hangs."""
 
     placement: Placement
 
@@ -81,14 +81,18 @@ Action = StartShard | RestartShard | StopShard | Reshape | AbandonReshape | Reti
 
 @dataclass(frozen=True)
 class ScaleRequest:
-    """Other numbers of shards and replicas; None for the present ones."""
+    """A call of `scale`: new numbers of shards and replicas; None keeps the present number."""
 
     number: int
     shards: int | None = None
     replicas: int | Mapping[str, int] | None = None
 
     def applied_to(self, shape: Shape) -> Shape:
-        """The shape with these numbers; ValueError if they cannot be."""
+        """Return the shape with these numbers.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
         shards = shape.shards if self.shards is None else self.shards
         return replace(shape, shards=shards, replicas=shape.replicas if self.replicas is None else self.replicas)
 
@@ -103,7 +107,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Observation(Sighting):
-    """The world as one round of the controller finds it."""
+    """What one round of the controller observes."""
 
     running: frozenset[str] = frozenset()
     """The shards that the fleet runs."""
@@ -129,7 +133,7 @@ class Change:
     """A change of shape under way."""
 
     fallback: Shape
-    """The shape to go back to if the wanted one cannot be reached."""
+    """The shape to go back to if the wanted shape cannot be reached."""
     placement: Placement | None
     """The placement served before."""
     began: float
@@ -159,7 +163,7 @@ class PoolState:
     change: Change | None = None
     """The change of shape under way; None if there is none."""
     retire_at: float | None = None
-    """Time to retire the placements before the one served; None if they are retired."""
+    """Time to retire older placements than the one served; None if they are retired."""
     retiring: bool = False
     """Whether a `Retire` is under way."""
     failure: Exception | None = None

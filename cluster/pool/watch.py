@@ -25,9 +25,9 @@ class Sighting:
     up: Mapping[Whereabouts, ShardStats]
     """Counters of the shards that answered."""
     missing_since: Mapping[str, float]
-    """Time since which each of the other shards has not answered."""
+    """Time since which each other shard has not answered."""
     silent_since: Mapping[str, float]
-    """The same for those of them that accept a connection and do not answer."""
+    """Time since which shards that accept a connection have not answered."""
     failures: tuple[Exception, ...] = ()
     """Errors that keep shards from starting."""
 
@@ -72,7 +72,7 @@ class ShardWatch:
         return Sighting(now, up, self._missing_since, dict(self._silent_since), failures)
 
     def forget(self, shard: str) -> None:
-        """Locate a shard anew in the next round."""
+        """Close the connection to a shard; the next round locates it again."""
         self._silent_since.pop(shard, None)
         if shard in self._controls:
             _, control = self._controls.pop(shard)
@@ -85,7 +85,7 @@ class ShardWatch:
             self.forget(shard)
 
     def _locate(self, shards: Collection[str]) -> tuple[Exception, ...]:
-        """Find the addresses of those of these shards that are not known; return what keeps others from starting."""
+        """Find the addresses of shards that are not connected; return the errors that keep shards from starting."""
         failures: list[Exception] = []
         for shard in set(shards) - self._controls.keys():
             try:
@@ -103,12 +103,12 @@ class ShardWatch:
             return error
 
     def _judge(self, where: Whereabouts, found: ShardStats | MemoryServiceError, now: float) -> ShardStats | None:
-        """Keep account of a shard's answer; return its counters if the answer is the shard's own."""
+        """Record whether a shard answered; return its counters if the answer came from this process of it."""
         if isinstance(found, ShardUnresponsive):
             self._silent_since.setdefault(where.shard, now - self._probe_s)
             return None
         if isinstance(found, MemoryServiceError) or found.incarnation != where.incarnation:
-            self.forget(where.shard)  # it is gone, and another process may have its port
+            self.forget(where.shard)  # it has ended, and another process may have its port
             return None
         self._silent_since.pop(where.shard, None)
         return found

@@ -21,7 +21,7 @@ class InProcessFleet:
         self.node = ""
         self.with_room = set()
         self.nodes = {}
-        self.wished = set()
+        self.started = set()
         self.no_room = set()
         self.restarted = []
         self.goals = []
@@ -29,16 +29,16 @@ class InProcessFleet:
 
     def start(self, shard, node=None):
         with self._lock:
-            self.wished.add(shard)
+            self.started.add(shard)
             self.nodes.setdefault(shard, node or self.node)
             if shard not in self.servers and shard not in self.no_room:
                 self.servers[shard] = ShardServer(Shard(shard)).start()
 
     def running(self):
-        return sorted(self.wished)
+        return sorted(self.started)
 
     def locate(self, shard):
-        if shard in self.wished:
+        if shard in self.started:
             self.start(shard)  # there may be room for it by now
         with self._lock:
             server = self.servers.get(shard)
@@ -50,7 +50,7 @@ class InProcessFleet:
 
     def stop(self, shard):
         self._end(shard)
-        self.wished.discard(shard)
+        self.started.discard(shard)
 
     def nodes_with_room(self):
         return set(self.with_room)
@@ -66,7 +66,7 @@ class InProcessFleet:
         if for_good:
             self.no_room.add(shard)
         self._end(shard)
-        if shard in self.wished:
+        if shard in self.started:
             self.start(shard)
 
     def held(self, shard):

@@ -128,7 +128,7 @@ def test_the_network_counts_as_much_as_the_processor():
         ({"min_shards": 1, "max_shards": 2, "max_step": 0}, "max_step=0 must be above 0"),
     ],
 )
-def test_a_range_that_cannot_be_is_refused(fields, message):
+def test_limits_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         AutoscaleConfig(**fields)
 

@@ -69,7 +69,7 @@ def test_a_quiet_world_calls_for_nothing(world):
         assert world.look().actions == ()
 
 
-def test_a_shard_in_a_new_life_is_placed_again_and_told_the_goal(world):
+def test_a_restarted_shard_is_placed_again_and_remembers_the_goal(world):
     world.kill("shard-1")
     world.look()
     assert kinds(world) == [SaveGoal, Reshape]
@@ -116,7 +116,7 @@ def test_a_shard_that_hangs_is_restarted_also_while_a_reshape_is_under_way(world
 def test_a_shard_that_is_missing_is_started_also_while_a_reshape_is_under_way(world):
     world.scale(shards=4)
     look_until(world, Reshape)
-    del world.running["shard-0"]  # its process was ended for good, by somebody else
+    del world.running["shard-0"]  # its process was ended for good, from outside
     assert StartShard("shard-0") in world.look().actions
 
 
@@ -199,7 +199,7 @@ def test_a_request_waits_while_the_pool_heals(world):
         ({"replicas": {"engram.9": 1}}, "replicas: there is no table 'engram.9'"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused_also_while_the_pool_heals(world, numbers, message):
+def test_numbers_out_of_range_are_refused_also_while_the_pool_heals(world, numbers, message):
     world.kill("shard-1")
     look_until(world, Reshape)
     world.scale(**numbers)
@@ -259,7 +259,7 @@ def test_damage_is_a_problem_until_a_reshape_succeeds():
     assert problem(world.state, world.seen, CONFIG) is None
 
 
-def test_a_restarted_pool_goes_on_with_a_change_and_answers_who_asks_again(world):
+def test_a_restarted_pool_goes_on_with_a_change_and_answers_repeated_requests(world):
     world.scale(shards=5)
     look_until(world, Reshape)
     world.restart_pool()

@@ -21,7 +21,7 @@ def nodes(text):
         ("aaab", "ab", Move("shard-2", "b")),
         ("aaaabbc", "bc", Move("shard-3", "c")),
         ("aabbc", "abcd", Move("shard-1", "d")),
-        ("aaa", "", None),  # nobody has room
+        ("aaa", "", None),  # no node has room
         ("aab", "ab", None),  # as even as three shards on two nodes can be
         ("aabb", "ab", None),
         ("abc", "abcd", None),  # one each: which nodes they are on makes no difference
@@ -44,7 +44,7 @@ def test_moves_come_to_an_end_with_shards_spread_evenly(before):
     assert max(counts) - min(counts) <= 1
 
 
-def test_shards_on_nodes_that_nobody_knows_stay():
+def test_shards_on_unknown_nodes_stay_where_they_are():
     assert next_move({"shard-0": "", "shard-1": "", "shard-2": ""}, ["a"]) is None
 
 

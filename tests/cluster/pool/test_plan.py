@@ -18,7 +18,7 @@ def specs(tiny_model):
 
 
 def seen(*lives):
-    """Shards by number, each in its n-th life; 0 for one that does not answer."""
+    """Shards by number, each in its n-th life; 0 for a shard that does not answer."""
     shards = enumerate(lives)
     return [Whereabouts(f"shard-{i}", f"host:{i}{life}", f"life {life}") for i, life in shards if life]
 
@@ -204,7 +204,7 @@ def test_a_placement_of_an_earlier_life_is_built_upon(plan, specs):
         ((2, {"engram.0": None}), "replicas: None is not a whole number"),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused(shape, message):
+def test_a_shape_with_numbers_out_of_range_is_refused(shape, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Shape(*shape)
 

@@ -155,7 +155,7 @@ def test_growth_that_finds_no_room_leaves_the_pool_as_it_was(start, reference):
     assert wrong == []
 
 
-def test_numbers_that_cannot_be_change_nothing(start):
+def test_numbers_out_of_range_are_refused_and_change_nothing(start):
     pool = start(2, 2).wait()
     with pytest.raises(ValueError, match="replicas: 2 copies of a block do not fit on 1 shards"):
         pool.scale(shards=1)
@@ -232,7 +232,7 @@ def test_a_description_is_of_the_world_after_the_call(start, fleet):
     assert sorted(pool.describe().nodes) == ["shard-0", "shard-1", "shard-2"]
 
 
-def test_a_pool_that_finds_no_room_can_be_told_to_be_smaller(start, fleet, reference):
+def test_a_pool_that_finds_no_room_can_be_scaled_to_fewer_shards(start, fleet, reference):
     fleet.no_room.add("shard-3")
     pool = start(4)
     with pytest.raises(ShardUnavailable, match=r"shard-3 did not start .* or give fewer shards"):
@@ -243,7 +243,7 @@ def test_a_pool_that_finds_no_room_can_be_told_to_be_smaller(start, fleet, refer
     assert wrong == []
 
 
-def test_a_cluster_that_is_away_for_a_moment_is_an_error_to_whoever_asks_and_no_more(start, fleet):
+def test_a_cluster_that_does_not_answer_for_a_moment_ends_one_call_and_no_more(start, fleet):
     pool = start(2).wait()
     running, fleet.running = fleet.running, broken
     with pytest.raises(ConnectionError, match="no cluster"):
@@ -257,7 +257,7 @@ def broken():
     raise ConnectionError("no cluster")
 
 
-def test_a_shard_that_cannot_be_started_is_an_error_to_whoever_waits_for_it(start, fleet):
+def test_an_error_in_starting_a_shard_is_raised_to_callers_until_it_passes(start, fleet):
     started = fleet.start
     fleet.start = lambda shard, node=None: broken()
     pool = start(2)
@@ -358,7 +358,7 @@ def test_a_node_that_has_no_room_after_all_leaves_the_pool_as_it_was(start, flee
     assert sorted(pool.describe().nodes) == ["shard-0", "shard-1"]
 
 
-def test_damage_of_the_snapshot_is_told_to_whoever_asks(start, tiny_model, tmp_path):
+def test_damage_of_the_snapshot_is_raised_to_callers(start, tiny_model, tmp_path):
     shutil.copytree(tiny_model / "memory", tmp_path / "memory")
     victim = next((tmp_path / "memory").rglob("*.arrow"))
     content = bytearray(victim.read_bytes())

@@ -1,4 +1,4 @@
-"""What a watch makes of shards that answer, that are gone, and that hang."""
+"""Health checks of shards that answer, that are gone, and that hang."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_shard_that_hangs_is_silent_until_it_is_forgotten_and_located_anew(wat
     assert (up(seen), seen.silent(0)) == (SHARDS, [])
 
 
-def test_a_shard_that_cannot_start_keeps_nobody_from_seeing_the_others(watch, fleet):
+def test_a_shard_that_cannot_start_does_not_hide_the_others(watch, fleet):
     def locate(shard):
         if shard == "shard-0":
             raise ValueError("its certificate is gone")

@@ -67,7 +67,7 @@ class World:
     missing_since: dict = field(default_factory=dict)
     silent_since: dict = field(default_factory=dict)
     active: dict = field(default_factory=dict)
-    """Placement in force, by process."""
+    """Placement that each process has activated."""
     saved: Goal | None = None
     work: Reshape | Retire | None = None
     """What is under way in the background."""
@@ -234,7 +234,9 @@ class World:
         assert self.saved is None or self.saved == self.state.goal, "a pool that restarts goes on with the same goal"
         assert (plan.target is None) == (not isinstance(self.work, Reshape) and not self._has_ended(Reshape))
         if self.at_rest:
-            assert len(self.serving) == len(plan.served.lives) == plan.wanted.shards, "every block has all its replicas"
+            assert len(self.serving) == len(plan.served.processes) == plan.wanted.shards, (
+                "every block has all its replicas"
+            )
             assert set(self.running) == set(plan.wanted.names), "no process is left over"
             assert self._uneven() <= 1, "the shards are spread"
 
