@@ -8,14 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from queue import Empty, SimpleQueue
-from typing import TypeVar
 
 from cluster.pool.autoscale import Autoscaler, Tuner
 from cluster.pool.config import PoolConfig
 from cluster.pool.decide import decide, is_at_rest, problem, recover
 from cluster.pool.fleet import Fleet
+from cluster.pool.mailbox import Mailbox, stopping
 from cluster.pool.node_spread import Spreader
 from cluster.pool.plan import PoolPlan, Shape
 from cluster.pool.report import PoolDescription, ScaleReport
@@ -38,13 +36,11 @@ from cluster.pool.watch import ShardWatch
 from memory_service.control.cancellation import Cancellation
 from memory_service.control.each_shard import describing, each_shard
 from memory_service.control.reshape import reshape, retire
-from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.errors import MemoryServiceError
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.snapshots.origin import Origin
 
 _log = logging.getLogger(__name__)
-
-_Answer = TypeVar("_Answer")
 
 
 class MemoryPool:
@@ -62,9 +58,7 @@ class MemoryPool:
         self._watch = ShardWatch(fleet, self._config.probe_s)
         self._state = self._recover(_new_state(origin, shape, self._config))
         self._serving: tuple[str | None, Exception | None] = None, None
-        self._mailbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._posting = threading.Lock()
-        self._closed = False
+        self._mailbox = Mailbox()
         # What follows belongs to the controller's thread.
         self._running = True
         self._numbers = itertools.count()
@@ -94,8 +88,12 @@ class MemoryPool:
         return address
 
     def describe(self) -> PoolDescription:
-        """Observe the pool once more, and report shape, placement, nodes and counters."""
-        return self._ask(self._describing.append)
+        """Observe the pool once more, and report shape, placement, nodes and counters.
+
+        Raises:
+            ShardUnavailable: the pool is being stopped.
+        """
+        return self._mailbox.ask(self._describing.append)
 
     def scale(self, shards: int | None = None, replicas: int | Mapping[str, int] | None = None) -> ScaleReport:
         """Go over to other numbers of shards and replicas, and wait until blocks, clients and processes have moved.
@@ -111,13 +109,11 @@ class MemoryPool:
             ShardUnavailable: a new shard does not start, or the pool is being stopped.
             MemoryServiceError: a block cannot be had, for example because the snapshot is damaged.
         """
-        return self._ask(lambda answer: self._request(answer, shards, replicas))
+        return self._mailbox.ask(lambda answer: self._request(answer, shards, replicas))
 
     def close(self) -> None:
         """End the controller and leave the shards alone."""
-        with self._posting:
-            self._closed = True
-            self._mailbox.put(self._stop)
+        self._mailbox.close(self._stop)
         self._thread.join()
         self._cancellation.cancel()
         self._watch.close()
@@ -129,15 +125,6 @@ class MemoryPool:
             list(threads.map(self._fleet.stop, self._fleet.running()))
         for thread in self._background.values():
             thread.join()
-
-    def _ask(self, post: Callable[[Future[_Answer]], None]) -> _Answer:
-        """Have the controller's thread take a call, and wait for its answer."""
-        answer: Future[_Answer] = Future()
-        with self._posting:
-            if self._closed:
-                raise _stopping()
-            self._mailbox.put(lambda: post(answer))
-        return answer.result()
 
     def _request(
         self, answer: Future[ScaleReport], shards: int | None, replicas: int | Mapping[str, int] | None
@@ -156,17 +143,10 @@ class MemoryPool:
             except Exception as error:  # Ray may not answer for a moment: the next round may succeed
                 self._warn("a round failed", error)
                 self._refuse_descriptions(error)
-            self._read_mail()
-        self._refuse_descriptions(_stopping())
+            self._mailbox.read(self._config.check_s)
+        self._refuse_descriptions(stopping())
         for answer in self._scaling.values():
-            answer.set_exception(_stopping())
-
-    def _read_mail(self) -> None:
-        """Wait for the next round, or until there is mail; take all of it."""
-        with suppress(Empty):
-            self._mailbox.get(timeout=self._config.check_s)()
-            while True:
-                self._mailbox.get_nowait()()
+            answer.set_exception(stopping())
 
     def _round(self) -> None:
         seen = self._observe()
@@ -259,7 +239,7 @@ class MemoryPool:
             except Exception as failure:
                 _log.warning("memory pool: %s", failure)
                 error = failure
-            self._mailbox.put(lambda: self._note(Done(action, error)))
+            self._mailbox.post(lambda: self._note(Done(action, error)))
 
         thread = threading.Thread(target=run, name=type(action).__name__, daemon=True)
         thread.start()
@@ -302,7 +282,3 @@ def _retire(placement: Placement) -> None:
         retire(placement)
     except MemoryServiceError as error:
         _log.warning("memory pool: %s", error)
-
-
-def _stopping() -> ShardUnavailable:
-    return ShardUnavailable("the memory pool is being stopped")
