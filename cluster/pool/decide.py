@@ -94,7 +94,7 @@ def problem(state: PoolState, seen: Observation, config: PoolConfig) -> Exceptio
     if late := state.plan.unplaced(seen.missing(config.start_s)):
         return ShardUnavailable(
             f"{late[0]} did not start within {config.start_s:g} s: does a node of the cluster have room for "
-            "it? Add memory nodes, or give fewer shards",
+            "it? Add memory nodes, or give fewer `shards`",
             shard=late[0],
         )
     return None

@@ -59,7 +59,7 @@ class Shape:
             if not 1 <= replicas <= self.shards:
                 raise ValueError(
                     f"replicas: {replicas} copies of a block do not fit on {self.shards} shards; "
-                    f"give 1 to {self.shards}, or more shards"
+                    f"give 1 to {self.shards}, or more `shards`"
                 )
 
     @property

@@ -198,7 +198,7 @@ def test_a_placement_of_an_earlier_life_is_built_upon(plan, specs):
         ((0,), "shards: 0 is too few; give at least 1"),
         (("4",), "shards: '4' is not a whole number"),
         ((2.5,), "shards: 2.5 is not a whole number"),
-        ((2, 3), "replicas: 3 copies of a block do not fit on 2 shards; give 1 to 2, or more shards"),
+        ((2, 3), "replicas: 3 copies of a block do not fit on 2 shards; give 1 to 2, or more `shards`"),
         ((2, 0), "replicas: 0 copies"),
         ((2, {"engram.0": 3}), "replicas: 3 copies"),
         ((2, {"engram.0": None}), "replicas: None is not a whole number"),

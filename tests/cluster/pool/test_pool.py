@@ -235,7 +235,7 @@ def test_a_description_is_of_the_world_after_the_call(start, fleet):
 def test_a_pool_that_finds_no_room_can_be_scaled_to_fewer_shards(start, fleet, reference):
     fleet.no_room.add("shard-3")
     pool = start(4)
-    with pytest.raises(ShardUnavailable, match=r"shard-3 did not start .* or give fewer shards"):
+    with pytest.raises(ShardUnavailable, match=r"shard-3 did not start .* or give fewer `shards`"):
         pool.wait()
     assert pool.scale(shards=3).shards == 3
     with lookups(pool.address(), reference) as (wrong, done):
