@@ -1,4 +1,4 @@
-"""The memory service's metrics in Ray's: samples are taken every few seconds and handed to `ray.util.metrics`.
+"""Exports the metrics of the memory service to Ray: passes samples to `ray.util.metrics` every few seconds.
 
 Ray's histograms take single durations, not counts by bucket, so a histogram becomes the three counters that Prometheus
 would make of it: NAME_bucket_total with the label `le`, NAME_count_total and NAME_sum_total.
@@ -22,7 +22,7 @@ Point = tuple[str, dict[str, str], float]  # name, labels, value so far
 
 
 class RayMetrics:
-    """Exports samples from a background thread until closed. To be made in a process that Ray runs."""
+    """Exports samples from a background thread until closed, in a process that Ray runs."""
 
     def __init__(
         self,
@@ -40,17 +40,17 @@ class RayMetrics:
         self._thread.start()
 
     def close(self) -> None:
-        """Export once more and end the thread."""
+        """Export a last time and end the thread."""
         self._stopping.set()
         self._thread.join()
 
     def export(self) -> None:
-        """Take samples now and hand them on."""
+        """Take samples now and export them."""
         try:
             for sample in self._collect():
                 for name, labels, value in points(sample):
                     self._record(sample.metric, name, self._labels | labels, value)
-        except Exception:  # what is measured must not fail because the measuring does
+        except Exception:  # a failing export must not end what it measures
             _log.exception("metrics could not be exported to Ray")
 
     def _run(self) -> None:
@@ -64,18 +64,18 @@ class RayMetrics:
             instrument = self._instruments[name] = _instrument(metric, name, tuple(labels))
         if metric.kind is Kind.GAUGE:
             instrument.set(value, tags=labels)
-        elif (grown := self._growth((name, *labels.values()), value)) > 0:  # Ray refuses to add nothing
+        elif (grown := self._growth((name, *labels.values()), value)) > 0:  # Ray refuses an increment of 0
             instrument.inc(grown, tags=labels)
 
     def _growth(self, key: tuple[str, ...], value: float) -> float:
-        """How much a counter has grown; one that went back belongs to a new client, and began at zero."""
+        """How much a counter has grown. A counter that went down belongs to a new client, and began at zero."""
         before = self._exported.get(key, 0.0)
         self._exported[key] = value
         return value - before if value >= before else value
 
 
 def points(sample: Sample) -> Iterator[Point]:
-    """A sample as numbers under names of their own."""
+    """Yield the numbers of a sample, each under its own name."""
     labels = dict(zip(sample.metric.labels, sample.labels, strict=True))
     name, value = sample.metric.name, sample.value
     if not isinstance(value, Distribution):

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 _DEFAULT_NAME = "memory"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _START_DESCRIPTION = """\
-Start a memory pool on a running Ray cluster. Prints "engram memory NAME serving on HOST:PORT" once it serves; the
-address goes with `engram generate --memory`. The pool heals by itself and stays until `engram memory stop`. Its shards
-go to the nodes with the label engram/role=memory, where there are such nodes.
+Start a memory pool on a running Ray cluster. Prints "engram memory NAME serving on HOST:PORT" once it serves; pass the
+address to `engram generate --memory`. The pool heals by itself and stays until `engram memory stop`. Its shards run on
+the nodes with the label engram/role=memory, if the cluster has any.
 """
 _START_EPILOG = """\
 examples:
@@ -24,14 +24,14 @@ examples:
 """
 _SCALE_DESCRIPTION = """\
 Change the number of shards or replicas of a running pool while it serves. Blocks move from shard to shard; the command
-returns once they have moved, and says how many did.
+returns once they have moved, and prints how many moved.
 """
 _SCALE_EPILOG = """\
 examples:
   engram memory scale --shards 5
   engram memory scale --shards 3 --replicas 2 --name memory --address ray-head:6379
 """
-_STOP_DESCRIPTION = "End a memory pool and its shards, after what they are answering."
+_STOP_DESCRIPTION = "End a memory pool and its shards, once they have answered their pending requests."
 _STOP_EPILOG = """\
 example:
   engram memory stop --name memory --address ray-head:6379
@@ -49,13 +49,16 @@ def add_start(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
         epilog=_START_EPILOG,
         formatter_class=formatter,
     )
-    parser.add_argument("--snapshot", metavar="URI", required=True, help="snapshot that every node can read")
+    parser.add_argument("--snapshot", metavar="URI", required=True, help="snapshot, at a URI that every node can read")
     parser.add_argument("--shards", metavar="N", type=int, default=2, help="default %(default)s")
     parser.add_argument(
         "--replicas", metavar="R", type=int, default=1, help="shards that hold each block (default %(default)s)"
     )
     parser.add_argument(
-        "--autoscale", metavar="MIN:MAX", type=_range, help="shards to choose from by load (default: keep to --shards)"
+        "--autoscale",
+        metavar="MIN:MAX",
+        type=_range,
+        help="number of shards that the load may choose (default: always --shards)",
     )
     _add_which(parser)
     add_limits(parser)
@@ -91,27 +94,27 @@ def add_stop(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
 
 
 def _add_which(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", metavar="NAME", default=_DEFAULT_NAME, help="of the pool (default %(default)s)")
+    parser.add_argument("--name", metavar="NAME", default=_DEFAULT_NAME, help="name of the pool (default %(default)s)")
     add_address(parser)
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that says which Ray cluster is meant."""
+    """Add the argument that names the Ray cluster."""
     parser.add_argument(
-        "--address", metavar="RAY", default="auto", help="Ray cluster, HOST:PORT (default: the one on this machine)"
+        "--address", metavar="RAY", default="auto", help="Ray cluster, HOST:PORT (default: the cluster on this machine)"
     )
 
 
 def start(args: argparse.Namespace) -> int:
-    """Start a pool and print a shard's address."""
+    """Start a pool and print the address of a shard."""
+    from cluster.pool.config import PoolConfig
     from cluster.pool.named_pools import pool_exists, serve_pool
     from cluster.pool.plan import Shape
-    from cluster.pool.pool import PoolConfig
     from cluster.ray_runtime import ray_session
     from memory_service.server.arguments import limits_from
 
     if not _NAME.fullmatch(args.name):
-        raise ValueError(f"--name: {args.name!r} is no name; use letters, digits, '.', '_' and '-'")
+        raise ValueError(f"--name: {args.name!r} is not a name; use letters, digits, '.', '_' and '-'")
     shape = Shape(args.shards, args.replicas)
     config = PoolConfig(autoscale=_autoscale(args), limits=limits_from(args))
     with ray_session(args.address):
@@ -123,7 +126,7 @@ def start(args: argparse.Namespace) -> int:
 
 
 def scale(args: argparse.Namespace) -> int:
-    """Change a pool and print what moved."""
+    """Change the numbers of a pool and print what moved."""
     from cluster.pool.named_pools import find_pool
     from cluster.ray_runtime import fetch, ray_session
 
@@ -147,7 +150,7 @@ def stop(args: argparse.Namespace) -> int:
 
 
 def address_of(name: str, ray_address: str) -> str:
-    """Host and port of a shard of a pool, once it serves."""
+    """Wait until a pool serves; return host:port of one of its shards."""
     from cluster.pool.named_pools import pool_address
     from cluster.ray_runtime import ray_session
 
@@ -158,7 +161,7 @@ def address_of(name: str, ray_address: str) -> str:
 def _range(text: str) -> tuple[int, int]:
     low, colon, high = text.partition(":")
     if not (colon and low.isdigit() and high.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no range; write MIN:MAX, such as 2:8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range; write MIN:MAX, such as 2:8")
     return int(low), int(high)
 
 
@@ -177,5 +180,5 @@ def _autoscale(args: argparse.Namespace) -> AutoscaleConfig | None:
 
 
 def _absolute(uri: str) -> str:
-    """A local path means the same to every process; a URI does already."""
+    """Make a local path absolute, as other processes may run in other folders; leave a URI as it is."""
     return uri if "://" in uri else str(Path(uri).resolve())

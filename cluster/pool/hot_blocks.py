@@ -1,4 +1,4 @@
-"""Which blocks are asked for so much that further replicas should share their load. Knows neither Ray nor the clock."""
+"""Which blocks are requested so often that extra replicas should share their load. Knows neither Ray nor the clock."""
 
 from __future__ import annotations
 
@@ -12,48 +12,57 @@ from cluster.pool.plan import BlockReplicas
 from memory_service.placement.placement import Placement
 
 BlockLoad = Mapping[str, NDArray[np.int64]]
-"""By table: rows asked for of each block, [blocks]."""
+"""Rows requested of each block: by table, [blocks]."""
 _PIECES = (0.5, 0.25, 0.12, 0.06, 0.03)
-"""Most that one replica of a block may carry, as a share of a shard's mean load: tried from large to small."""
+"""Largest load of one replica of a block, as a fraction of a shard's mean load: tried from large to small."""
 
 
 @dataclass(frozen=True)
 class SpreadConfig:
-    """When hot blocks get replicas, and how many."""
+    """When hot blocks get extra replicas, and how many."""
 
     worst: float = 1.2
-    """Load of the busiest shard over the mean that is let be."""
+    """Load of the busiest shard over the mean, up to which nothing is done."""
     most_extra: float = 0.1
-    """Further replicas, as a share of all block replicas."""
+    """Most extra replicas, as a fraction of all block replicas."""
     least_rows: int = 100_000
-    """With fewer rows asked for, chance alone makes blocks look hot, and nothing is changed."""
+    """Fewest requested rows to judge by: with fewer, chance alone makes blocks look hot."""
 
 
 def spread_hot_blocks(
     load: BlockLoad, placement: Placement, extra: BlockReplicas, config: SpreadConfig
 ) -> BlockReplicas:
-    """Return the further replicas that blocks should have under a load; `extra` are those they have in the placement.
+    """Return the extra replicas that blocks should have under a load.
 
     A block whose load is more than a piece of a shard's mean load gets so many replicas that none carries more than
     that. The largest piece is chosen that brings the busiest shard within `worst` of the mean, as far as memory allows.
+
+    Args:
+        load: rows requested of each block.
+        placement: the placement under which they were requested.
+        extra: the extra replicas that blocks have in this placement.
+        config: limits.
     """
     if sum(int(rows.sum()) for rows in load.values()) < config.least_rows:
         return extra
+    even = imbalance(load, placement) <= config.worst
+    if even and not extra:
+        return extra
     bare = {table: _replicas(placement, table) - _counts(placement, table, extra) for table in placement.tables}
     best = _choose(load, placement, bare, config)
-    if imbalance(load, placement) <= config.worst and 2 * _size(best) >= _size(extra):
-        return extra  # it does what it should: moving blocks about for a slightly better answer is not worth it
+    if even and 2 * _size(best) >= _size(extra):
+        return extra  # a slightly better answer is not worth moving blocks about
     return best
 
 
 def imbalance(load: BlockLoad, placement: Placement) -> float:
-    """Load of the busiest shard over the mean, if each block's is shared evenly by its replicas."""
+    """Load of the busiest shard over the mean, if the replicas of a block share its load evenly."""
     shards = shard_load(load, placement)
     return float(shards.max() / shards.mean()) if shards.any() else 1.0
 
 
 def shard_load(load: BlockLoad, placement: Placement) -> NDArray[np.float64]:
-    """Rows that each shard is asked for, [shards], if each block's are shared evenly by its replicas."""
+    """Rows requested of each shard, [shards], if the replicas of a block share its load evenly."""
     names = [shard.shard for shard in placement.shards]
     total = np.zeros(len(names))
     for table, rows in load.items():
@@ -63,7 +72,7 @@ def shard_load(load: BlockLoad, placement: Placement) -> NDArray[np.float64]:
 
 
 def _choose(load: BlockLoad, placement: Placement, bare: BlockLoad, config: SpreadConfig) -> BlockReplicas:
-    """The least extra replicas with which the load is even enough; the best that memory allows if none is."""
+    """The fewest extra replicas that make the load even enough; the best that memory allows if none do."""
     replicas = {table: int(counts.min()) for table, counts in bare.items()}
     most = config.most_extra * sum(int(counts.sum()) for counts in bare.values())
     shards = len(placement.shards)

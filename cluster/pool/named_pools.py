@@ -1,4 +1,4 @@
-"""Start, find, ask and end the memory pools of the connected Ray."""
+"""Start, find, wait for and end the memory pools of the connected Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cluster.pool.autoscale import Autoscaler
-from cluster.pool.plan import Shape
-from cluster.pool.pool import MemoryPool, PoolConfig
+from cluster.pool.config import PoolConfig
+from cluster.pool.plan import PoolPlan, Shape
+from cluster.pool.pool import MemoryPool
 from cluster.pool.ray_fleet import FOREVER, RayFleet
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service.errors import ShardUnavailable
@@ -18,7 +19,7 @@ from memory_service.snapshots.snapshot import Snapshot, load_newest
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-_CALLS_AT_ONCE = 16  # so that a long scale() keeps nobody from asking for the address
+_CALLS_AT_ONCE = 16  # so that address() is answered during a long scale()
 _PATIENCE_S = 600.0
 _PAUSE_S = 0.1
 _FREE_S = 10.0
@@ -27,18 +28,27 @@ _FREE_S = 10.0
 def start_pool(
     snapshot_uri: str, shape: Shape, name: str, detached: bool = False, config: PoolConfig | None = None
 ) -> ActorHandle:
-    """Start the shards of a snapshot, or join the pool of that name; `wait_for_pool` until it serves.
+    """Start the shards of a snapshot, or join the pool of that name; `wait_for_pool` waits until it serves.
 
-    A detached pool outlives this process, until `stop_pool`. SnapshotError if there is no snapshot, ValueError if its
-    tables do not fit on as many shards as autoscaling may have.
+    Args:
+        snapshot_uri: the snapshot, which every node must be able to read.
+        shape: how many shards and replicas.
+        name: name of the pool on the cluster.
+        detached: whether the pool outlives this process, until `stop_pool`.
+        config: intervals and timeouts of the pool.
+
+    Raises:
+        SnapshotError: there is no snapshot.
+        ValueError: the tables do not fit on as many shards as autoscaling allows, or `shape` names an unknown table.
     """
     import ray
 
     config = config or PoolConfig()
     snapshot = Snapshot.open(snapshot_uri)
-    specs = list(snapshot.specs.values())
+    specs = tuple(snapshot.specs.values())
+    PoolPlan(specs, shape)  # an error in the actor would be the end of it
     if config.autoscale is not None:
-        Autoscaler(config.autoscale, shape.bytes_of(specs))  # an error in the actor would be its end
+        Autoscaler(config.autoscale, shape.bytes_of(specs))
     share = math.ceil(shape.bytes_of(specs) / shape.shards)
     actor: Any = ray.remote(MemoryPool).options(
         name=name,
@@ -55,14 +65,22 @@ def start_pool(
 def serve_pool(
     snapshot_uri: str, shape: Shape, name: str, detached: bool = False, config: PoolConfig | None = None
 ) -> tuple[ActorHandle, str]:
-    """Start a pool under a name that is free, and wait until it serves; the pool and the address of one of its shards.
+    """Start a pool under an unused name, and wait until it serves; return the pool and the address of a shard.
 
-    If a block of the newest generation turns out damaged, the last good one is served, with a warning, unless the URI
-    names a generation. Nothing stays behind after an error; errors as `start_pool` and `wait_for_pool`.
+    If a block of the newest generation turns out damaged, the last good generation is served, with a warning, unless
+    the URI names a generation. Nothing stays behind after an error.
+
+    Args:
+        snapshot_uri: see `start_pool`, as for the other arguments.
+
+    Raises:
+        SnapshotError: there is no snapshot, or it is damaged.
+        ShardUnavailable: a shard does not start.
+        ValueError: see `start_pool`.
     """
 
     def serve(snapshot: Snapshot) -> tuple[ActorHandle, str]:
-        # Another generation takes another pool: a pool that Ray restarts reads the one that it was started with.
+        # A pool that Ray restarts reads the generation it was started with, so another generation takes a new pool.
         pool = start_pool(snapshot.uri, shape, name, detached, config)
         try:
             return pool, wait_for_pool(pool)
@@ -81,30 +99,32 @@ def _wait_until_free(name: str) -> None:
 
 
 def pool_exists(name: str) -> bool:
-    """Whether there is a pool of that name."""
+    """Whether the cluster has a pool of this name."""
     import ray
 
     return {"name": name, "namespace": NAMESPACE} in ray.util.list_named_actors(all_namespaces=True)
 
 
 def find_pool(name: str) -> ActorHandle:
-    """The pool of that name; ValueError if there is none."""
+    """Return the pool of this name.
+
+    Raises:
+        ValueError: the cluster has no pool of this name.
+    """
     import ray
 
     if not pool_exists(name):
-        raise ValueError(
-            f"--name: no memory pool {name!r} on this cluster; start one with `engram memory start --name {name}`"
-        )
+        raise ValueError(f"name: no memory pool {name!r} on this cluster; start it, or give another name or cluster")
     return ray.get_actor(name, NAMESPACE)
 
 
 def pool_address(name: str) -> str:
-    """Wait until the pool of that name serves; return the address of one of its shards. Errors as `wait_for_pool`."""
+    """Wait until the pool of this name serves, as `wait_for_pool` does; return host:port of one of its shards."""
     return wait_for_pool(find_pool(name))
 
 
 def wait_for_pool(pool: ActorHandle) -> str:
-    """Wait until every block of a pool is on a shard that answers; return the address of one.
+    """Wait until every block of a pool is on a shard that answers; return host:port of one of its shards.
 
     Raises:
         SnapshotError: the snapshot is damaged.

@@ -1,293 +1,284 @@
-"""The memory pool: keeps as many shards as are wished for, fills them, and mends what breaks while the others serve."""
+"""The memory pool: runs the shards of a snapshot, and fills, heals, scales and spreads them while they serve."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from cluster.pool.autoscale import AutoscaleConfig
-from cluster.pool.node_spread import Spreader, next_move
-from cluster.pool.plan import PoolPlan, Shape, Whereabouts
+from cluster.pool.autoscale import Autoscaler, Tuner
+from cluster.pool.config import PoolConfig
+from cluster.pool.decide import decide, is_at_rest, problem, recover
+from cluster.pool.fleet import Fleet
+from cluster.pool.mailbox import Mailbox, stopping
+from cluster.pool.node_spread import Spreader
+from cluster.pool.plan import PoolPlan, Shape
 from cluster.pool.report import PoolDescription, ScaleReport
-from cluster.pool.tuner import PoolTuner
-from cluster.pool.watch import Fleet, ShardWatch
-from memory_service.control.client import ControlClient
+from cluster.pool.state import (
+    AbandonReshape,
+    Action,
+    Conclude,
+    Done,
+    Observation,
+    PoolState,
+    Reshape,
+    RestartShard,
+    Retire,
+    SaveGoal,
+    ScaleRequest,
+    StartShard,
+    StopShard,
+)
+from cluster.pool.watch import ShardWatch
+from memory_service.control.cancellation import Cancellation
+from memory_service.control.each_shard import describing, each_shard
 from memory_service.control.reshape import reshape, retire
-from memory_service.errors import MemoryServiceError, ShardUnavailable, WrongEpoch
-from memory_service.placement.placement import Placement
-from memory_service.protocol.reports import ShardStats
-from memory_service.server.limits import DoorLimits
+from memory_service.errors import MemoryServiceError
+from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.snapshots.origin import Origin
 
-_PASSING = (ShardUnavailable, WrongEpoch)  # errors of shards that come and go; the next attempt may do better
-_MOST_PATIENT_S = 15.0
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PoolConfig:
-    """How patient a pool is, and whether it chooses its own size."""
-
-    check_s: float = 0.5
-    """Between two looks at the shards."""
-    probe_s: float = 1.0
-    """For a shard to answer such a look."""
-    unresponsive_s: float = 10.0
-    """A shard that takes connections and does not answer for so long is restarted."""
-    give_up_s: float = 30.0
-    """The blocks of a shard that has been away for so long go to the others, until it is back."""
-    start_s: float = 120.0
-    """For a new shard to start."""
-    grace_s: float = 2.0
-    """For which an older placement is answered after a newer one came into force."""
-    spread_s: float = 10.0
-    """After a shard moved to another node, before the next one may."""
-    autoscale: AutoscaleConfig | None = None
-    """Lets the load decide how many shards there are, and which blocks have further replicas."""
-    load_s: float = 10.0
-    """Over which the load is measured."""
-    limits: DoorLimits = field(default_factory=DoorLimits)
-    """Limits of the doors of every shard."""
 
 
 class MemoryPool:
     """The shards of one snapshot, for `ray.remote(MemoryPool)` or any other fleet of processes.
 
-    One thread looks at the shards; another brings what is served to what is wished for: starts shards, has them
-    prepare and activate the next placement, retires the last one. Every method but `scale` answers at once.
+    A controller: one thread observes the shards, decides what to do (`decide`, a pure function) and does it, round by
+    round. What takes long runs on a thread of its own, and its end is part of a later observation. Calls from outside
+    and ends of actions reach the controller through its mailbox, so only its thread changes its state.
     """
 
     def __init__(self, fleet: Fleet, origin: Origin, shape: Shape, config: PoolConfig | None = None) -> None:
         self._fleet = fleet
         self._origin = origin
         self._config = config or PoolConfig()
-        self._plan = PoolPlan(origin.specs, shape)
-        self._watch = ShardWatch(fleet, self._config.probe_s, self._config.unresponsive_s)
-        self._changed = threading.Condition()
-        self._scaling = threading.Lock()
-        self._stopping = threading.Event()
-        self._retire_at: float | None = None
-        self._bound_for: dict[str, str] = {}
-        self._spreader = Spreader(self._config.spread_s)
-        self._failures: dict[str, Exception] = {}
-        self._recover()
-        works: list[tuple[Callable[[], None], float]] = [
-            (self._look, self._config.check_s),
-            (self._mend, self._config.check_s),
-            (self._spread, self._config.check_s),
-        ]
-        if self._config.autoscale is not None:
-            self._tuner = PoolTuner(self._config.autoscale, origin.specs, shape)
-            works.append((self._tune, self._config.load_s))
-        self._threads = [threading.Thread(target=self._repeat, args=work, daemon=True) for work in works]
-        for thread in self._threads:
-            thread.start()
+        self._watch = ShardWatch(fleet, self._config.probe_s)
+        self._state = self._recover(_new_state(origin, shape, self._config))
+        self._serving: tuple[str | None, Exception | None] = None, None
+        self._mailbox = Mailbox()
+        # What follows belongs to the controller's thread.
+        self._running = True
+        self._numbers = itertools.count()
+        self._scaling: dict[int, Future[ScaleReport]] = {}
+        self._describing: list[Future[PoolDescription]] = []
+        self._requests: list[ScaleRequest] = []
+        self._done: list[Done] = []
+        self._background: dict[Action, threading.Thread] = {}
+        self._cancellation = Cancellation()
+        self._failures: list[Exception] = []
+        self._read_load_at = 0.0
+        self._warned = ""
+        self._thread = threading.Thread(target=self._run, name="memory-pool", daemon=True)
+        self._thread.start()
 
     def address(self) -> str | None:
-        """Return host:port of a shard, if every block is on a shard that answers; otherwise None.
+        """Return host:port of a shard, at once, if every block is on a shard that answers; otherwise None.
 
         Raises:
-            MemoryServiceError, OSError, ValueError: what keeps it from serving, where waiting will not mend it.
+            MemoryServiceError: what keeps the pool from serving, where waiting will not mend it.
+            OSError: the same, for a shard that cannot start.
+            ValueError: the same, for a shard that cannot start.
         """
-        serving = self._plan.serving(self._watch.up)
-        if not serving:
-            self._raise_failure()
-            return None
-        return serving[0].address
+        address, failure = self._serving
+        if address is None and failure is not None:
+            raise failure.with_traceback(None)
+        return address
 
     def describe(self) -> PoolDescription:
-        """Report shape, placement, nodes and counters."""
-        stats = {where.shard: counted for where, counted in self._watch.up.items()}
-        nodes = {where.shard: where.node for where in self._watch.up}
-        at_rest = self._is_at_rest() and next_move(nodes, self._fleet.roomy()) is None
-        return PoolDescription(self._plan.shape, self._plan.placement, stats, nodes, at_rest)
+        """Observe the pool once more, and report shape, placement, nodes and counters.
+
+        Raises:
+            ShardUnavailable: the pool is being stopped.
+        """
+        return self._mailbox.ask(self._describing.append)
 
     def scale(self, shards: int | None = None, replicas: int | Mapping[str, int] | None = None) -> ScaleReport:
         """Go over to other numbers of shards and replicas, and wait until blocks, clients and processes have moved.
 
-        Lookups go on. One call at a time, others wait for their turn. After an error the pool goes back to what it was.
+        Lookups go on. Calls are served one at a time, in turn. After an error the pool goes back to what it was.
+
+        Args:
+            shards: how many shards; None for as many as now.
+            replicas: how many shards hold each block, for all tables or by table; None for as many as now.
 
         Raises:
-            ValueError: numbers that cannot be.
-            ShardUnavailable: a new shard does not start.
+            ValueError: a number is out of range.
+            ShardUnavailable: a new shard does not start, or the pool is being stopped.
             MemoryServiceError: a block cannot be had, for example because the snapshot is damaged.
         """
-        with self._scaling:
-            shape = self._plan.shape
-            shape = replace(shape, shards=shape.shards if shards is None else shards)
-            return self._change(replace(shape, replicas=shape.replicas if replicas is None else replicas))
+        return self._mailbox.ask(lambda answer: self._request(answer, shards, replicas))
 
-    def shutdown(self) -> None:
-        """Let the shards finish what they are answering, and end them."""
-        self._stopping.set()
-        self._end_shards()
-        for thread in self._threads:
-            thread.join()
-        self._end_shards()  # one of the threads may just have started another
+    def close(self) -> None:
+        """End the controller and leave the shards alone."""
+        self._mailbox.close(self._stop)
+        self._thread.join()
+        self._cancellation.cancel()
         self._watch.close()
 
-    def _end_shards(self) -> None:
+    def shutdown(self) -> None:
+        """End the controller; let the shards answer their pending requests, and end them."""
+        self.close()
         with ThreadPoolExecutor() as threads:
             list(threads.map(self._fleet.stop, self._fleet.running()))
+        for thread in self._background.values():
+            thread.join()
 
-    def _change(self, shape: Shape) -> ScaleReport:
-        self._wait_until_settled()
-        start, old, old_shape = time.monotonic(), self._plan.placement, self._plan.shape
-        self._wish(shape)
-        try:
-            self._wait_until_settled()
-        except Exception:
-            self._wish(old_shape)
-            raise
-        new = self._plan.placement
-        assert old is not None, "a settled pool serves"
-        assert new is not None, "a settled pool serves"
-        return ScaleReport.of(old, new, time.monotonic() - start)
+    def _request(
+        self, answer: Future[ScaleReport], shards: int | None, replicas: int | Mapping[str, int] | None
+    ) -> None:
+        request = ScaleRequest(next(self._numbers), shards, replicas)
+        self._scaling[request.number] = answer
+        self._requests.append(request)
 
-    def _wish(self, shape: Shape) -> None:
-        with self._changed:
-            self._failures.clear()
-            self._plan.shape = shape
-            self._fleet.note(shape)
+    def _stop(self) -> None:
+        self._running = False
 
-    def _wait_until_settled(self) -> None:
-        """Wait until what is served is what is wished for, the last placement retired and nobody left over."""
-        with self._changed:
-            while not self._is_settled():
-                if self._stopping.is_set():
-                    raise ShardUnavailable("the memory pool is being stopped")
-                self._raise_failure()
-                self._changed.wait(self._config.check_s)
+    def _run(self) -> None:
+        while self._running:
+            try:
+                self._round()
+            except Exception as error:  # Ray may not answer for a moment: the next round may succeed
+                self._warn("a round failed", error)
+                self._refuse_descriptions(error)
+            self._mailbox.read(self._config.check_s)
+        self._refuse_descriptions(stopping())
+        for answer in self._scaling.values():
+            answer.set_exception(stopping())
 
-    def _is_settled(self) -> bool:
-        return self._plan.is_reached(self._given_up()) and self._retire_at is None and not self._surplus()
+    def _round(self) -> None:
+        seen = self._observe()
+        self._state, actions = decide(self._state, seen, self._config)
+        self._requests, self._done, self._failures = [], [], []
+        self._publish(seen)
+        for action in actions:
+            try:
+                self._act(action)
+            except Exception as error:
+                self._warn(f"{type(action).__name__} failed", error)
+                self._failures.append(error)
+                self._done.append(Done(action, error))
 
-    def _is_at_rest(self) -> bool:
-        """Whether nothing is under way, and every shard serves."""
-        return self._is_settled() and self._plan.is_whole(self._watch.up)
+    def _observe(self) -> Observation:
+        counts_blocks = self._state.tuner is not None and time.monotonic() >= self._read_load_at
+        shards = self._watch.look(self._state.plan.names, counts_blocks)
+        if counts_blocks:
+            self._read_load_at = shards.now + self._config.load_s
+        return Observation(
+            shards.now,
+            shards.up,
+            shards.missing_since,
+            shards.silent_since,
+            (*shards.failures, *self._failures),
+            running=frozenset(self._fleet.running()),
+            stopping=frozenset(action.shard for action in self._background if isinstance(action, StopShard)),
+            nodes_with_room=frozenset(self._fleet.nodes_with_room()),
+            counts_blocks=counts_blocks,
+            requests=tuple(self._requests),
+            done=tuple(self._done),
+        )
 
-    def _raise_failure(self) -> None:
-        for failure in list(self._failures.values()):
-            if not isinstance(failure, _PASSING):
-                raise failure
-        if late := self._plan.strangers(self._watch.missing(self._config.start_s)):
-            raise ShardUnavailable(
-                f"{late[0]} did not start within {self._config.start_s:g} s: does a node of the cluster have room for "
-                "it? Add memory nodes, or ask for fewer shards",
-                shard=late[0],
-            )
+    def _publish(self, seen: Observation) -> None:
+        """Let callers know what is the case now."""
+        state = self._state
+        serving = state.plan.serving(seen.up)
+        self._serving = serving[0].address if serving else None, problem(state, seen, self._config)
+        stats = {where.shard: counted for where, counted in seen.up.items()}
+        at_rest = is_at_rest(state, seen, self._config)
+        for answer in self._describing:
+            answer.set_result(PoolDescription(state.plan.wanted, state.plan.placement, stats, seen.nodes, at_rest))
+        self._describing.clear()
 
-    def _look(self) -> None:
-        self._watch.look(self._plan.names)
+    def _act(self, action: Action) -> None:
+        match action:
+            case StartShard(shard, node):
+                self._fleet.start(shard, node)
+            case RestartShard(shard):
+                _log.warning("memory pool: %s does not answer: restarting it", shard)
+                self._watch.forget(shard)
+                self._fleet.restart(shard)
+            case StopShard(shard):
+                self._in_background(action, lambda: self._fleet.stop(shard))
+            case Reshape():
+                self._cancellation = cancellation = Cancellation()
+                self._in_background(action, lambda: self._reshape(action, cancellation))
+            case AbandonReshape():
+                self._cancellation.cancel()
+            case Retire(placement):
+                self._in_background(action, lambda: _retire(placement))
+            case SaveGoal(goal):
+                self._fleet.save_goal(goal)
+            case Conclude(request, result):
+                self._conclude(request, result)
 
-    def _mend(self) -> None:
-        """Take the next step towards what is wished for."""
-        for shard in self._plan.shape.names:
-            self._fleet.start(shard, self._bound_for.get(shard))
-        target = self._plan.next_placement(self._watch.up, self._given_up())
-        if target is not None:
-            self._go_to(target)
-        elif self._retire_at is not None:
-            if time.monotonic() >= self._retire_at:
-                self._retire()
-        else:
-            for shard in self._surplus():
-                self._fleet.stop(shard)
+    def _reshape(self, action: Reshape, cancellation: Cancellation) -> None:
+        if action.retire and action.current is not None:
+            _retire(action.current)
+        reshape(action.current, action.target, self._origin.present_uri(), cancellation=cancellation)
 
-    def _go_to(self, target: Placement) -> None:
-        if self._retire_at is not None:
-            self._retire()
-        try:
-            reshape(self._plan.placement, target, self._origin.present_uri())
-        except BaseException:
-            self._plan.failed()
-            raise
-        self._plan.served()
-        self._retire_at = time.monotonic() + self._config.grace_s
-        self._fleet.note(self._plan.shape)
-
-    def _retire(self) -> None:
-        """End the placements before the one served. A shard that cannot be told has died, and its epochs with it."""
-        assert self._plan.placement is not None, "there is one to retire the others for"
-        try:
-            retire(self._plan.placement)
-        except ShardUnavailable as error:
-            _log.warning("memory pool: %s", error)
-        self._retire_at = None
-
-    def _spread(self) -> None:
-        """Move one shard to another node, if one should: a successor there takes over before it leaves."""
-        with self._scaling:
-            if not self._is_at_rest():
-                return
-            nodes = {where.shard: where.node for where in self._watch.up}
-            move = self._spreader.decide(time.monotonic(), nodes, self._fleet.roomy())
-            if move is None:
-                return
-            shape, successor = self._plan.shape.succeeded(move.shard)
-            self._bound_for = {successor: move.node}
-            _log.info("memory pool: %s gives way to %s: %s", move.shard, successor, self._change(shape).to_text())
-
-    def _tune(self) -> None:
-        """Let the load decide on the number of shards and on replicas of hot blocks."""
-        readings = self._read_counters()
-        with self._scaling:
-            placement, shape = self._plan.placement, self._plan.shape
-            if placement is None or not self._is_settled():
-                return
-            wanted = self._tuner.decide(time.monotonic(), readings, shape, placement)
-            if wanted != shape:
-                _log.info("memory pool: %s", self._change(wanted).to_text())
-
-    def _read_counters(self) -> dict[Whereabouts, ShardStats]:
-        """Counters by block as well, of the shards that answer."""
-        readings = {}
-        for where in self._watch.up:
-            with ControlClient(where.address, where.shard) as control:
-                readings[where] = control.stats(blocks=True)
-        return readings
-
-    def _given_up(self) -> list[str]:
-        return self._watch.missing(self._config.give_up_s)
-
-    def _surplus(self) -> list[str]:
-        return [shard for shard in self._fleet.running() if shard not in self._plan.names]
-
-    def _recover(self) -> None:
-        """Find the shards of an earlier life of this pool, and the newest placement that they serve."""
-        recalled = self._fleet.recall()
-        if recalled is None:
+    def _conclude(self, request: int | None, result: ScaleReport | Exception) -> None:
+        said = result.to_text() if isinstance(result, ScaleReport) else f"the shape stays as it was: {result}"
+        _log.info("memory pool: %s", said)
+        if request is None:
             return
-        self._plan.shape, found = recalled
-        placements = [placement for placement in map(self._placement_of, found) if placement is not None]
-        if placements:
-            newest = max(placements, key=lambda placement: placement.epoch)
-            addresses = {(shard.shard, shard.address) for shard in newest.shards}
-            self._plan.adopt(newest, [one for one in found if (one.shard, one.address) in addresses])
+        answer = self._scaling.pop(request)
+        if isinstance(result, ScaleReport):
+            answer.set_result(result)
+        else:
+            answer.set_exception(result)
 
-    def _placement_of(self, one: Whereabouts) -> Placement | None:
-        try:
-            with ControlClient(one.address, one.shard) as control:
-                return control.describe(self._config.probe_s).placement
-        except MemoryServiceError:
-            return None
+    def _in_background(self, action: Action, work: Callable[[], None]) -> None:
+        """Run what takes long on a thread of its own; its end is observed by a later round."""
 
-    def _repeat(self, work: Callable[[], None], every_s: float) -> None:
-        pause = every_s
-        while not self._stopping.wait(pause):
+        def run() -> None:
+            error: Exception | None = None
             try:
                 work()
-                self._failures.pop(work.__name__, None)
-                pause = every_s
-            except Exception as error:
-                # Whoever asks for the memory is told as well, if waiting will not mend it.
-                _log.warning("memory pool: %s", error)
-                self._failures[work.__name__] = error
-                pause = max(every_s, min(2 * pause, _MOST_PATIENT_S))
-            with self._changed:
-                self._changed.notify_all()
+            except Exception as failure:
+                _log.warning("memory pool: %s", failure)
+                error = failure
+            self._mailbox.post(lambda: self._note(Done(action, error)))
+
+        thread = threading.Thread(target=run, name=type(action).__name__, daemon=True)
+        thread.start()
+        self._background[action] = thread
+
+    def _refuse_descriptions(self, error: Exception) -> None:
+        for answer in self._describing:
+            answer.set_exception(error)
+        self._describing.clear()
+
+    def _warn(self, what: str, error: Exception) -> None:
+        """Log an error once, however many rounds in a row meet it."""
+        warning = f"memory pool: {what}: {type(error).__name__}: {error}"
+        if warning != self._warned:
+            _log.warning(warning)
+        self._warned = warning
+
+    def _note(self, done: Done) -> None:
+        del self._background[done.action]
+        self._done.append(done)
+
+    def _recover(self, state: PoolState) -> PoolState:
+        """Go on from the goal and the placements of the shards that an earlier process of this pool started."""
+        goal, found = self._fleet.recover()
+        addresses = [ShardAddress(where.shard, where.address) for where in found]
+        answers = each_shard(addresses, describing(self._config.probe_s))
+        placements = [None if isinstance(answer, MemoryServiceError) else answer.placement for answer in answers]
+        return recover(state, goal, dict(zip(found, placements, strict=True)), time.monotonic())
+
+
+def _new_state(origin: Origin, shape: Shape, config: PoolConfig) -> PoolState:
+    scale = config.autoscale
+    tuner = Tuner(origin.specs, Autoscaler(scale, shape.bytes_of(origin.specs))) if scale is not None else None
+    return PoolState(PoolPlan(origin.specs, shape), Spreader(config.spread_s), tuner)
+
+
+def _retire(placement: Placement) -> None:
+    """Retire older placements. A shard that cannot be reached has died, and its old placements with it."""
+    try:
+        retire(placement)
+    except MemoryServiceError as error:
+        _log.warning("memory pool: %s", error)

@@ -1,11 +1,12 @@
-"""The processes of a pool's shards as Ray actors."""
+"""The processes of a pool's shards, as Ray actors."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from cluster.pool.plan import Shape, Whereabouts
+from cluster.pool.plan import Goal, Whereabouts
 from cluster.pool.shard_actor import ShardActor
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service.server.arrow_memory import bounded_environment
@@ -15,25 +16,32 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 MEMORY_ROLE = {"engram/role": "memory"}
-"""Label of the nodes that are there to hold memory. Shards go to them where a cluster has any."""
+"""Label of the nodes that are meant to hold memory. Shards go to these nodes if the cluster has any."""
 FOREVER = {"max_restarts": -1, "max_task_retries": -1}
 _NODE_LABEL = "ray.io/node-id"  # which Ray gives to every node
 _LEAVE_SECONDS = 10.0
-_RECALL_SECONDS = 5.0
+_RECOVER_SECONDS = 5.0
 
 
 class RayFleet:
-    """Named shard actors, which Ray restarts. Those of a detached pool outlive the pool's own process."""
+    """Named shard actors, which Ray restarts. The shards of a detached pool outlive the pool's own process."""
 
     def __init__(self, pool: str, detached: bool, shard_bytes: int, limits: DoorLimits) -> None:
-        """`shard_bytes`: memory that a node must have to spare for Ray to put a shard there."""
+        """Describe the shards of a pool, without starting any.
+
+        Args:
+            pool: name of the pool.
+            detached: whether shards outlive the pool's process.
+            shard_bytes: memory that a node must have to spare for Ray to put a shard there.
+            limits: limits of the doors of every shard.
+        """
         self._prefix = f"{pool}/"
         self._detached = detached
         self._shard_bytes = shard_bytes
         self._limits = limits
         self._actors: dict[str, ActorHandle] = {}
         self._asked: dict[str, Any] = {}
-        self._notes = 0
+        self._saved = 0
 
     def start(self, shard: str, node: str | None = None) -> None:
         """See Fleet."""
@@ -56,7 +64,7 @@ class RayFleet:
         try:
             return fetch(call)
         except ray.exceptions.RayActorError:
-            del self._actors[shard]  # ended for good by somebody else: the next start() is a fresh one
+            del self._actors[shard]  # ended for good from outside: the next start() begins afresh
             return None
 
     def running(self) -> list[str]:
@@ -73,49 +81,52 @@ class RayFleet:
         """See Fleet."""
         import ray
 
-        actor = self._actors.pop(shard, None)
-        self._asked.pop(shard, None)
+        actor = self._actors.get(shard)
         if actor is not None:
             ray.wait([actor.stop.remote()], timeout=_LEAVE_SECONDS)
             ray.kill(actor)
+            self._actors.pop(shard, None)
+            self._asked.pop(shard, None)
 
-    def roomy(self) -> Collection[str]:
+    def nodes_with_room(self) -> Collection[str]:
         """See Fleet."""
-        # As Ray's own libraries ask: public is only what all nodes together have to spare.
+        # As Ray's own libraries do: its public API has the free resources of all nodes together only.
         from ray._private import state
 
         free = state.available_resources_per_node()
         nodes = [node["NodeID"] for node in _nodes(_labels())]
         return [node for node in nodes if free.get(node, {}).get("memory", 0) >= self._shard_bytes]
 
-    def note(self, shape: Shape) -> None:
-        """Have every shard keep the shape wished for."""
-        self._notes += 1
-        for actor in self._actors.values():
-            actor.note.remote(self._notes, shape)
+    def save_goal(self, goal: Goal) -> None:
+        """See Fleet."""
+        self._saved += 1
+        for actor in list(self._actors.values()):
+            actor.remember.remote(self._saved, goal)
 
-    def recall(self) -> tuple[Shape, list[Whereabouts]] | None:
+    def recover(self) -> tuple[Goal | None, list[Whereabouts]]:
         """See Fleet. Shards of a pool that is not detached end with it."""
         if not self._detached:
-            return None
+            return None, []
         import ray
 
         names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
         mine = [name for name in names if name.startswith(self._prefix)]
         self._actors = {name.removeprefix(self._prefix): ray.get_actor(name, NAMESPACE) for name in mine}
-        noted = [note for note in self._ask_all("noted") if note is not None]
-        if not noted:
-            return None
-        self._notes, shape = max(noted, key=lambda note: note[0])
-        return shape, self._ask_all("whereabouts")
+        goals = [remembered for remembered in self._ask_all("remembered") if remembered is not None]
+        self._saved, goal = max(goals, key=lambda numbered: numbered[0], default=(0, None))
+        return goal, self._ask_all("whereabouts")
 
     def _ask_all(self, method: str) -> list[Any]:
-        """The answers of those that answer soon."""
+        """Call a method of every shard; the answers that arrive soon."""
         import ray
 
         calls = [getattr(actor, method).remote() for actor in self._actors.values()]
-        done, _ = ray.wait(calls, num_returns=len(calls), timeout=_RECALL_SECONDS) if calls else ([], [])
-        return [fetch(call) for call in done]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=_RECOVER_SECONDS) if calls else ([], [])
+        answers = []
+        for call in done:
+            with suppress(ray.exceptions.RayActorError, OSError, ValueError):  # locate() will report it
+                answers.append(fetch(call))
+        return answers
 
 
 def _actor_class(options: Mapping[str, Any]) -> Any:
@@ -139,18 +150,18 @@ def _options(detached: bool, memory: int, name: str, node: str | None) -> dict[s
         **FOREVER,
     }
     if node is not None:
-        # The others only if it is lost, now or later: an affinity to a node would have Ray crowd them on one of these.
+        # Other nodes only once this one is lost. A node affinity would have Ray crowd the shards on one of those.
         options |= {"label_selector": {**labels, _NODE_LABEL: node}, "fallback_strategy": [{"label_selector": labels}]}
     return options
 
 
 def _labels() -> dict[str, str]:
-    """What shards ask of a node."""
+    """The labels that a node must have to hold shards."""
     return MEMORY_ROLE if _nodes(MEMORY_ROLE) else {}
 
 
 def _nodes(labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The nodes that are alive and have these labels."""
+    """The live nodes that have these labels."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).items() >= labels.items()]

@@ -1,4 +1,4 @@
-"""What a memory pool says of itself and of a change of its shape."""
+"""Reports of a memory pool: what it is, and what a change of its shape did."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class PoolDescription:
     """A pool at one moment."""
 
     shape: Shape
-    """What is wished for."""
+    """The shape that the pool should have."""
     placement: Placement | None
-    """What is served; None until every shard has started once."""
+    """The placement served; None until every shard has started once."""
     stats: Mapping[str, ShardStats]
-    """Counters by shard, since that shard last started; of the shards that answer, as of a moment ago."""
+    """Counters of each shard that answers, since it last started."""
     nodes: Mapping[str, str]
-    """The node of each of these shards."""
+    """Node of each shard that answers."""
     at_rest: bool
-    """Whether nothing is under way or called for: every shard answers and serves what is wished for, on the node where
-    it should be."""
+    """Whether nothing is under way or called for: every shard of the shape answers and serves, on the node where it
+    should be."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,20 @@ class ScaleReport:
     epoch: int
     shards: int
     replicas: int
-    """Most shards that hold one block."""
+    """Replicas of the block that has the most."""
     moved: int
-    """Replicas of blocks that some shard had to copy or read."""
+    """Block replicas that shards copied or read."""
     ideal: int
-    """The same if only fair shares of new shards, everything on leaving ones and further replicas moved."""
+    """Fewest block replicas that could have moved: fair shares of new shards, all of leaving shards, extra replicas."""
     blocks: int
-    """Replicas of blocks in the pool now."""
+    """Block replicas in the pool now."""
     seconds: float
+    """Seconds from the beginning of the change until clients and processes had moved."""
 
     @classmethod
-    def of(cls, old: Placement, new: Placement, seconds: float) -> ScaleReport:
-        """Compare two placements."""
-        before, after = _held(old), _held(new)
+    def of(cls, old: Placement | None, new: Placement, seconds: float) -> ScaleReport:
+        """Compare two placements; without an old one, every block has moved."""
+        before, after = _held(old) if old else {}, _held(new)
         total = sum(after.values())
         stayed = sum(blocks for shard, blocks in before.items() if shard in after)
         joined = len(after.keys() - before.keys()) * total // len(after)
@@ -54,7 +55,7 @@ class ScaleReport:
             epoch=new.epoch,
             shards=len(after),
             replicas=max(len(assigned) for assigned in new.tables.values()),
-            moved=new.moves_from(old),
+            moved=new.moves_from(old) if old else total,
             ideal=max(joined, total - stayed, 0),
             blocks=total,
             seconds=seconds,
@@ -72,7 +73,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _held(placement: Placement) -> dict[str, int]:
-    """Replicas of blocks by shard."""
+    """Block replicas by shard."""
     names = [shard.shard for shard in placement.shards]
     counts = sum(placement.held(table, names).sum(axis=0) for table in placement.tables)
     return dict(zip(names, counts.tolist(), strict=True))

@@ -1,8 +1,8 @@
-"""A memory shard as a Ray actor: a server, empty at first, started where Ray puts it."""
+"""A memory shard as a Ray actor: a server that starts empty, on the node that Ray chooses."""
 
 from __future__ import annotations
 
-from cluster.pool.plan import Shape, Whereabouts
+from cluster.pool.plan import Goal, Whereabouts
 from cluster.ray_metrics import RayMetrics
 from memory_service.protocol.security import ServerSecurity
 from memory_service.server.limits import DoorLimits
@@ -12,15 +12,15 @@ from memory_service.shard.shard import Shard, ShardConfig
 
 
 class ShardActor:
-    """Opens the doors of an empty shard in the constructor: Ray reruns nothing else after a crash.
+    """Starts the server of an empty shard in the constructor, as Ray reruns nothing else after a crash.
 
-    The pool fills it and puts it to work through its control door.
+    The pool fills the shard through its control door.
     """
 
     def __init__(self, shard: str, limits: DoorLimits) -> None:
         import ray
 
-        self._noted: tuple[int, Shape] | None = None
+        self._remembered: tuple[int, Goal] | None = None
         self._server: ShardServer | None = None
         try:
             config = ShardConfig(node=ray.get_runtime_context().get_node_id())
@@ -31,26 +31,31 @@ class ShardActor:
             self._server = server.start()
             self._metrics = RayMetrics(server.shard.collect, {"shard": shard})
         except (OSError, ValueError) as error:
-            # Raised here it would reach the pool as the death of an actor, its reason buried in a log.
+            # Raised here, the pool would see an actor that died, and the reason only in a log.
             self._failure = error
 
     def whereabouts(self) -> Whereabouts:
-        """Say where to reach this shard; raises what kept it from starting."""
+        """Return where to reach this shard.
+
+        Raises:
+            OSError: the shard could not start.
+            ValueError: the shard could not start.
+        """
         if self._server is None:
             raise self._failure
         shard = self._server.shard
         return Whereabouts(shard.name, self._server.address, self._server.incarnation, shard.config.node)
 
-    def note(self, number: int, shape: Shape) -> None:
-        """Keep the shape wished for, the number-th one, for the pool in case that it has to start again."""
-        self._noted = number, shape
+    def remember(self, number: int, goal: Goal) -> None:
+        """Keep a goal of the pool and its serial number, in case the pool has to start again."""
+        self._remembered = number, goal
 
-    def noted(self) -> tuple[int, Shape] | None:
-        """The last shape noted."""
-        return self._noted
+    def remembered(self) -> tuple[int, Goal] | None:
+        """Return the last goal and its number; None before the first."""
+        return self._remembered
 
     def stop(self) -> None:
-        """Finish what is being answered and close both doors."""
+        """Answer pending requests and stop the server."""
         if self._server is not None:
             self._server.stop()
             self._metrics.close()

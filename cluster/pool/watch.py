@@ -1,135 +1,114 @@
-"""Which shards of a pool answer, for how long the others have not, and what those that do have counted."""
+"""Which shards of a pool answer, since when others have not, and what the shards that answer have counted."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from dataclasses import dataclass
 
-from cluster.pool.plan import Shape, Whereabouts
+from cluster.pool.fleet import Fleet
+from cluster.pool.plan import Whereabouts
 from memory_service.control.client import ControlClient, ShardUnresponsive
 from memory_service.errors import MemoryServiceError
 from memory_service.protocol.reports import ShardStats
 
-_THREADS = 16
-
-_log = logging.getLogger(__name__)
+_MOST_THREADS = 256
 
 
-class Fleet(Protocol):
-    """The processes of a pool's shards, and what they keep for a pool that has to start again."""
+@dataclass(frozen=True)
+class Sighting:
+    """What one round of health checks found."""
 
-    def start(self, shard: str, node: str | None = None) -> None:
-        """Start a shard's process, empty, unless it runs: on this node if it has room, else or by default on any."""
+    now: float
+    """Seconds of the watch's clock."""
+    up: Mapping[Whereabouts, ShardStats]
+    """Counters of the shards that answered."""
+    missing_since: Mapping[str, float]
+    """Time since which each other shard has not answered."""
+    silent_since: Mapping[str, float]
+    """Time since which shards that accept a connection have not answered."""
+    failures: tuple[Exception, ...] = ()
+    """Errors that keep shards from starting."""
 
-    def running(self) -> list[str]:
-        """The shards that were started and not stopped."""
+    def missing(self, seconds: float) -> list[str]:
+        """The shards that have not answered for so many seconds."""
+        return [shard for shard, since in self.missing_since.items() if self.now - since >= seconds]
 
-    def locate(self, shard: str) -> Whereabouts | None:
-        """Where a shard that was started can be reached; None, at once, while it is starting or coming back.
-
-        OSError or ValueError, whatever keeps it from opening its doors.
-        """
-
-    def restart(self, shard: str) -> None:
-        """End a shard's process, which comes back by itself, empty and elsewhere."""
-
-    def stop(self, shard: str) -> None:
-        """End a shard for good, after what it is answering."""
-
-    def roomy(self) -> Collection[str]:
-        """The nodes that one more shard may be started on, now."""
-
-    def note(self, shape: Shape) -> None:
-        """Have every shard keep the shape wished for."""
-
-    def recall(self) -> tuple[Shape, list[Whereabouts]] | None:
-        """Find the shards that an earlier life of the pool started: the shape noted last, and where they are."""
+    def silent(self, seconds: float) -> list[str]:
+        """The shards that have accepted connections without answering for so many seconds."""
+        return [shard for shard, since in self.silent_since.items() if self.now - since >= seconds]
 
 
 class ShardWatch:
-    """Looks at the shards of a fleet, one round at a time. A shard that hangs is restarted."""
+    """Checks the health of the shards of a fleet, all at once, one round at a time."""
 
-    def __init__(
-        self, fleet: Fleet, probe_s: float, unresponsive_s: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, fleet: Fleet, probe_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._fleet = fleet
         self._probe_s = probe_s
-        self._unresponsive_s = unresponsive_s
         self._clock = clock
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-watch")
-        self._controls: dict[Whereabouts, ControlClient] = {}
-        self._where: dict[str, Whereabouts] = {}
+        self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="shard-watch")
+        self._controls: dict[str, tuple[Whereabouts, ControlClient]] = {}
         self._missing_since: dict[str, float] = {}
         self._silent_since: dict[str, float] = {}
-        self.up: Mapping[Whereabouts, ShardStats] = {}
-        """The shards that answered in the last round, and their counters."""
 
-    def look(self, shards: Collection[str]) -> None:
-        """Ask every one of these shards at once; those not named are forgotten. Raises what kept one from starting."""
-        for shard in self._where.keys() - set(shards):
-            self._forget(shard)
-        now = self._clock()
-        found = list(self._threads.map(self._look_at, shards))
-        up = dict(one for one in found if isinstance(one, tuple))
-        seen = {where.shard for where in up}
-        since = {shard: self._missing_since.get(shard, now) for shard in shards if shard not in seen}
-        self._missing_since, self.up = since, up
-        self._restart_silent(now)
-        for failure in found:
-            if isinstance(failure, Exception):
-                raise failure
+    def look(self, shards: Collection[str], blocks: bool = False) -> Sighting:
+        """Check these shards at once, within the timeout of one check; forget all others.
 
-    def missing(self, seconds: float) -> list[str]:
-        """The shards that have not answered for so long."""
+        Args:
+            shards: names of shards.
+            blocks: whether to read the counters of each block as well.
+        """
+        for shard in self._controls.keys() - set(shards):
+            self.forget(shard)
+        failures = self._locate(shards)
+        known = list(self._controls.values())
+        outcomes = list(self._threads.map(lambda pair: self._probe(pair[1], blocks), known))
         now = self._clock()
-        return [shard for shard, since in self._missing_since.items() if now - since >= seconds]
+        judged = [(where, self._judge(where, found, now)) for (where, _), found in zip(known, outcomes, strict=True)]
+        up = {where: stats for where, stats in judged if stats is not None}
+        answered = {where.shard for where in up}
+        self._missing_since = {name: self._missing_since.get(name, now) for name in shards if name not in answered}
+        return Sighting(now, up, self._missing_since, dict(self._silent_since), failures)
+
+    def forget(self, shard: str) -> None:
+        """Close the connection to a shard; the next round locates it again."""
+        self._silent_since.pop(shard, None)
+        if shard in self._controls:
+            _, control = self._controls.pop(shard)
+            control.close()
 
     def close(self) -> None:
         """End threads and connections."""
         self._threads.shutdown(wait=True)
-        for shard in list(self._where):
-            self._forget(shard)
+        for shard in list(self._controls):
+            self.forget(shard)
 
-    def _look_at(self, shard: str) -> tuple[Whereabouts, ShardStats] | Exception | None:
+    def _locate(self, shards: Collection[str]) -> tuple[Exception, ...]:
+        """Find the addresses of shards that are not connected; return the errors that keep shards from starting."""
+        failures: list[Exception] = []
+        for shard in set(shards) - self._controls.keys():
+            try:
+                where = self._fleet.locate(shard)
+                if where is not None:
+                    self._controls[shard] = where, ControlClient(where.address, shard)
+            except (OSError, ValueError) as failure:
+                failures.append(failure)
+        return tuple(failures)
+
+    def _probe(self, control: ControlClient, blocks: bool) -> ShardStats | MemoryServiceError:
         try:
-            where = self._where.get(shard) or self._fleet.locate(shard)
-        except (OSError, ValueError) as failure:
-            return failure
-        if where is None:
-            return None
-        try:
-            stats = self._control(where).stats(self._probe_s)
-        except ShardUnresponsive:
-            self._silent_since.setdefault(shard, self._clock() - self._probe_s)
-            return None
-        except MemoryServiceError:
-            self._forget(shard)
-            return None
-        self._silent_since.pop(shard, None)
-        if stats.incarnation != where.incarnation:  # its port went to another process
-            self._forget(shard)
-            return None
-        return where, stats
+            return control.stats(self._probe_s, blocks)
+        except MemoryServiceError as error:
+            return error
 
-    def _control(self, where: Whereabouts) -> ControlClient:
-        self._where[where.shard] = where
-        if where not in self._controls:
-            self._controls[where] = ControlClient(where.address, where.shard)
-        return self._controls[where]
-
-    def _restart_silent(self, now: float) -> None:
-        for shard, since in list(self._silent_since.items()):
-            if now - since >= self._unresponsive_s:
-                _log.warning("%s has not answered for %.0f s: restarting it", shard, now - since)
-                self._forget(shard)
-                self._fleet.restart(shard)
-
-    def _forget(self, shard: str) -> None:
-        self._silent_since.pop(shard, None)
-        where = self._where.pop(shard, None)
-        control = self._controls.pop(where, None) if where else None
-        if control is not None:
-            control.close()
+    def _judge(self, where: Whereabouts, found: ShardStats | MemoryServiceError, now: float) -> ShardStats | None:
+        """Record whether a shard answered; return its counters if the answer came from this process of it."""
+        if isinstance(found, ShardUnresponsive):
+            self._silent_since.setdefault(where.shard, now - self._probe_s)
+            return None
+        if isinstance(found, MemoryServiceError) or found.incarnation != where.incarnation:
+            self.forget(where.shard)  # it has ended, and another process may have its port
+            return None
+        self._silent_since.pop(where.shard, None)
+        return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from memory_service.control.cancellation import Cancellation
 from memory_service.control.client import ControlClient
 from memory_service.control.each_shard import each_shard, or_error
 from memory_service.errors import MemoryServiceError, ShardError
@@ -40,6 +41,7 @@ def reshape(
     snapshot_uri: str | Path | None = None,
     prepare_s: float = 3600.0,
     activate_s: float = 5.0,
+    cancellation: Cancellation | None = None,
 ) -> Reshaped:
     """Put a placement in force on its shards, while they serve the current one.
 
@@ -52,14 +54,22 @@ def reshape(
         snapshot_uri: Where shards read the blocks that no shard has; every shard must be able to read it.
         prepare_s: Timeout of a shard's preparation.
         activate_s: Timeout of a shard's activation.
+        cancellation: Ends the preparation early; shards go on preparing until they are given another placement.
 
     Raises:
+        Cancelled: The preparation was cancelled.
         MemoryServiceError: The first shard's error, naming the shard. If a preparation fails, `current` stays in
             force. If an activation fails, some shards have only `current` in force and some have both: go on to a
             placement with a higher epoch.
     """
     started = time.monotonic()
-    parts = _on_all(target.shards, lambda shard: shard.prepare(target, current, snapshot_uri, prepare_s))
+    cancellation = cancellation or Cancellation()
+
+    def prepare(shard: ControlClient) -> Prepared:
+        with cancellation.covering(shard):
+            return shard.prepare(target, current, snapshot_uri, prepare_s)
+
+    parts = _on_all(target.shards, prepare)
     _on_all(target.shards, lambda shard: shard.activate(target, activate_s))
     _outcomes(_leaving(current, target), lambda shard: shard.activate(target, activate_s))  # whose errors do not matter
     moved = target.moves_from(current) if current else sum(part.copied + part.loaded for part in parts)

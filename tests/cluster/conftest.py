@@ -82,7 +82,12 @@ def cluster():
     """A Ray cluster of one node with four CPUs, to which tests may add others."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 128 << 20})
+    impatient = {
+        "health_check_period_ms": 500,  # a node is lost once it has failed five checks, by default 3 s apart
+        "kill_worker_timeout_milliseconds": 500,  # a process that hangs is killed so long after it was told to end
+    }
+    head = {"num_cpus": 4, "object_store_memory": 128 << 20, "_system_config": impatient}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
 

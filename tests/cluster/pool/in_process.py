@@ -11,33 +11,35 @@ from memory_service.shard.shard import Shard
 
 
 class InProcessFleet:
-    """Shards that can be killed, after which they come back unless there is no room, and a memory of notes.
+    """Shards that can be killed, after which they come back as soon as there is room, and the goals that were saved.
 
-    Nodes are only names: where a shard is that was sent nowhere, and which have room for another.
+    Nodes are only names: `node` is where a shard starts by default.
     """
 
     def __init__(self):
         self.servers = {}
         self.node = ""
-        self.nodes_with_room = set()
+        self.with_room = set()
         self.nodes = {}
-        self.wished = set()
+        self.started = set()
         self.no_room = set()
         self.restarted = []
-        self.notes = []
+        self.goals = []
         self._lock = threading.Lock()
 
     def start(self, shard, node=None):
         with self._lock:
-            self.wished.add(shard)
+            self.started.add(shard)
             self.nodes.setdefault(shard, node or self.node)
             if shard not in self.servers and shard not in self.no_room:
                 self.servers[shard] = ShardServer(Shard(shard)).start()
 
     def running(self):
-        return sorted(self.wished)
+        return sorted(self.started)
 
     def locate(self, shard):
+        if shard in self.started:
+            self.start(shard)  # there may be room for it by now
         with self._lock:
             server = self.servers.get(shard)
         return server and Whereabouts(shard, server.address, server.incarnation, self.nodes[shard])
@@ -47,26 +49,24 @@ class InProcessFleet:
         self.kill(shard)
 
     def stop(self, shard):
-        self.wished.discard(shard)
         self._end(shard)
+        self.started.discard(shard)
 
-    def roomy(self):
-        return self.nodes_with_room
+    def nodes_with_room(self):
+        return set(self.with_room)
 
-    def note(self, shape):
-        self.notes.append(shape)
+    def save_goal(self, goal):
+        self.goals.append(goal)
 
-    def recall(self):
-        if not self.notes:
-            return None
-        return self.notes[-1], [self.locate(shard) for shard in list(self.servers)]
+    def recover(self):
+        return (self.goals[-1] if self.goals else None), [self.locate(shard) for shard in list(self.servers)]
 
     def kill(self, shard, for_good=False):
         """End a server; another one takes its place, as Ray would see to."""
         if for_good:
             self.no_room.add(shard)
         self._end(shard)
-        if shard in self.wished:
+        if shard in self.started:
             self.start(shard)
 
     def held(self, shard):

@@ -1,4 +1,4 @@
-"""The autoscaler on loads that are made up: it follows, it does not flap, and it keeps its limits."""
+"""The autoscaler on loads that are made up, and from counters of shards to load, size and replicas of hot blocks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,30 @@ import math
 import numpy as np
 import pytest
 
-from cluster.pool.autoscale import AutoscaleConfig, Autoscaler, PoolLoad
+from cluster.pool.autoscale import AutoscaleConfig, Autoscaler, PoolLoad, Reading, Tuner
+from cluster.pool.plan import Shape, Whereabouts
+from memory_service import Placement, RowFormat, ShardAddress, TableSpec
+from memory_service.metrics.metrics import Distribution
+from memory_service.protocol.reports import ShardStats
 
 DAY = 24 * 3600
 STEP = 5.0
 CONFIG = AutoscaleConfig(min_shards=2, max_shards=12)
+SPEC = TableSpec(
+    name="engram.1",
+    layer=1,
+    column_rows=(4000, 4000),
+    max_ngram=3,
+    heads=1,
+    multipliers=(7, 11, 13),
+    pad_id=2,
+    token_map_sha256="ab" * 32,
+    dim=8,
+    row_format=RowFormat.BF16,
+    block_rows=64,
+)
+SHAPE = Shape(2)
+PLACEMENT = Placement.build(1, [ShardAddress(name, "") for name in SHAPE.names], [SPEC])
 
 
 def even(utilisation, shards):
@@ -23,7 +42,7 @@ def simulate(demand, config=CONFIG, table_bytes=0):
     scaler, shards, sizes, used = Autoscaler(config, table_bytes), config.min_shards, [], []
     for number, work in enumerate(demand):
         used.append(work / shards)
-        shards = scaler.decide(number * STEP, shards, even(used[-1], shards))
+        scaler, shards = scaler.decide(number * STEP, shards, even(used[-1], shards))
         sizes.append(shards)
     return np.array(sizes), np.array(used)
 
@@ -88,10 +107,10 @@ def test_a_short_dip_does_not_shrink_the_pool():
 
 
 def test_growth_waits_until_new_shards_have_been_measured():
-    scaler = Autoscaler(CONFIG, 0)
-    assert scaler.decide(0.0, 2, even(1.0, 2)) == 4
-    assert scaler.decide(STEP, 4, even(1.0, 4)) == 4
-    assert scaler.decide(CONFIG.rest_s, 4, even(1.0, 4)) == 7
+    scaler, first = Autoscaler(CONFIG, 0).decide(0.0, 2, even(1.0, 2))
+    scaler, second = scaler.decide(STEP, 4, even(1.0, 4))
+    scaler, third = scaler.decide(CONFIG.rest_s, 4, even(1.0, 4))
+    assert (first, second, third) == (4, 4, 7)
 
 
 def test_the_network_counts_as_much_as_the_processor():
@@ -109,6 +128,65 @@ def test_the_network_counts_as_much_as_the_processor():
         ({"min_shards": 1, "max_shards": 2, "max_step": 0}, "max_step=0 must be above 0"),
     ],
 )
-def test_a_range_that_cannot_be_is_refused(fields, message):
+def test_limits_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         AutoscaleConfig(**fields)
+
+
+def where(number, life="1"):
+    return Whereabouts(f"shard-{number}", "host:1", life)
+
+
+def counted(seconds=0.0, size=0, blocks=None):
+    stages = {"queue": Distribution((), (), 99 * seconds), "gather": Distribution((), (), seconds)}
+    return ShardStats(stages=stages, bytes=size, block_rows={"engram.1": blocks or {}})
+
+
+def test_load_is_what_was_done_between_two_readings():
+    first = Reading(10.0, {where(0): counted(1.0, 100, {3: 5}), where(1): counted(2.0)})
+    second = Reading(12.0, {where(0): counted(2.0, 500, {3: 9, 4: 1}), where(1): counted(2.0)})
+    load, rows = second.load_since(first), second.rows_since(first, [SPEC])
+    assert (load.busy, load.bytes_per_s) == ((0.5, 0.0), (200.0, 0.0))
+    assert rows["engram.1"][[3, 4]].tolist() == [4, 1]
+    assert rows["engram.1"].sum() == 5
+
+
+def test_readings_of_the_same_moment_show_no_load():
+    reading = Reading(10.0, {where(0): counted(1.0)})
+    assert reading.load_since(reading).busy == ()
+
+
+def test_a_shard_in_a_new_life_counts_from_its_second_reading():
+    first = Reading(10.0, {where(0): counted(5.0), where(1): counted(5.0)})
+    second = Reading(12.0, {where(0): counted(6.0), where(1, "2"): counted(0.1)})
+    third = Reading(14.0, {where(0): counted(6.0), where(1, "2"): counted(2.1)})
+    assert second.load_since(first).busy == (0.5,)
+    assert third.load_since(second).busy == (0.0, 1.0)
+
+
+def tuner():
+    return Tuner([SPEC], Autoscaler(AutoscaleConfig(2, 8), 0))
+
+
+def tuned(blocks, seconds=0.0):
+    first = Reading(0.0, {where(0): counted(), where(1): counted()})
+    second = Reading(1.0, {where(0): counted(seconds, blocks=blocks), where(1): counted(seconds)})
+    after, shape = tuner().decide(first, SHAPE, PLACEMENT)
+    assert shape == SHAPE  # one reading is no load
+    return after.decide(second, SHAPE, PLACEMENT)[1]
+
+
+def test_busy_shards_call_for_more():
+    assert tuned({}, seconds=0.9) == Shape(3)
+
+
+def test_a_hot_block_gets_a_replica_on_the_other_shard():
+    even = dict.fromkeys(range(SPEC.blocks), 2_000)
+    assert tuned(even) == SHAPE
+    assert tuned({**even, 7: 200_000}).extra["engram.1"][7] == 1
+
+
+def test_shards_that_say_nothing_change_nothing():
+    after, shape = tuner().decide(Reading(0.0, {}), SHAPE, PLACEMENT)
+    assert shape == SHAPE
+    assert after.decide(Reading(1.0, {}), SHAPE, PLACEMENT)[1] == SHAPE

@@ -69,7 +69,7 @@ def test_few_rows_prove_nothing():
     assert spread_hot_blocks(load, placed(), {}, CONFIG) == {}
 
 
-def test_memory_is_not_given_without_end():
+def test_extra_replicas_stay_within_their_memory():
     load = {"engram.1": np.random.default_rng(0).pareto(0.4, BLOCKS).astype(np.int64) * 1000}
     config = SpreadConfig(worst=1.0001, most_extra=0.02)
     extra = spread_hot_blocks(load, placed(), {}, config)

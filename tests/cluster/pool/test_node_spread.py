@@ -15,13 +15,13 @@ def nodes(text):
 
 
 @pytest.mark.parametrize(
-    ("before", "roomy", "move"),
+    ("before", "with_room", "move"),
     [
         ("aabb", "c", Move("shard-1", "c")),
         ("aaab", "ab", Move("shard-2", "b")),
         ("aaaabbc", "bc", Move("shard-3", "c")),
         ("aabbc", "abcd", Move("shard-1", "d")),
-        ("aaa", "", None),  # nobody has room
+        ("aaa", "", None),  # no node has room
         ("aab", "ab", None),  # as even as three shards on two nodes can be
         ("aabb", "ab", None),
         ("abc", "abcd", None),  # one each: which nodes they are on makes no difference
@@ -29,8 +29,8 @@ def nodes(text):
         ("", "a", None),
     ],
 )
-def test_a_shard_moves_from_the_fullest_node_to_the_emptiest_with_room(before, roomy, move):
-    assert next_move(nodes(before), list(roomy)) == move
+def test_a_shard_moves_from_the_fullest_node_to_the_emptiest_with_room(before, with_room, move):
+    assert next_move(nodes(before), list(with_room)) == move
 
 
 @pytest.mark.parametrize("before", ["aaaaaaaa", "aaaaabbb", "aabbccdd", "aaaaaab"])
@@ -44,23 +44,25 @@ def test_moves_come_to_an_end_with_shards_spread_evenly(before):
     assert max(counts) - min(counts) <= 1
 
 
-def test_shards_on_nodes_that_nobody_knows_stay():
+def test_shards_on_unknown_nodes_stay_where_they_are():
     assert next_move({"shard-0": "", "shard-1": "", "shard-2": ""}, ["a"]) is None
 
 
 def test_a_rest_follows_every_move():
-    spreader = Spreader(rest_s=10)
-    assert spreader.decide(0, nodes("aaaa"), "b") == Move("shard-3", "b")
-    assert spreader.decide(9.9, nodes("aaab"), "b") is None
-    assert spreader.decide(10, nodes("aaab"), "b") == Move("shard-2", "b")
-    assert spreader.decide(30, nodes("aabb"), "b") is None
+    spreader, first = Spreader(10).decide(0, nodes("aaaa"), "b")
+    assert first == Move("shard-3", "b")
+    assert spreader.decide(9.9, nodes("aaab"), "b") == (spreader, None)
+    spreader, second = spreader.decide(10, nodes("aaab"), "b")
+    assert second == Move("shard-2", "b")
+    assert spreader.decide(30, nodes("aabb"), "b") == (spreader, None)
 
 
 def test_moves_in_vain_become_rare_until_one_helps():
-    spreader, made = Spreader(rest_s=10, most_rest_s=40), []
+    spreader, made = Spreader(10, most_rest_s=40), []
     for now in range(200):
-        if spreader.decide(now, nodes("aaaa"), "b"):
-            made.append(now)
+        spreader, move = spreader.decide(now, nodes("aaaa"), "b")
+        made += [now] if move else []
     assert made == [0, 10, 30, 70, 110, 150, 190]
-    assert spreader.decide(230, nodes("aaab"), "b")
-    assert spreader.decide(240, nodes("aabbbb"), "a")
+    spreader, move = spreader.decide(230, nodes("aaab"), "b")
+    assert move
+    assert spreader.decide(240, nodes("aabbbb"), "a")[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -10,10 +11,12 @@ from dataclasses import replace
 import pytest
 
 from cluster.pool.autoscale import AutoscaleConfig
+from cluster.pool.config import PoolConfig
 from cluster.pool.plan import Shape
-from cluster.pool.pool import MemoryPool, PoolConfig
+from cluster.pool.pool import MemoryPool
 from memory_service import LocalMemory, Snapshot, extend_snapshot
 from memory_service.errors import ShardUnavailable, SnapshotError
+from memory_service.shard.shard import Shard
 from memory_service.snapshots.origin import Origin
 from memory_service.snapshots.upkeep import prune
 from tests.cluster.lookups import lookups, progress
@@ -43,9 +46,17 @@ class Pool(MemoryPool):
 
 
 @pytest.fixture
-def start(tiny_model):
+def fleet():
+    """The shards of the pools of a test."""
+    fleet = InProcessFleet()
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def start(tiny_model, fleet):
     """Function that starts a pool of the tiny model's memory; all end with the test."""
-    fleet, pools = InProcessFleet(), []
+    pools = []
 
     def start(*shape, uri=tiny_model / "memory", config=QUICK):
         pools.append(Pool(fleet, uri, Shape(*shape), config))
@@ -54,7 +65,6 @@ def start(tiny_model):
     yield start
     for pool in pools:
         pool.shutdown()
-    fleet.close()
 
 
 def rows_of(snapshot, spec):
@@ -145,13 +155,139 @@ def test_growth_that_finds_no_room_leaves_the_pool_as_it_was(start, reference):
     assert wrong == []
 
 
-def test_numbers_that_cannot_be_change_nothing(start):
+def test_numbers_out_of_range_are_refused_and_change_nothing(start):
     pool = start(2, 2).wait()
-    with pytest.raises(ValueError, match="--replicas: 2 copies of a block do not fit on 1 shards"):
+    with pytest.raises(ValueError, match="replicas: 2 copies of a block do not fit on 1 shards"):
         pool.scale(shards=1)
-    with pytest.raises(ValueError, match="--shards: 0 is too few"):
+    with pytest.raises(ValueError, match="shards: 0 is too few"):
         pool.scale(shards=0)
     assert pool.describe().shape == Shape(2, 2)
+
+
+@pytest.fixture
+def stalled(monkeypatch):
+    """Names of shards whose preparations do not end before the test does."""
+    over, names, prepare = threading.Event(), {}, Shard.prepare
+
+    def prepare_or_stall(shard, placement, *sources):
+        if shard.name in names:
+            names[shard.name].set()
+            over.wait()
+        return prepare(shard, placement, *sources)
+
+    monkeypatch.setattr(Shard, "prepare", prepare_or_stall)
+    yield names
+    over.set()
+
+
+def test_a_shard_that_dies_while_others_take_long_to_prepare_is_seen_and_healed(start, fleet, stalled, reference):
+    pool = start(3, 2).wait()
+    stalled["shard-3"] = preparing = threading.Event()
+    scaling = threading.Thread(target=pool.scale, args=(4,))
+    scaling.start()
+    assert preparing.wait(30)
+    stalled.clear()
+    epoch, lives = pool.epoch, dict(fleet.servers)
+    assert sorted(pool.describe().nodes) == [f"shard-{number}" for number in range(4)]
+    fleet.kill("shard-1", for_good=True)
+    assert sorted(pool.describe().nodes) == ["shard-0", "shard-2", "shard-3"]
+    assert pool.address() in {lives[name].address for name in ("shard-0", "shard-2")}
+    fleet.no_room.clear()
+    scaling.join(60)  # the preparation that never ends is given up, and the next one has the new life of shard-1
+    assert not scaling.is_alive()
+    described = pool.describe()
+    assert described.placement.epoch > epoch + 1
+    assert len(described.placement.shards) == 4
+    assert fleet.servers["shard-1"].address in {shard.address for shard in described.placement.shards}
+    with lookups(pool.address(), reference) as (wrong, done):
+        progress(done)
+    assert wrong == []
+
+
+def test_a_new_shard_that_hangs_is_restarted_and_then_filled(start, fleet, reference):
+    pool = start(2).wait()
+    located, silent = fleet.locate, socket.create_server(("127.0.0.1", 0))
+
+    def hanging(shard):
+        where = located(shard)
+        if shard != "shard-2" or where is None or fleet.restarted:
+            return where
+        return replace(where, address=f"127.0.0.1:{silent.getsockname()[1]}")
+
+    fleet.locate = hanging
+    with silent:
+        assert pool.scale(shards=3).shards == 3
+    assert fleet.restarted == ["shard-2"]
+    with lookups(pool.address(), reference) as (wrong, done):
+        progress(done)
+    assert wrong == []
+
+
+def test_a_description_is_of_the_world_after_the_call(start, fleet):
+    pool = start(3, 2, config=replace(QUICK, check_s=30.0))
+    pool.wait(lambda pool: pool.describe().at_rest)
+    fleet.kill("shard-1", for_good=True)
+    assert sorted(pool.describe().nodes) == ["shard-0", "shard-2"]
+    fleet.no_room.clear()
+    assert sorted(pool.describe().nodes) == ["shard-0", "shard-1", "shard-2"]
+
+
+def test_a_pool_that_finds_no_room_can_be_scaled_to_fewer_shards(start, fleet, reference):
+    fleet.no_room.add("shard-3")
+    pool = start(4)
+    with pytest.raises(ShardUnavailable, match=r"shard-3 did not start .* or give fewer `shards`"):
+        pool.wait()
+    assert pool.scale(shards=3).shards == 3
+    with lookups(pool.address(), reference) as (wrong, done):
+        progress(done)
+    assert wrong == []
+
+
+def test_a_cluster_that_does_not_answer_for_a_moment_ends_one_call_and_no_more(start, fleet):
+    pool = start(2).wait()
+    running, fleet.running = fleet.running, broken
+    with pytest.raises(ConnectionError, match="no cluster"):
+        pool.describe()
+    assert pool.address()
+    fleet.running = running
+    assert pool.scale(shards=3).shards == 3
+
+
+def broken():
+    raise ConnectionError("no cluster")
+
+
+def test_an_error_in_starting_a_shard_is_raised_to_callers_until_it_passes(start, fleet):
+    started = fleet.start
+    fleet.start = lambda shard, node=None: broken()
+    pool = start(2)
+    with pytest.raises(ConnectionError, match="no cluster"):
+        pool.wait()
+    fleet.start = started
+    pool.wait(lambda pool: pool.describe().at_rest)
+
+
+def test_callers_of_a_pool_that_stops_are_not_left_waiting(start, fleet):
+    pool = start(2).wait()
+    fleet.no_room.add("shard-2")
+    refused = []
+
+    def scale():
+        with pytest.raises(ShardUnavailable, match="is being stopped") as error:
+            pool.scale(shards=3)
+        refused.append(error)
+
+    threads = [threading.Thread(target=scale) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    pool.wait(lambda pool: pool.describe().shape.shards == 3)
+    pool.shutdown()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3
+    with pytest.raises(ShardUnavailable, match="is being stopped"):
+        pool.describe()
+    assert fleet.running() == []
 
 
 def test_calls_at_the_same_time_are_taken_in_turn(start):
@@ -171,11 +307,12 @@ def test_a_new_life_of_the_pool_finds_shards_and_placement(start, reference):
     first = start(2, 2).wait()
     first.scale(shards=3)
     before = {name: server.incarnation for name, server in first.fleet.servers.items()}
+    epoch = first.epoch
     with lookups(first.address(), reference) as (wrong, done):
-        first._stopping.set()  # it dies, and stops nobody
+        first.close()  # it dies, and its shards live on
         second = start(2, 1).wait()
         assert second.describe().shape == Shape(3, 2)
-        second.wait(lambda pool: pool.epoch > first.epoch)
+        second.wait(lambda pool: pool.epoch > epoch)
         progress(done)
     assert wrong == []
     assert {name: server.incarnation for name, server in second.fleet.servers.items()} == before
@@ -191,12 +328,12 @@ def test_the_load_decides_on_the_number_of_shards(start, reference):
     assert wrong == []
 
 
-def test_shards_move_to_a_node_that_joins_and_are_there_before_they_leave(start, reference):
+def test_shards_move_to_a_node_that_joins_and_are_there_before_they_leave(start, fleet, reference):
+    fleet.node = "left"
     pool = start(4, 2)
-    pool.fleet.node = "left"
     pool.wait(lambda pool: pool.describe().at_rest)
     with lookups(pool.address(), reference) as (wrong, done):
-        pool.fleet.nodes_with_room = {"joined"}
+        pool.fleet.with_room = {"joined"}
         assert not pool.describe().at_rest
         pool.wait(lambda pool: pool.describe().at_rest)
         progress(done)
@@ -208,12 +345,12 @@ def test_shards_move_to_a_node_that_joins_and_are_there_before_they_leave(start,
     assert all((on_left.sum(axis=1) == 1).all() for on_left in held)
 
 
-def test_a_node_that_has_no_room_after_all_leaves_the_pool_as_it_was(start, reference):
+def test_a_node_that_has_no_room_after_all_leaves_the_pool_as_it_was(start, fleet, reference):
+    fleet.node, fleet.no_room = "left", {"shard-1.1"}
     pool = start(2, 2)
-    pool.fleet.node, pool.fleet.no_room = "left", {"shard-1.1"}
     pool.wait(lambda pool: pool.describe().at_rest)
     with lookups(pool.address(), reference) as (wrong, done):
-        pool.fleet.nodes_with_room = {"full"}
+        pool.fleet.with_room = {"full"}
         pool.wait(lambda pool: pool.describe().shape.moved == {1: 1})
         pool.wait(lambda pool: not pool.describe().shape.moved)
         progress(done)
@@ -221,7 +358,7 @@ def test_a_node_that_has_no_room_after_all_leaves_the_pool_as_it_was(start, refe
     assert sorted(pool.describe().nodes) == ["shard-0", "shard-1"]
 
 
-def test_damage_of_the_snapshot_is_told_to_whoever_asks(start, tiny_model, tmp_path):
+def test_damage_of_the_snapshot_is_raised_to_callers(start, tiny_model, tmp_path):
     shutil.copytree(tiny_model / "memory", tmp_path / "memory")
     victim = next((tmp_path / "memory").rglob("*.arrow"))
     content = bytearray(victim.read_bytes())

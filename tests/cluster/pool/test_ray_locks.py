@@ -14,13 +14,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def keys(tmp_path):
-    """The variables for both sides; the certificate is for a name, as nobody knows the address of a node beforehand."""
+    """The variables for both sides; the certificate is for a name, as addresses of nodes are not known beforehand."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     for name in ("shard", "worker"):
-        one = authority.issue_cert(name)
-        one.private_key_pem.write_to_path(tmp_path / f"{name}.key")
-        one.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+        certificate = authority.issue_cert(name)
+        certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
     (tmp_path / "token").write_text("a-token-of-some-length\n")
     files = {
         "TLS_CERT": "shard.pem",
@@ -35,7 +35,7 @@ def keys(tmp_path):
     return variables | {"ENGRAM_MEMORY_SERVER_NAME": "shard"}
 
 
-def test_a_locked_pool_serves_and_heals_and_lets_nobody_else_in(keys, tiny_model):
+def test_a_locked_pool_serves_and_heals_and_refuses_clients_without_a_key(keys, tiny_model):
     command = [sys.executable, "-m", "tests.cluster.pool.locked_pool", str(tiny_model / "memory")]
     done = subprocess.run(command, env=os.environ | keys, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What a watch makes of shards that answer, that are gone, and that hang."""
+"""Health checks of shards that answer, that are gone, and that hang."""
 
 from __future__ import annotations
 
@@ -36,37 +36,34 @@ def clock():
 
 @pytest.fixture
 def watch(fleet, clock):
-    watch = ShardWatch(fleet, probe_s=0.3, unresponsive_s=5.0, clock=clock)
+    watch = ShardWatch(fleet, probe_s=0.3, clock=clock)
     yield watch
     watch.close()
 
 
-def up(watch):
-    return sorted(where.shard for where in watch.up)
+def up(sighting):
+    return sorted(where.shard for where in sighting.up)
 
 
 def test_shards_that_answer_are_up_with_their_counters(watch):
-    watch.look(SHARDS)
-    assert up(watch) == SHARDS
-    assert {stats.requests for stats in watch.up.values()} == {0}
-    watch.look(["shard-1"])
-    assert up(watch) == ["shard-1"]
+    seen = watch.look(SHARDS)
+    assert up(seen) == SHARDS
+    assert {stats.requests for stats in seen.up.values()} == {0}
+    assert up(watch.look(["shard-1"])) == ["shard-1"]
 
 
 def test_a_shard_that_is_gone_is_missing_until_its_next_life(watch, fleet, clock):
-    watch.look(SHARDS)
-    first = dict.fromkeys(watch.up)
+    first = watch.look(SHARDS)
     fleet.kill("shard-1", for_good=True)
     watch.look(SHARDS)
     clock.now += 7
-    watch.look(SHARDS)
-    assert (up(watch), watch.missing(6), watch.missing(8)) == (["shard-0"], ["shard-1"], [])
+    seen = watch.look(SHARDS)
+    assert (up(seen), seen.missing(6), seen.missing(8)) == (["shard-0"], ["shard-1"], [])
+    assert seen.silent(0) == []
     fleet.no_room.clear()
-    fleet.start("shard-1")
-    watch.look(SHARDS)
-    assert (up(watch), watch.missing(0)) == (SHARDS, [])
-    assert len(first.keys() & watch.up.keys()) == 1
-    assert fleet.restarted == []
+    seen = watch.look(SHARDS)
+    assert (up(seen), seen.missing(0)) == (SHARDS, [])
+    assert len(first.up.keys() & seen.up.keys()) == 1
 
 
 @pytest.fixture
@@ -82,33 +79,39 @@ def hanging(fleet):
         yield fleet
 
 
-def test_a_shard_that_hangs_is_restarted_once_its_time_is_up(watch, hanging, clock):
+def test_a_shard_that_hangs_is_silent_until_it_is_forgotten_and_located_anew(watch, hanging, clock):
     for _ in range(2):
-        watch.look(SHARDS)
+        seen = watch.look(SHARDS)
         clock.now += 2
-    assert (up(watch), hanging.restarted) == (["shard-0"], [])
-    clock.now += 2
+    assert (up(seen), seen.missing(0)) == (["shard-0"], ["shard-1"])
+    seen = watch.look(SHARDS)
+    assert (seen.silent(4), seen.silent(5)) == (["shard-1"], [])
     hanging.no_room.clear()
-    watch.look(SHARDS)
-    assert hanging.restarted == ["shard-1"]
-    watch.look(SHARDS)
-    assert up(watch) == SHARDS
+    hanging.restart("shard-1")
+    watch.forget("shard-1")
+    seen = watch.look(SHARDS)
+    assert (up(seen), seen.silent(0)) == (SHARDS, [])
 
 
-def test_a_shard_that_cannot_start_keeps_nobody_from_seeing_the_others(watch, fleet):
+def test_a_shard_that_cannot_start_does_not_hide_the_others(watch, fleet):
     def locate(shard):
         if shard == "shard-0":
             raise ValueError("its certificate is gone")
         return located(shard)
 
     located, fleet.locate = fleet.locate, locate
-    with pytest.raises(ValueError, match="its certificate is gone"):
-        watch.look(SHARDS)
-    assert up(watch) == ["shard-1"]
+    seen = watch.look(SHARDS)
+    assert (up(seen), list(map(str, seen.failures))) == (["shard-1"], ["its certificate is gone"])
 
 
 def test_another_process_on_the_port_of_a_shard_is_not_taken_for_it(watch, fleet):
     located = fleet.locate("shard-0")
     fleet.locate = lambda shard: Whereabouts(shard, located.address, "an earlier life")
-    watch.look(SHARDS)
-    assert up(watch) == []
+    assert up(watch.look(SHARDS)) == []
+
+
+def test_counters_of_blocks_are_read_on_request(watch, fleet):
+    load = fleet.servers["shard-0"].shard.block_load
+    load.read = lambda: {"engram.1": {3: 5}}
+    assert [stats.block_rows for stats in watch.look(["shard-0"]).up.values()] == [{}]
+    assert [stats.block_rows for stats in watch.look(["shard-0"], blocks=True).up.values()] == [{"engram.1": {3: 5}}]
