@@ -82,7 +82,7 @@ class ReasoningWorker:
         return results
 
     def stats(self) -> list[EngineStats]:
-        """Counters of every engine so far: losing the memory starts a new one."""
+        """The engine's counters, once for each memory that it was connected to: `memory` counts that one alone."""
         return [*self._past, self._loaded().stats()]
 
     def collect(self) -> Iterable[Sample]:
@@ -104,15 +104,14 @@ class ReasoningWorker:
         assert self._locate is not None, "a memory in this process cannot be lost"
         _log.warning("memory lost: %s", self._lost)
         time.sleep(_PAUSE_SECONDS)
-        old = self._loaded()
+        engine = self._loaded()
         try:
-            memory = MemoryClient.connect(self._locate(), config=old.config.client)
+            memory = MemoryClient.connect(self._locate(), config=engine.config.client)
         except ShardUnavailable as error:
             self._lost = str(error)
             return
-        self._engine = Engine(old.model, old.tokenizer, memory, old.config, old.trace)
-        self._past.append(old.stats())
-        old.close()
+        self._past.append(engine.stats())
+        engine.reconnect(memory)
 
     def _loaded(self) -> Engine:
         if self._engine is None:

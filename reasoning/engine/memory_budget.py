@@ -1,0 +1,117 @@
+"""How long a context an engine serves and how many tokens its cache holds, in the memory that is free."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from reasoning.engine.config import EngineConfig
+from reasoning.engine.free_memory import free_bytes
+from reasoning.model.batch import PAGE_TOKENS, pages_for
+
+_log = logging.getLogger(__name__)
+
+GPU_SHARE, HOST_SHARE = 0.8, 0.5
+"""Shares of the free memory that a cache may take. The host's is not the engine's alone."""
+_ORDINARY_TOKENS = 4096
+"""Tokens of cache planned for each sequence besides the longest. Pages are shared, and when they run out the sequence
+that arrived last yields its own."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory where a cache may lie."""
+
+    free_bytes: int
+    """Bytes that are free there."""
+    token_bytes: int
+    """Bytes that the cache keeps of one token."""
+    gpu: bool = False
+    """Whether it is a GPU's memory."""
+
+    @classmethod
+    def on(cls, device: torch.device, token_bytes: int) -> Room:
+        """Look at how much memory of a device is free."""
+        return cls(free_bytes(device), token_bytes, device.type == "cuda")
+
+    def pages(self, share: float | None) -> int:
+        """Whole pages that fit into a share of it; None stands for the default share."""
+        return int(self.free_bytes * (share or self._default_share)) // (PAGE_TOKENS * self.token_bytes)
+
+    def describe(self, share: float | None) -> str:
+        """Say how much fits, as in "4,096 tokens (12.0 MiB: 0.5 of the 24.0 MiB that are free)"."""
+        share = share or self._default_share
+        taken, free = (f"{size / 2**20:,.1f} MiB" for size in (self.free_bytes * share, self.free_bytes))
+        return f"{self.pages(share) * PAGE_TOKENS:,} tokens ({taken}: {share:g} of the {free} that are free)"
+
+    @property
+    def _default_share(self) -> float:
+        return GPU_SHARE if self.gpu else HOST_SHARE
+
+
+@dataclass(frozen=True)
+class CacheBudget:
+    """The cache of one engine, and the context that it serves."""
+
+    context: int
+    """Tokens that a prompt and its completion may have together."""
+    pages: int
+    """Pages of PAGE_TOKENS tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the cache has room for."""
+        return self.pages * PAGE_TOKENS
+
+
+def cache_budget(config: EngineConfig, model_context: int, room: Room) -> CacheBudget:
+    """Divide memory among sequences.
+
+    Where `config` leaves it open, the context is the model's and the cache holds one sequence of that length and
+    4,096 tokens for each further one that may run. Both give way to the share of the memory that the cache may take.
+
+    Args:
+        config: sequences that run together, and the limits that were set.
+        model_context: positions of the model.
+        room: memory of the device.
+
+    Raises:
+        ValueError: `max_context` or `cache_tokens` is more than there is, or not even one page fits.
+    """
+    context = model_context if config.max_context is None else config.max_context
+    if context > model_context:
+        raise ValueError(f"max_context: {context:,} is more than the {model_context:,} positions of the model")
+    pages = _cache_pages(config, context, room)
+    if context <= pages * PAGE_TOKENS:
+        return CacheBudget(context, pages)
+    if config.max_context is None:
+        short = CacheBudget(pages * PAGE_TOKENS, pages)
+        reason = f"the cache holds {short.tokens:,} tokens; {room.describe(config.cache_share)} fit"
+        _log.warning("max_context: %s of the model's %s positions, as %s", f"{short.context:,}", f"{context:,}", reason)
+        return short
+    if config.cache_tokens is not None:
+        raise ValueError(f"max_context: {context:,} is more than `cache_tokens`, {config.cache_tokens:,}; use less")
+    raise ValueError(
+        f"max_context: {context:,} tokens do not fit into a cache of {room.describe(config.cache_share)}; "
+        "use fewer, or a larger `cache_share`"
+    )
+
+
+def _cache_pages(config: EngineConfig, context: int, room: Room) -> int:
+    most = room.pages(config.cache_share)
+    if not most:
+        raise ValueError(
+            f"cache_share: the cache has room for {room.describe(config.cache_share)}, which is less than a page of "
+            f"{PAGE_TOKENS}; free memory, or use a larger share"
+        )
+    if config.cache_tokens is None:
+        further = (config.max_batch - 1) * pages_for(min(context, _ORDINARY_TOKENS))
+        return min(pages_for(context) + further, most)
+    if pages_for(config.cache_tokens) > most:
+        raise ValueError(
+            f"cache_tokens: {config.cache_tokens:,} are more than {room.describe(config.cache_share)}; "
+            "use fewer, or a larger `cache_share`"
+        )
+    return pages_for(config.cache_tokens)
