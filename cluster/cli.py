@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from cluster.commands import generate, hash, memory, train
 
@@ -23,6 +25,7 @@ examples:
 
 `engram COMMAND --help` explains a command. Set ENGRAM_TRACEBACK=1 to see where an error came from.
 """
+_FIELD = re.compile(r"\A(\w+)(?=: )|`(\w+)`")
 
 
 class UsageError(ValueError):
@@ -30,6 +33,14 @@ class UsageError(ValueError):
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and leave in `flags` how the arguments of the command are written, by the name of their field."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        if not hasattr(namespace, "flags"):  # a sub-command has parsed its arguments, and set it, before its parent
+            flags = (action for action in self._actions if action.option_strings)
+            namespace.flags = {action.dest.rpartition(".")[2]: action.option_strings[0] for action in flags}
+        return namespace, rest
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
@@ -37,6 +48,9 @@ class _Parser(argparse.ArgumentParser):
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=110)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # flags stay whole
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,11 +65,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `engram`. Returns the exit code, as `guarded` does."""
-    return guarded(lambda: _run(argv))
+    flags: dict[str, str] = {}
+    return guarded(lambda: _run(argv, flags), flags)
 
 
-def guarded(action: Callable[[], int]) -> int:
-    """Run a command. Returns its exit code, 2 for what the user can fix (one line on stderr), 130 when interrupted."""
+def guarded(action: Callable[[], int], flags: Mapping[str, str] | None = None) -> int:
+    """Run a command and turn what the user can fix into one line on standard error.
+
+    Args:
+        action: the command, which returns its exit code.
+        flags: how fields that errors name are written on the command line.
+
+    Returns:
+        the exit code: 2 for what the user can fix, 130 when interrupted.
+    """
     try:
         return action()
     except KeyboardInterrupt:
@@ -67,12 +90,18 @@ def guarded(action: Callable[[], int]) -> int:
     except Exception as error:
         if not _is_user_error(error) or os.environ.get("ENGRAM_TRACEBACK"):
             raise
-        print(f"engram: error: {_one_line(error)}", file=sys.stderr)
+        print(f"engram: error: {in_flags(_one_line(error), flags or {})}", file=sys.stderr)
         return 2
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def in_flags(message: str, flags: Mapping[str, str]) -> str:
+    """Write --flag for the fields that a message names: at its beginning, before a colon, and in backquotes."""
+    return _FIELD.sub(lambda found: flags.get(found[1] or found[2], found[0]), message)
+
+
+def _run(argv: Sequence[str] | None, flags: dict[str, str]) -> int:
     args = build_parser().parse_args(argv)
+    flags.update(args.flags)
     if args.run is None:
         args.parser.print_help()
         return 0

@@ -33,7 +33,8 @@ PROMPTS = (
     'if __name__ == "__main__":',
 )
 _SAMPLING = SamplingParams(max_new_tokens=48, temperature=0.4, top_p=0.95, seed=0)
-_OPTIONS = ClusterOptions(workers=2, shards=2, batch_size=4)
+_OPTIONS = ClusterOptions(workers=2, shards=2)
+_BATCH_SIZE = 4
 _DIM, _PLAIN = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
 
@@ -57,7 +58,7 @@ def _run() -> tuple[JobReport, list[EngineStats]]:
         JobOutput(OUTPUT / "completions.jsonl", source, identity, overwrite=True) as output,
         open_executor(MODEL, _OPTIONS) as executor,
     ):
-        return run_job(source, output, _SAMPLING, executor, _OPTIONS.batch_size), executor.stats()
+        return run_job(source, output, _SAMPLING, executor, _BATCH_SIZE), executor.stats()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 from collections import deque
@@ -16,7 +15,8 @@ from tqdm import tqdm
 from cluster.batch.executor import Executor
 from cluster.batch.lines import Line, parse_line, read_raw
 from cluster.batch.output import JobOutput
-from reasoning.request import Choice, RequestFailure, Result, SamplingParams
+from cluster.batch.records import error_record, to_record
+from reasoning.request import Result, SamplingParams
 
 _WINDOW = 8
 """Chunks a worker may be ahead of the oldest unfinished one: bounds what waits in memory to be written in order."""
@@ -41,7 +41,7 @@ class _Chunk:
 
     def records(self) -> list[dict[str, Any]]:
         by_number = {outcome.id: outcome for outcome in self.outcomes or []}
-        return [to_record(line, by_number.get(str(line.number))) for line in self.lines]
+        return [_record(line, by_number.get(str(line.number))) for line in self.lines]
 
 
 def run_job(
@@ -65,46 +65,11 @@ def run_job(
     return report
 
 
-def to_record(line: Line, outcome: Result | None) -> dict[str, Any]:
-    """Return the output record of a line. `outcome` is None for a line that never became a request.
-
-    It tells of the first sample; where there are more, "choices" lists all of them and completion_tokens is their sum.
-    """
+def _record(line: Line, result: Result | None) -> dict[str, Any]:
     if line.problem is not None:
-        return _error_record(line, line.problem.field, line.problem.message)
-    assert outcome is not None, f"no outcome for line {line.number}"
-    if isinstance(outcome, RequestFailure):
-        return _error_record(line, outcome.field, outcome.message)
-    choices = [_choice_record(choice) for choice in outcome.choices]
-    record = {
-        "id": line.id,
-        **choices[0],
-        "prompt_tokens": outcome.prompt_tokens,
-        "completion_tokens": sum(len(choice.token_ids) for choice in outcome.choices),
-    }
-    if len(choices) > 1:
-        record["choices"] = [{"index": index, **choice} for index, choice in enumerate(choices)]
-    return record
-
-
-def _choice_record(choice: Choice) -> dict[str, Any]:
-    record = {"text": choice.text, "token_ids": list(choice.token_ids), "finish_reason": choice.finish_reason}
-    if choice.logprobs is not None:
-        record["logprobs"] = [dataclasses.asdict(entry) for entry in choice.logprobs]
-    return record
-
-
-def _error_record(line: Line, field: str, message: str) -> dict[str, Any]:
-    return {
-        "id": line.id,
-        "text": "",
-        "token_ids": [],
-        "prompt_tokens": 0,
-        "completion_tokens": 0,
-        "finish_reason": "error",
-        "line": line.number,
-        "error": {"field": field, "message": message},
-    }
+        return error_record(line.id, line.problem.field, line.problem.message, line.number)
+    assert result is not None, f"no result for line {line.number}"
+    return to_record(line.id, result, line.number)
 
 
 def _chunks(source: Path, skip: int, defaults: SamplingParams, size: int) -> Iterator[_Chunk]:

@@ -13,9 +13,8 @@ from typing import Any
 
 import xxhash
 
+from cluster.batch.records import RecordId
 from reasoning.request import SAMPLING_FIELDS, Request, RequestError, SamplingParams
-
-LineId = str | int | float | None
 
 _KEYS = ("id", "prompt", "prompt_token_ids", *SAMPLING_FIELDS)
 
@@ -28,7 +27,7 @@ class Line:
     """Line number in the file, from 1, blank lines included."""
     raw: bytes
     """The line without surrounding white space."""
-    id: LineId
+    id: RecordId
     """The user's id, "line-N" if the line gives none, None if it cannot be told."""
     request: Request | None = None
     """Its id is the line number, which is unique even where the users' ids are not."""
@@ -45,7 +44,7 @@ def read_raw(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def parse_line(number: int, raw: bytes, defaults: SamplingParams) -> Line:
     """Parse one line; a defect ends up in `problem`. `defaults.seed` is the seed of the whole job."""
-    line_id: LineId = None
+    line_id: RecordId = None
     try:
         record = _load(raw)
         line_id = _read_id(record, number)
@@ -79,7 +78,7 @@ def _load(raw: bytes) -> dict[str, Any]:
     return record
 
 
-def _read_id(record: Mapping[str, Any], number: int) -> LineId:
+def _read_id(record: Mapping[str, Any], number: int) -> RecordId:
     value = record.get("id")
     if value is None:
         return f"line-{number}"

@@ -53,7 +53,7 @@ class JobOutput:
             OSError: a file cannot be read or written.
         """
         if path.exists() and path.samefile(source):
-            raise ValueError(f"--output: {path} is the input; give another file")
+            raise ValueError(f"output: {path} is the input; give another file")
         self.path, self._identity = path, identity
         self._sidecar = path.with_name(path.name + ".job.json")
         self._file = _open_locked(path)
@@ -96,8 +96,8 @@ class JobOutput:
         self.total = self._survey(source, saved)
         if self.done > self.total:
             raise ValueError(
-                f"--input: {source} has {self.total} lines, {self.path} already {self.done}; "
-                "restore the input or add --overwrite"
+                f"input: {source} has {self.total} lines, {self.path} already {self.done}; "
+                "restore the input or set `overwrite`"
             )
         self._save()
 
@@ -114,7 +114,7 @@ class JobOutput:
             if not differences:
                 return saved
             problem = f"belongs to another job: {'; '.join(differences)}"
-        raise ValueError(f"--output: {self.path} {problem}; choose another file or add --overwrite")
+        raise ValueError(f"output: {self.path} {problem}; choose another file or set `overwrite`")
 
     def _survey(self, source: Path, saved: Mapping[str, Any]) -> int:
         """Count the input's lines, and digest those consumed; ValueError if they are not what they were."""
@@ -129,8 +129,8 @@ class JobOutput:
                 self._digest = digest.copy()
         if not unchanged:
             raise ValueError(
-                f"--input: the first {checked} lines of {source} changed since {self.path} was written; "
-                "restore them, choose another --output or add --overwrite"
+                f"input: the first {checked} lines of {source} changed since {self.path} was written; "
+                "restore them, choose another `output` or set `overwrite`"
             )
         return total
 
@@ -154,7 +154,7 @@ def _open_locked(path: Path) -> IO[bytes]:
     except BlockingIOError:
         file.close()
         raise ValueError(
-            f"--output: {path} is being written by another run; wait for it or choose another file"
+            f"output: {path} is being written by another run; wait for it or choose another file"
         ) from None
     return file
 

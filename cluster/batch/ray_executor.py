@@ -42,7 +42,7 @@ def open_executor(model_dir: Path, options: ClusterOptions, trace: Trace | None 
     """
     config = ModelConfig.from_dir(model_dir)
     if options.workers == 0:
-        worker = ReasoningWorker(model_dir, _fixed(options.memory), options.engine_config(), trace=trace)
+        worker = ReasoningWorker(model_dir, _fixed(options.memory), options.engine, trace=trace)
         worker.ready()
         yield InProcessExecutor(worker)
         return
@@ -84,7 +84,7 @@ class RayExecutor:
         except ray.exceptions.RayActorError as error:
             lines = f"{requests[0].id} to {requests[-1].id}"
             raise ValueError(
-                f"--input: reasoning workers keep dying on lines {lines}; look for what ended them (memory?) in Ray's "
+                f"input: reasoning workers keep dying on lines {lines}; look for what ended them (memory?) in Ray's "
                 "logs, then run the command again to continue"
             ) from error
 

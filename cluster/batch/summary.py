@@ -1,4 +1,4 @@
-"""What a finished run tells its user."""
+"""What a run tells its user."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Sequence
 
 from cluster.batch.job import JobReport
 from reasoning.engine.config import EngineStats
+
+
+def engine_line(stats: EngineStats) -> str:
+    """Say what context the engines serve, and how large their caches are."""
+    short = f" of the model's {stats.model_context:,}" if stats.context < stats.model_context else ""
+    cache = f"{stats.cache_tokens:,} tokens in {stats.cache_bytes / 2**20:,.1f} MiB"
+    return f"context {stats.context:,} tokens{short}, cache {cache} at each engine"
 
 
 def job_lines(report: JobReport, stats: Sequence[EngineStats]) -> list[str]:

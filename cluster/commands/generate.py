@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.commands.sampling_flags import add_sampling_flags, sampling_from
-from reasoning.request import Delta, Request, RequestError, RequestFailure, SamplingParams
+from cluster.batch.options import JobOptions
+from cluster.batch.records import to_record
+from cluster.commands.engine_flags import ENGINE
+from cluster.commands.flags import Custom, Flags
+from cluster.commands.sampling_flags import SAMPLING
+from cluster.workers.options import ClusterOptions
+from reasoning.request import Completion, Delta, Request, RequestError, RequestFailure, SamplingParams
 
 if TYPE_CHECKING:
-    from memory_service import ClientConfig
     from reasoning.engine.trace import Trace
 
 _DESCRIPTION = """\
@@ -26,13 +30,13 @@ Continue one prompt, or every line of a JSONL file.
 --input reads lines such as {"id": "a", "prompt": "def f("}, or {"id": "b", "prompt_token_ids": [4, 8]}. A line may set
 for itself what the sampling flags set for all, as in {"prompt": "x", "top_p": 0.9, "stop": ["def", "class"]}; any other
 key is an error. --output gets one line for each, in the same order: {"id", "text", "token_ids", "finish_reason",
-"prompt_tokens", "completion_tokens"}. Where logprobs are asked for it also has "logprobs", with {"token_id", "logprob",
+"prompt_tokens", "completion_tokens"}. With --logprobs it also has "logprobs", with {"token_id", "logprob",
 "top": [[token id, logprob], ...]} for each token. With n above 1 all these tell of the first sample, "choices" has
 {"index", "text", "token_ids", "finish_reason"} and any "logprobs" of each, and completion_tokens is their sum.
 
 A defective line becomes one with finish_reason "error" and {"error": {"field", "message"}}. An interrupted job
 continues where it stopped when the same command is run again; so does a finished one whose input has grown. What a
-line yields does not depend on --workers, --shards or --batch-size.
+line yields does not depend on --workers, --shards, --batch-size or --max-batch.
 """
 _EPILOG = """\
 examples:
@@ -41,8 +45,12 @@ examples:
   engram generate --model models/tiny-code --input in.jsonl --output out.jsonl --max-new-tokens 32
   engram generate --model DIR --input in.jsonl --output out.jsonl --workers 8 --shards 4 --address ray-head:6379
   engram generate --model DIR --input in.jsonl --output out.jsonl --workers 0 --memory 10.0.0.5:7000
+  engram generate --model DIR --input in.jsonl --output out.jsonl --max-batch 64 --max-context 8192 --dtype bf16
   engram generate --model DIR --prompt 'import ' --memory 10.0.0.5:7000 --trace out.json
 """
+_HOST_PORT = Custom(metavar="HOST:PORT")
+_CLUSTER = Flags(ClusterOptions(), {"address": _HOST_PORT, "memory": _HOST_PORT}, skip=["engine"])
+_JOB = Flags(JobOptions())
 
 
 def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
@@ -68,111 +76,57 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
         help="write a timeline of steps, lookups and waits, to be opened in https://ui.perfetto.dev (with --prompt, or "
         "--workers 0)",
     )
-    add_sampling_flags(parser.add_argument_group("sampling"))
-    _add_placement(parser.add_argument_group("where it runs (with --input, unless noted)"))
+    SAMPLING.add(parser.add_argument_group("sampling"))
+    cluster = parser.add_argument_group("where it runs (with --input; --memory also with --prompt)")
+    _CLUSTER.add(cluster)
+    _JOB.add(cluster)
+    ENGINE.add(parser.add_argument_group("each engine"))
     parser.set_defaults(run=run)
-
-
-def _add_placement(group: Any) -> None:
-    group.add_argument(
-        "--workers",
-        metavar="W",
-        type=int,
-        default=1,
-        help="reasoning actors; 0: this process, no Ray (default %(default)s)",
-    )
-    group.add_argument(
-        "--shards", metavar="S", type=int, default=2, help="memory shards to start for the job (default %(default)s)"
-    )
-    group.add_argument(
-        "--replicas", metavar="R", type=int, default=1, help="shards that hold each block (default %(default)s)"
-    )
-    group.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=int,
-        default=16,
-        help="lines a worker is given at a time (default %(default)s)",
-    )
-    group.add_argument(
-        "--device",
-        metavar="DEVICE",
-        default="auto",
-        help="cpu, cuda, or auto: a GPU where the worker sees one (default %(default)s; also with --prompt). On Ray a "
-        "worker sees the one that cuda reserves for it, and with auto none",
-    )
-    group.add_argument("--address", metavar="RAY", help="Ray cluster to run on, HOST:PORT (default: start a local Ray)")
-    group.add_argument(
-        "--memory",
-        metavar="HOST:PORT",
-        help="use the memory this shard belongs to instead of the model's own tables (also with --prompt)",
-    )
-    group.add_argument(
-        "--memory-cache",
-        metavar="MIB",
-        type=int,
-        default=0,
-        help="hot rows that each worker keeps of each table, in front of the network (default: none)",
-    )
-    group.add_argument(
-        "--map-memory",
-        action="store_true",
-        help="read rows straight from shards on the same machine that were started with --share-memory (also with "
-        "--prompt)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate for `--prompt` or `--input`."""
-    sampling = sampling_from(args)
+    sampling = SAMPLING.read(args)
+    options = _CLUSTER.read(args, engine=ENGINE.read(args))
     if args.prompt is not None:
-        return _run_prompt(args, sampling)
-    return _run_batch(args, sampling)
+        return _run_prompt(args, sampling, options)
+    return _run_batch(args, sampling, options)
 
 
-def _run_prompt(args: argparse.Namespace, sampling: SamplingParams) -> int:
-    from cluster.batch.job import to_record
-    from cluster.batch.lines import Line
+def _run_prompt(args: argparse.Namespace, sampling: SamplingParams, options: ClusterOptions) -> int:
     from reasoning.engine import Engine
-    from reasoning.engine.config import EngineConfig
 
     if args.output is not None:
-        raise ValueError("--output: goes with --input; with --prompt the text is printed")
-    config = EngineConfig(device=args.device, client=_client_config(args))
+        raise ValueError("output: goes with `input`; with `prompt` the text is printed")
     as_it_comes = not args.json and sampling.n == 1
     request = Request(id="1", prompt=args.prompt, sampling=sampling, stream=as_it_comes)
     with _tracing(args.trace) as trace:
-        engine = Engine.from_pretrained(args.model, args.memory, config, trace)
+        engine = Engine.from_pretrained(args.model, options.memory, options.engine, trace)
         for event in engine.events([request]):
             if isinstance(event, Delta):
                 print(event.text, end="", flush=True)
             elif isinstance(event, RequestFailure):
                 raise RequestError(event.field, event.message)
-            elif args.json:
-                print(json.dumps(to_record(Line(1, b"", "prompt", request), event), ensure_ascii=False))
             else:
-                print("" if as_it_comes else "\n".join(choice.text for choice in event.choices))
+                print(_prompt_output(event, args.json, as_it_comes))
     return 0
 
 
-def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
+def _prompt_output(completion: Completion, as_json: bool, printed: bool) -> str:
+    """What is left to print once a prompt's samples are done."""
+    if as_json:
+        return json.dumps(to_record("prompt", completion), ensure_ascii=False)
+    return "" if printed else "\n".join(choice.text for choice in completion.choices)
+
+
+def _run_batch(args: argparse.Namespace, sampling: SamplingParams, options: ClusterOptions) -> int:
     from cluster.batch.job import run_job
     from cluster.batch.output import JobIdentity, JobOutput
     from cluster.batch.ray_executor import open_executor
-    from cluster.batch.summary import job_lines
-    from cluster.workers.options import ClusterOptions
+    from cluster.batch.summary import engine_line, job_lines
 
     _check_batch_arguments(args)
-    options = ClusterOptions(
-        args.workers,
-        args.shards,
-        args.address,
-        args.memory,
-        args.batch_size,
-        args.replicas,
-        _client_config(args),
-        args.device,
-    )
+    job = _JOB.read(args)
     identity = JobIdentity(str(args.model.resolve()), dataclasses.asdict(sampling))
     with JobOutput(args.output, args.input, identity, args.overwrite) as output:
         if output.done == output.total:
@@ -181,7 +135,8 @@ def _run_batch(args: argparse.Namespace, sampling: SamplingParams) -> int:
         if output.done:
             _say(f"continuing {args.output} after line {output.done:,} of {output.total:,}")
         with _tracing(args.trace) as trace, open_executor(args.model, options, trace) as executor:
-            report = run_job(args.input, output, sampling, executor, args.batch_size)
+            _say(engine_line(executor.stats()[0]))
+            report = run_job(args.input, output, sampling, executor, job.batch_size or options.engine.max_batch)
             for line in job_lines(report, executor.stats()):
                 _say(line)
     return 0
@@ -203,28 +158,17 @@ def _tracing(file: Path | None) -> Iterator[Trace | None]:
         trace.write(file)
 
 
-def _client_config(args: argparse.Namespace) -> ClientConfig:
-    from memory_service import ClientConfig
-
-    if args.memory_cache < 0:
-        raise ValueError(f"--memory-cache: {args.memory_cache} MiB is not possible; give 0 for none, or more")
-    return ClientConfig(cache_bytes=args.memory_cache << 20, map_local=args.map_memory)
-
-
 def _check_batch_arguments(args: argparse.Namespace) -> None:
     if args.output is None:
-        raise ValueError("--output: required with --input; give the file to write")
+        raise ValueError("output: required with `input`; give the file to write")
     if args.json:
-        raise ValueError("--json: goes with --prompt; the lines of --output are JSON already")
+        raise ValueError("json: goes with `prompt`; the lines of `output` are JSON already")
     if args.trace is not None and args.workers != 0:
-        raise ValueError("--trace: goes with --prompt or --workers 0; actors on Ray record no timeline")
-    for name, least in (("workers", 0), ("shards", 1), ("batch_size", 1), ("replicas", 1)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')}: {getattr(args, name)} is too few; give at least {least}")
+        raise ValueError("trace: goes with `prompt` or --workers 0; actors on Ray record no timeline")
     if not args.input.is_file():
-        raise ValueError(f"--input: no file {args.input}; give a JSONL file")
+        raise ValueError(f"input: no file {args.input}; give a JSONL file")
     if not args.output.parent.is_dir():
-        raise ValueError(f"--output: no directory {args.output.parent}; create it first")
+        raise ValueError(f"output: no directory {args.output.parent}; create it first")
 
 
 def _say(text: str) -> None:

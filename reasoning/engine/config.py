@@ -26,8 +26,8 @@ class EngineConfig:
     """Tokens that the cache holds for all sequences, in whole pages of 64. None: one sequence of `max_context` and
     4,096 tokens for each further one of `max_batch`, or as many as `cache_share` allows."""
     cache_share: float | None = None
-    """Share of the free memory that the cache may take, between 0 and 1. None: 0.8 of a GPU's, 0.5 of the host's,
-    divided by the engines on it that are workers of one job."""
+    """Share of the free memory that the cache may take, up to 1. None: 0.8 of a GPU's; 0.5 of the host's, of which
+    each of several workers on one node gets its part."""
     prefill_tokens: int = 2048
     """Prompt tokens that enter in one step."""
     prefix_cache: bool = True

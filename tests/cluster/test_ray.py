@@ -29,6 +29,7 @@ from cluster.workers.options import ClusterOptions
 from memory_service import LocalMemory, MemoryClient, SnapshotError
 from memory_service.shard.shard import Shard
 from memory_service.snapshots.writer import extend_snapshot
+from reasoning.engine import EngineConfig
 from reasoning.request import Request, SamplingParams
 from tests.cluster.on_ray import process_of, shard_processes, wait_until
 
@@ -42,7 +43,7 @@ IDENTITY = JobIdentity("tiny", vars(SAMPLING))
 
 @pytest.fixture(scope="session")
 def executor(ray, tiny_model):
-    with open_executor(tiny_model, ClusterOptions(workers=2, shards=2, batch_size=4)) as executor:
+    with open_executor(tiny_model, ClusterOptions(workers=2, shards=2, engine=EngineConfig(max_batch=4))) as executor:
         yield executor
 
 

@@ -6,10 +6,9 @@ import random
 import pytest
 
 from cluster.batch.executor import InProcessExecutor
-from cluster.batch.job import run_job, to_record
-from cluster.batch.lines import Line
+from cluster.batch.job import run_job
 from cluster.batch.output import JobIdentity, JobOutput
-from reasoning.request import Choice, Completion, RequestFailure, SamplingParams, TokenLogprob
+from reasoning.request import Choice, Completion, RequestFailure, SamplingParams
 
 DEFAULTS = SamplingParams(max_new_tokens=4, seed=1)
 IDENTITY = JobIdentity("model", vars(DEFAULTS))
@@ -84,35 +83,6 @@ def test_a_record_has_text_token_ids_counts_and_the_reason_it_ended(tmp_path):
     assert records(tmp_path / "out.jsonl") == [
         {"id": 0, "text": "P0", "token_ids": [2], "prompt_tokens": 2, "completion_tokens": 1, "finish_reason": "stop"}
     ]
-
-
-def test_several_samples_become_choices_and_log_probabilities_become_lists():
-    entries = (TokenLogprob(7, -0.5, ((7, -0.5), (2, -1.5))),)
-    one = Completion("1", (Choice(0, "a", (7,), "stop", entries),), 3)
-    logprobs = [{"token_id": 7, "logprob": -0.5, "top": [[7, -0.5], [2, -1.5]]}]
-    record = json.loads(json.dumps(to_record(Line(1, b"", "x"), one)))
-    assert record == {
-        "id": "x",
-        "text": "a",
-        "token_ids": [7],
-        "finish_reason": "stop",
-        "logprobs": logprobs,
-        "prompt_tokens": 3,
-        "completion_tokens": 1,
-    }
-    two = Completion("1", (Choice(0, "a", (7,), "stop"), Choice(1, "bc", (8, 9), "length")), 3)
-    assert to_record(Line(1, b"", "x"), two) == {
-        "id": "x",
-        "text": "a",
-        "token_ids": [7],
-        "finish_reason": "stop",
-        "prompt_tokens": 3,
-        "completion_tokens": 3,
-        "choices": [
-            {"index": 0, "text": "a", "token_ids": [7], "finish_reason": "stop"},
-            {"index": 1, "text": "bc", "token_ids": [8, 9], "finish_reason": "length"},
-        ],
-    }
 
 
 def test_bad_lines_are_reported_in_their_place(tmp_path):

@@ -88,7 +88,7 @@ def test_lines_not_consumed_yet_may_change(source, target):
 def test_changed_input_is_refused(source, target, changed):
     write(source, target, 2)
     source.write_text(changed)
-    with pytest.raises(ValueError, match=r"--input: .*(changed|has . lines).*--overwrite"):
+    with pytest.raises(ValueError, match=r"input: .*(changed|has . lines).*`overwrite`"):
         JobOutput(target, source, IDENTITY)
     assert ids(target) == ["a", "b"]
 
@@ -102,7 +102,7 @@ def test_changed_input_is_refused(source, target, changed):
 )
 def test_another_job_on_the_same_output_is_refused_by_name(source, target, identity, message):
     write(source, target, 2)
-    with pytest.raises(ValueError, match=f"--output: .*{message}.*--overwrite"):
+    with pytest.raises(ValueError, match=f"output: .*{message}.*`overwrite`"):
         JobOutput(target, source, identity)
     with JobOutput(target, source, identity, overwrite=True) as output:
         assert output.done == 0
@@ -114,7 +114,7 @@ def test_lines_of_unknown_origin_are_not_appended_to(source, target, sidecar):
     write(source, target, 2)
     path = target.with_name("out.jsonl.job.json")
     path.unlink() if sidecar is None else path.write_bytes(sidecar)
-    with pytest.raises(ValueError, match="--overwrite"):
+    with pytest.raises(ValueError, match="`overwrite`"):
         JobOutput(target, source, IDENTITY)
     assert ids(target) == ["a", "b"]
 
