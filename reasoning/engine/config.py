@@ -80,6 +80,8 @@ class EngineStats:
     """Tokens that a prompt and its completion may have together."""
     model_context: int
     """Positions of the model: `context` is less where it was configured so, or where memory is short."""
+    token_bytes: int | None
+    """Bytes of UTF-8 text that one token stands for at most; None if there is no bound, or no tokenizer."""
     cache_tokens: int
     """Tokens that the cache has room for."""
     cache_bytes: int

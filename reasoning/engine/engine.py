@@ -331,6 +331,7 @@ class Engine:
         return EngineStats(
             context=self.budget.context,
             model_context=self.model.config.max_position_embeddings,
+            token_bytes=self.prompts.limits.token_bytes,
             cache_tokens=self.budget.tokens,
             cache_bytes=self.budget.tokens * self.runner.cache.bytes_per_token,
             steps=self._steps,
