@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from cluster.batch.job import JobReport, run_job
-from cluster.batch.output import JobIdentity, JobOutput
-from cluster.batch.ray_executor import open_executor
+from cluster.batch.open_executor import open_executor
+from cluster.batch.output import JobOutput
+from cluster.batch.sidecar import JobIdentity
 from cluster.batch.summary import job_lines
 from cluster.cli import guarded
 from cluster.workers.options import ClusterOptions
@@ -53,7 +53,7 @@ def _run() -> tuple[JobReport, list[EngineStats]]:
     OUTPUT.mkdir(exist_ok=True)
     source = OUTPUT / "prompts.jsonl"
     source.write_text("".join(json.dumps({"id": n, "prompt": p}) + "\n" for n, p in enumerate(PROMPTS)))
-    identity = JobIdentity(str(MODEL), asdict(_SAMPLING))
+    identity = JobIdentity.of(MODEL, _SAMPLING, _OPTIONS.engine)
     with (
         JobOutput(OUTPUT / "completions.jsonl", source, identity, overwrite=True) as output,
         open_executor(MODEL, _OPTIONS) as executor,

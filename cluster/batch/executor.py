@@ -17,7 +17,9 @@ class Executor(Protocol):
     """Takes chunks of requests and hands back their results, a chunk at a time, in any order."""
 
     workers: int
-    """How many chunks can be worked on at once."""
+    """Chunks that can be worked on at once."""
+    outlives_workers: bool
+    """Whether this process goes on when what runs a chunk is killed."""
 
     def has_room(self) -> bool:
         """Whether another chunk would soon be worked on."""
@@ -36,6 +38,7 @@ class InProcessExecutor:
     """One worker, here. A chunk is worked on when it is waited for."""
 
     workers = 1
+    outlives_workers = False
 
     def __init__(self, worker: ReasoningWorker) -> None:
         self._worker = worker

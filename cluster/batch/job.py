@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,14 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.batch.executor import Executor
-from cluster.batch.lines import Line, parse_line, read_raw
-from cluster.batch.output import JobOutput
+from cluster.batch.lines import Line, give_up, parse_line
+from cluster.batch.options import InputLimits
+from cluster.batch.output import Output
+from cluster.batch.parts import LINE_ATTEMPTS
+from cluster.batch.reading import read_lines
 from cluster.batch.records import error_record, to_record
+from cluster.batch.sidecar import Attempt
+from memory_service.errors import MemoryServiceError
 from reasoning.request import Result, SamplingParams
 
 _WINDOW = 8
@@ -43,19 +47,47 @@ class _Chunk:
         by_number = {outcome.id: outcome for outcome in self.outcomes or []}
         return [_record(line, by_number.get(str(line.number))) for line in self.lines]
 
+    @property
+    def digest(self) -> str:
+        return self.lines[-1].digest
+
+    def attempt(self, before: Attempt | None) -> Attempt:
+        """These lines as an attempt, with the deaths of the one before if that was at the same."""
+        same = before is not None and (before.digest, before.count) == (self.digest, len(self.lines))
+        deaths = before.deaths if before is not None and same else 0
+        return Attempt(self.lines[0].number, len(self.lines), deaths, self.digest)
+
 
 def run_job(
-    source: Path, output: JobOutput, defaults: SamplingParams, executor: Executor, batch_size: int
+    source: Path,
+    output: Output,
+    defaults: SamplingParams,
+    executor: Executor,
+    batch_size: int,
+    limits: InputLimits | None = None,
 ) -> JobReport:
     """Generate every line of `source` that `output` does not have yet.
 
-    `batch_size` lines go to a worker at a time. A defective line becomes an error record in its place.
+    A defective line becomes an error record in its place, and so does one that ends its worker each time.
+
+    Args:
+        source: a JSONL file.
+        output: where records go, in the order of the lines.
+        defaults: sampling of lines that say nothing else; its seed is that of the job.
+        executor: generates.
+        batch_size: lines that go to a worker at a time.
+        limits: how large a line may be.
+
+    Raises:
+        ValueError: records cannot be written, or workers die whatever they run.
+        MemoryServiceError: the memory stays away. Either way the job can be continued.
     """
     report, started = JobReport(), time.perf_counter()
+    lines = _lines(source, output, defaults, limits or InputLimits())
     with tqdm(total=output.total, initial=output.done, unit="line", disable=None, smoothing=0.1) as bar:
-        for chunk in _finished(_chunks(source, output.done, defaults, batch_size), executor):
+        for chunk in _finished(_chunks(lines, batch_size, output.attempt), executor, output):
             records = chunk.records()
-            output.write([line.raw for line in chunk.lines], records)
+            output.write(records, chunk.digest)
             _count(report, records)
             report.seconds = time.perf_counter() - started
             bar.set_postfix_str(
@@ -67,24 +99,39 @@ def run_job(
 
 def _record(line: Line, result: Result | None) -> dict[str, Any]:
     if line.problem is not None:
-        return error_record(line.id, line.problem.field, line.problem.message, line.number)
+        return error_record(line.id, line.problem.field, line.problem.message, line.place)
     assert result is not None, f"no result for line {line.number}"
-    return to_record(line.id, result, line.number)
+    return to_record(line.id, result, line.place)
 
 
-def _chunks(source: Path, skip: int, defaults: SamplingParams, size: int) -> Iterator[_Chunk]:
-    raws = itertools.islice(read_raw(source), skip, None)
-    lines = (parse_line(number, raw, defaults) for number, raw in raws)
-    for number in itertools.count():
-        if not (group := list(itertools.islice(lines, size))):
-            return
+def _lines(source: Path, output: Output, defaults: SamplingParams, limits: InputLimits) -> Iterator[Line]:
+    """The lines that are to be done; one that has ended as many processes as it may is given up."""
+    done, suspect = output.done, output.attempt
+    hopeless = suspect.first if suspect and suspect.count == 1 and suspect.deaths >= LINE_ATTEMPTS else None
+    for raw in read_lines(source, limits.line_bytes):
+        if raw.number > done:
+            line = parse_line(raw, defaults, limits)
+            yield give_up(line) if raw.number == hopeless else line
+
+
+def _chunks(lines: Iterable[Line], size: int, suspect: Attempt | None) -> Iterator[_Chunk]:
+    """Group lines; those that a process was killed at go alone, so that the others get on and the guilty is found."""
+    number, group = 0, list[Line]()
+    for line in lines:
+        alone = suspect is not None and line.number in suspect
+        if group and (alone or len(group) == size or (suspect is not None and group[-1].number in suspect)):
+            yield _Chunk(number, group)
+            number, group = number + 1, []
+        group.append(line)
+    if group:
         yield _Chunk(number, group)
 
 
-def _finished(chunks: Iterator[_Chunk], executor: Executor) -> Iterator[_Chunk]:
+def _finished(chunks: Iterator[_Chunk], executor: Executor, output: Output) -> Iterator[_Chunk]:
     """Keep the executor busy, and yield the chunks in order as they are done."""
     window: deque[_Chunk] = deque()
     running: dict[int, _Chunk] = {}
+    suspect = output.attempt
     while True:
         while executor.has_room() and len(window) < _WINDOW * executor.workers and (chunk := next(chunks, None)):
             window.append(chunk)
@@ -93,9 +140,15 @@ def _finished(chunks: Iterator[_Chunk], executor: Executor) -> Iterator[_Chunk]:
             return
         if window[0].outcomes is not None:
             yield window.popleft()
+        elif executor.outlives_workers:
+            _take(executor, running)
         else:
-            number, outcomes = executor.next_done()
-            running.pop(number).outcomes = outcomes
+            output.begin(window[0].attempt(suspect))
+            try:
+                _take(executor, running)
+            except (KeyboardInterrupt, MemoryServiceError):  # not of the lines' doing
+                output.begin(None)
+                raise
 
 
 def _start(chunk: _Chunk, running: dict[int, _Chunk], executor: Executor) -> None:
@@ -105,6 +158,11 @@ def _start(chunk: _Chunk, running: dict[int, _Chunk], executor: Executor) -> Non
         executor.submit(chunk.number, requests)
     else:
         chunk.outcomes = []
+
+
+def _take(executor: Executor, running: dict[int, _Chunk]) -> None:
+    number, outcomes = executor.next_done()
+    running.pop(number).outcomes = outcomes
 
 
 def _count(report: JobReport, records: Sequence[Mapping[str, Any]]) -> None:

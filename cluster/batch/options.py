@@ -1,8 +1,20 @@
-"""How a batch job divides its input."""
+"""How a batch job divides its input, and how large a line of it may be."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from reasoning.engine.config import EngineStats
+from reasoning.text.prompt_limits import PromptLimits
+
+_ESCAPED_BYTES = 6
+"""Bytes of JSON that one byte of text takes at most, as in \\u0000."""
+_TOKEN_ID_BYTES = 24
+"""Bytes of JSON for one token id, a comma and white space."""
+_USUAL_TOKEN_BYTES = 64
+"""Stands in for the longest token of a vocabulary that has none."""
+_OTHER_BYTES = 1 << 16
+"""Bytes of JSON for everything but the prompt: sixteen long stop texts, sampling, an id."""
 
 
 @dataclass(frozen=True)
@@ -11,7 +23,34 @@ class JobOptions:
 
     batch_size: int | None = None
     """Lines that a worker is given at a time. None: as many as its engine runs together."""
+    max_line_bytes: int | None = None
+    """Bytes of an input line, beyond which it becomes an error record unread. None: what the longest prompt that the
+    context holds can take in JSON."""
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size: {self.batch_size} is too few; give at least 1")
+        for name in ("batch_size", "max_line_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} is too few; give at least 1")
+
+
+@dataclass(frozen=True)
+class InputLimits:
+    """How large a line may be, and the prompt in it."""
+
+    line_bytes: int = 1 << 24
+    """Bytes of a line. One with more becomes an error record without being parsed."""
+    prompts: PromptLimits | None = None
+    """What a prompt may measure; None leaves it to the workers."""
+
+    @classmethod
+    def of(cls, engine: EngineStats, line_bytes: int | None = None) -> InputLimits:
+        """Return the limits that follow from an engine's context.
+
+        Unless `line_bytes` is given, a line may have what the longest prompt that fits takes in JSON: six bytes for
+        each byte that a context full of the longest token stands for, or 24 for each token id, and 64 KiB for the rest.
+        """
+        prompts = PromptLimits(engine.context, engine.token_bytes)
+        text_bytes = prompts.text_bytes or _USUAL_TOKEN_BYTES * engine.context
+        longest = max(_ESCAPED_BYTES * text_bytes, _TOKEN_ID_BYTES * engine.context)
+        return cls(line_bytes or longest + _OTHER_BYTES, prompts)

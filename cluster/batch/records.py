@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reasoning.request import Choice, Completion, RequestFailure, Result
@@ -40,6 +42,11 @@ def error_record(record_id: RecordId, field: str, message: str, line: int | None
         **where,
         "error": {"field": field, "message": message},
     }
+
+
+def to_jsonl(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return records as lines of JSON."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def _completion_record(record_id: RecordId, completion: Completion) -> dict[str, Any]:

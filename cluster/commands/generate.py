@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.batch.options import JobOptions
+from cluster.batch.paths import Use, check_apart, check_writable, model_files
 from cluster.batch.records import to_record
 from cluster.commands.engine_flags import ENGINE
 from cluster.commands.flags import Custom, Flags
@@ -20,6 +20,8 @@ from cluster.workers.options import ClusterOptions
 from reasoning.request import Completion, Delta, Request, RequestError, RequestFailure, SamplingParams
 
 if TYPE_CHECKING:
+    from cluster.batch.output import JobOutput, Output
+    from cluster.batch.stream_output import StreamOutput
     from reasoning.engine.trace import Trace
 
 _DESCRIPTION = """\
@@ -66,7 +68,12 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="continue this text and print the continuation")
     what.add_argument("--input", metavar="FILE", type=Path, help="JSONL file with one prompt a line")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="JSONL file to write or continue (with --input)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="JSONL file to write or continue, or - for standard output (with --input)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="start --output over, whatever it holds")
     parser.add_argument("--json", action="store_true", help="with --prompt: print the whole record as JSON")
     parser.add_argument(
@@ -88,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     """Generate for `--prompt` or `--input`."""
     sampling = SAMPLING.read(args)
     options = _CLUSTER.read(args, engine=ENGINE.read(args))
+    _check_files(args)
     if args.prompt is not None:
         return _run_prompt(args, sampling, options)
     return _run_batch(args, sampling, options)
@@ -120,26 +128,55 @@ def _prompt_output(completion: Completion, as_json: bool, printed: bool) -> str:
 
 
 def _run_batch(args: argparse.Namespace, sampling: SamplingParams, options: ClusterOptions) -> int:
-    from cluster.batch.job import run_job
-    from cluster.batch.output import JobIdentity, JobOutput
-    from cluster.batch.ray_executor import open_executor
-    from cluster.batch.summary import engine_line, job_lines
-
-    _check_batch_arguments(args)
     job = _JOB.read(args)
-    identity = JobIdentity(str(args.model.resolve()), dataclasses.asdict(sampling))
-    with JobOutput(args.output, args.input, identity, args.overwrite) as output:
+    _check_batch_arguments(args, options)
+    with _open_output(args, sampling, options) as output:
         if output.done == output.total:
             _say(f"{args.output} is complete: {output.done:,} lines, nothing to do")
             return 0
         if output.done:
             _say(f"continuing {args.output} after line {output.done:,} of {output.total:,}")
-        with _tracing(args.trace) as trace, open_executor(args.model, options, trace) as executor:
-            _say(engine_line(executor.stats()[0]))
-            report = run_job(args.input, output, sampling, executor, job.batch_size or options.engine.max_batch)
-            for line in job_lines(report, executor.stats()):
-                _say(line)
+        with _tracing(args.trace) as trace:
+            _generate(args, sampling, options, job, output, trace)
     return 0
+
+
+def _open_output(
+    args: argparse.Namespace, sampling: SamplingParams, options: ClusterOptions
+) -> JobOutput | StreamOutput:
+    from cluster.batch.output import JobOutput
+    from cluster.batch.sidecar import JobIdentity
+    from cluster.batch.stream_output import STANDARD_OUTPUT, StreamOutput
+
+    if str(args.output) in STANDARD_OUTPUT:
+        _say("writing to standard output: what is interrupted cannot be continued")
+        return StreamOutput(args.input)
+    identity = JobIdentity.of(args.model, sampling, options.engine)
+    return JobOutput(args.output, args.input, identity, args.overwrite)
+
+
+def _generate(
+    args: argparse.Namespace,
+    sampling: SamplingParams,
+    options: ClusterOptions,
+    job: JobOptions,
+    output: Output,
+    trace: Trace | None,
+) -> None:
+    """Do what is left of a job, and say what there is to say about it."""
+    from cluster.batch.job import run_job
+    from cluster.batch.open_executor import open_executor
+    from cluster.batch.options import InputLimits
+    from cluster.batch.summary import engine_line, job_lines
+
+    with open_executor(args.model, options, trace) as executor:
+        engine = executor.stats()[0]
+        _say(engine_line(engine))
+        limits = InputLimits.of(engine, job.max_line_bytes)
+        batch_size = job.batch_size or options.engine.max_batch
+        report = run_job(args.input, output, sampling, executor, batch_size, limits)
+        for line in job_lines(report, executor.stats()):
+            _say(line)
 
 
 @contextmanager
@@ -150,7 +187,7 @@ def _tracing(file: Path | None) -> Iterator[Trace | None]:
         return
     from reasoning.engine.trace import Trace
 
-    file.touch()  # a path that cannot be written is an error before the work, not after it
+    file.touch()  # a path that cannot be written is an error before the work, not after
     trace = Trace()
     try:
         yield trace
@@ -158,17 +195,30 @@ def _tracing(file: Path | None) -> Iterator[Trace | None]:
         trace.write(file)
 
 
-def _check_batch_arguments(args: argparse.Namespace) -> None:
+def _check_batch_arguments(args: argparse.Namespace, options: ClusterOptions) -> None:
     if args.output is None:
         raise ValueError("output: required with `input`; give the file to write")
     if args.json:
         raise ValueError("json: goes with `prompt`; the lines of `output` are JSON already")
-    if args.trace is not None and args.workers != 0:
-        raise ValueError("trace: goes with `prompt` or --workers 0; actors on Ray record no timeline")
-    if not args.input.is_file():
-        raise ValueError(f"input: no file {args.input}; give a JSONL file")
-    if not args.output.parent.is_dir():
-        raise ValueError(f"output: no directory {args.output.parent}; create it first")
+    if args.trace is not None and options.workers != 0:
+        raise ValueError("trace: goes with `prompt` or `workers` 0; actors on Ray record no timeline")
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Refuse what would overwrite a file that is read, before anything is written."""
+    from cluster.batch.output import output_files
+    from cluster.batch.stream_output import STANDARD_OUTPUT
+
+    read, written = [*model_files(args.model)], list[Use]()
+    if args.input is not None:
+        read.append(Use("input", args.input, "the input"))
+    if args.output is not None and str(args.output) not in STANDARD_OUTPUT:
+        written += output_files(args.output)
+    if args.trace is not None:
+        written.append(Use("trace", args.trace, "the trace"))
+    for use in written:
+        check_writable(use)
+    check_apart(read, written)
 
 
 def _say(text: str) -> None:

@@ -19,7 +19,7 @@ from reasoning.engine.memory_budget import HOST_SHARE
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-_CHUNK_RETRIES = 3  # after the death of a worker; a chunk that ends every worker it meets must not go on for ever
+_RETRIES = 3
 
 
 class ReasoningActor(ReasoningWorker):
@@ -76,7 +76,7 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
         "num_cpus": 1,
         "num_gpus": options.gpus,
         "max_restarts": -1,
-        "max_task_retries": _CHUNK_RETRIES,
+        "max_task_retries": _RETRIES,
         "scheduling_strategy": "SPREAD",
     }
     actor: Any = ray.remote(ReasoningActor).options(**placing)

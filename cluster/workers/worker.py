@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class ReasoningWorker:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        self._locate = locate
+        self._locate, self._incarnation = locate, uuid.uuid4().hex
         self._engine: Engine | None = None
         self._past: list[EngineStats] = []
         try:
@@ -58,9 +59,14 @@ class ReasoningWorker:
             # Raised here it would end an actor, its reason buried in a log: the first call raises it instead.
             self._failure = error
 
-    def ready(self) -> None:
-        """Raise what kept the model from loading."""
+    def ready(self) -> str:
+        """Return the name of this incarnation, a new one after every restart.
+
+        Raises:
+            ValueError, OSError, MemoryServiceError: what kept the model from loading.
+        """
         self._loaded()
+        return self._incarnation
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result for each request, in any order.

@@ -17,8 +17,10 @@ import psutil
 import pytest
 
 from cluster.batch.job import run_job
-from cluster.batch.output import JobIdentity, JobOutput
-from cluster.batch.ray_executor import RayExecutor, open_executor
+from cluster.batch.open_executor import open_executor
+from cluster.batch.output import JobOutput
+from cluster.batch.ray_executor import RayExecutor
+from cluster.batch.sidecar import JobIdentity
 from cluster.cli import main
 from cluster.commands.memory_report import MemoryReport
 from cluster.pool.named_pools import find_pool, pool_exists, serve_pool, start_pool, stop_pool, wait_for_pool
@@ -70,8 +72,8 @@ def run(source, target, executor, during=lambda: None):
     todo = [during]
 
     class Output(JobOutput):
-        def write(self, raws, records):
-            super().write(raws, records)
+        def write(self, records, digest):
+            super().write(records, digest)
             while todo:
                 todo.pop()()
 

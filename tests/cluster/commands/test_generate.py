@@ -39,8 +39,8 @@ def after_first_write(monkeypatch):
     def install(action):
         write = JobOutput.write
 
-        def spy(self, raws, records):
-            write(self, raws, records)
+        def spy(self, records, digest):
+            write(self, records, digest)
             monkeypatch.setattr(JobOutput, "write", write)
             action()
 
