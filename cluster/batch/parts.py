@@ -23,6 +23,11 @@ class Part:
     died_on: int | None = None
     """The worker that it ended last; another one should try next."""
 
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what ended a worker. It runs alone, so that another death is its own for certain."""
+        return self.died_on is not None
+
     @classmethod
     def of(cls, chunk: int, requests: Sequence[Request]) -> Part:
         """A whole chunk, which is tried again once: its worker may have died of something else."""

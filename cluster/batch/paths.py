@@ -68,7 +68,7 @@ def check_writable(use: Use) -> None:
         ValueError: naming what there is instead.
     """
     if use.path.exists() and not use.path.is_file():
-        raise ValueError(f"{use.field}: {use.path} is {_kind(use.path)}, not a file; give a file")
+        raise ValueError(f"{use.field}: {use.path} is {_kind(use.path)}, not a file; give the name of a file")
 
 
 def _kind(path: Path) -> str:

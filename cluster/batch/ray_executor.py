@@ -41,6 +41,12 @@ class _Worker:
         """The reference that is ready next, if any is; None without work."""
         return self.starting if self.starting is not None else self.parts[0][0] if self.parts else None
 
+    def takes(self, part: Part) -> bool:
+        """Whether it has room for a part; a suspect shares a worker with no other."""
+        if part.suspect or (self.parts and self.parts[-1][1].suspect):
+            return not self.parts
+        return len(self.parts) < _PARTS_A_WORKER
+
     def run(self, part: Part) -> None:
         """Send a part. Ray does not send it again: a death is this module's to judge."""
         self.parts.append((self.actor.generate.options(max_task_retries=0).remote(part.requests), part))
@@ -56,8 +62,8 @@ class _Chunk:
 class RayExecutor:
     """Spreads chunks over reasoning actors, the least loaded first.
 
-    A worker runs its parts in order, so that when it dies the first of them is the suspect. It is tried again, at
-    another worker if there is one, then halved until a single line is left, which is given up after a few attempts.
+    A worker runs its parts in order, so that when it dies the first of them is the suspect. It is tried again alone,
+    at another worker if there is one, then halved until a single line is left, which is given up after a few attempts.
     """
 
     outlives_workers = True
@@ -114,7 +120,7 @@ class RayExecutor:
         while self._waiting:
             part = self._waiting.popleft()
             others = [worker for worker in alive if worker.number != part.died_on] or alive
-            free = [worker for worker in others if len(worker.parts) < _PARTS_A_WORKER]
+            free = [worker for worker in others if worker.takes(part)]
             if free:
                 min(free, key=lambda worker: len(worker.parts)).run(part)
             else:

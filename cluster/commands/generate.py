@@ -132,7 +132,8 @@ def _run_batch(args: argparse.Namespace, sampling: SamplingParams, options: Clus
     _check_batch_arguments(args, options)
     with _open_output(args, sampling, options) as output:
         if output.done == output.total:
-            _say(f"{args.output} is complete: {output.done:,} lines, nothing to do")
+            what = f"{args.output} is complete: {output.done:,} lines" if output.total else f"{args.input} has no lines"
+            _say(f"{what}, nothing to do")
             return 0
         if output.done:
             _say(f"continuing {args.output} after line {output.done:,} of {output.total:,}")
