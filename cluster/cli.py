@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from cluster.commands import generate, hash, memory, train
@@ -30,6 +34,10 @@ _FIELD = re.compile(r"\A(\w+)(?=: )|`(\w+)`")
 
 class UsageError(ValueError):
     """Arguments that do not parse."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: the command is to leave things in order, as when it is interrupted."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,10 +85,13 @@ def guarded(action: Callable[[], int], flags: Mapping[str, str] | None = None) -
         flags: how fields that errors name are written on the command line.
 
     Returns:
-        the exit code: 2 for what the user can fix, 130 when interrupted.
+        the exit code: 2 for what the user can fix, 130 when interrupted, 143 when terminated.
     """
     try:
-        return action()
+        with _terminable():
+            return action()
+    except Terminated:
+        return 143
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -92,6 +103,23 @@ def guarded(action: Callable[[], int], flags: Mapping[str, str] | None = None) -
             raise
         print(f"engram: error: {in_flags(_one_line(error), flags or {})}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise Terminated on SIGTERM, unless a command handles it by itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def in_flags(message: str, flags: Mapping[str, str]) -> str:

@@ -20,6 +20,8 @@ def jobs(tmp_path):
     """A folder with an input file, and an output that another job wrote."""
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
     (tmp_path / "foreign.jsonl").write_text('{"text": "precious"}\n')
+    (tmp_path / "job.jsonl.job.json").write_text('{"prompt": "x"}\n')
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
     return tmp_path
 
 
@@ -34,6 +36,7 @@ BATCH = [
     "--output",
     "{jobs}/out.jsonl",
 ]
+JOB_FILE = [*BATCH, "--input", "{jobs}/job.jsonl.job.json"]
 PROMPT = ["generate", "--model", "{tiny}", "--prompt", "x"]
 START = ["memory", "start", "--snapshot", "{tiny}/memory"]
 PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
@@ -83,6 +86,20 @@ PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
         ([*BATCH, "--output", "{jobs}"], ["{jobs}"]),
         ([*BATCH, "--output", "{jobs}/in.jsonl"], ["--output", "is the input"]),
         ([*BATCH, "--output", "{jobs}/foreign.jsonl"], ["--output", "foreign.jsonl", "--overwrite"]),
+        ([*BATCH, "--output", "/dev/full"], ["--output", "/dev/full is a device"]),
+        (
+            [*BATCH, "--output", "{jobs}/job.jsonl", "--input", "{jobs}/job.jsonl.job.json"],
+            ["--output", "is the input"],
+        ),
+        ([*BATCH, "--output", "{jobs}/link.jsonl"], ["--output", "is the input"]),
+        ([*BATCH, "--trace", "{jobs}/in.jsonl"], ["--trace", "is the input"]),
+        ([*BATCH, "--trace", "{jobs}/out.jsonl"], ["--trace", "is the output"]),
+        ([*BATCH, "--trace", "{jobs}/out.jsonl.job.json"], ["--trace", "is the job file beside the output"]),
+        ([*BATCH, "--trace", "{jobs}"], ["--trace", "is a directory"]),
+        ([*BATCH, "--output", "{tiny}/model.safetensors", "--overwrite"], ["--output", "is a file of the model"]),
+        ([*PROMPT, "--trace", "{tiny}/config.json"], ["--trace", "is a file of the model"]),
+        ([*BATCH, "--input", "{jobs}"], ["--input", "not a regular file"]),
+        ([*BATCH, "--max-line-bytes", "0"], ["--max-line-bytes: 0", "at least 1"]),
         ([*BATCH, "--model", "{jobs}"], ["model", "config.json"]),
         ([*BATCH, "--workers", "1", "--address", "127.0.0.1:1"], ["--address", "127.0.0.1:1"]),
         ([*BATCH, "--workers", "1", "--address", "127.0.0.1:port"], ["--address", "HOST:PORT"]),
@@ -133,6 +150,7 @@ def test_a_users_mistake_is_one_line_with_what_to_do(capsys, jobs, tiny_model, p
     for name in names:
         assert name.format(**places) in err
     assert (jobs / "foreign.jsonl").read_text() == '{"text": "precious"}\n'
+    assert (jobs / "in.jsonl").read_text() == (jobs / "job.jsonl.job.json").read_text() == '{"prompt": "x"}\n'
 
 
 @pytest.mark.parametrize(
