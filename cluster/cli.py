@@ -1,4 +1,4 @@
-"""The `engram` command: parses arguments, runs one command, turns a user's mistake into one line."""
+"""The `engram` command: parses arguments, runs a command, and reports a user's mistake in one line."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class UsageError(ValueError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: the command is to leave things in order, as when it is interrupted."""
+    """SIGTERM arrived: the command cleans up as after an interrupt."""
 
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and leave in `flags` how the arguments of the command are written, by the name of their field."""
+        """Parse, and store the flags of the command by the names of their fields in `flags`."""
         namespace, rest = super().parse_known_args(args, namespace)
         if not hasattr(namespace, "flags"):  # a sub-command has parsed its arguments, and set it, before its parent
             flags = (action for action in self._actions if action.option_strings)
@@ -78,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(action: Callable[[], int], flags: Mapping[str, str] | None = None) -> int:
-    """Run a command and turn what the user can fix into one line on standard error.
+    """Run a command, and report an error that the user can fix in one line on standard error.
 
     Args:
-        action: the command, which returns its exit code.
-        flags: how fields that errors name are written on the command line.
+        action: runs the command and returns its exit code.
+        flags: the flag of each field that an error may name.
 
     Returns:
-        the exit code: 2 for what the user can fix, 130 when interrupted, 143 when terminated.
+        the exit code: 2 for an error that the user can fix, 130 after an interrupt, 143 after SIGTERM.
     """
     try:
         with _terminable():
@@ -95,7 +95,7 @@ def guarded(action: Callable[[], int], flags: Mapping[str, str] | None = None) -
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output left, as `| head` does. Python would complain again when it flushes at exit.
+        # The reader of the output has closed it, as `| head` does. Python would fail again in its flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -107,7 +107,7 @@ def guarded(action: Callable[[], int], flags: Mapping[str, str] | None = None) -
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Raise Terminated on SIGTERM, unless a command handles it by itself."""
+    """Raise Terminated on SIGTERM, unless the command installs a handler of its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -123,7 +123,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def in_flags(message: str, flags: Mapping[str, str]) -> str:
-    """Write --flag for the fields that a message names: at its beginning, before a colon, and in backquotes."""
+    """Replace the fields that a message names by their flags: at its beginning before a colon, and in backquotes."""
     return _FIELD.sub(lambda found: flags.get(found[1] or found[2], found[0]), message)
 
 
@@ -133,7 +133,7 @@ def _run(argv: Sequence[str] | None, flags: dict[str, str]) -> int:
     if args.run is None:
         args.parser.print_help()
         return 0
-    if argv is None and getattr(args, "bounded", False):  # this process is the command, nobody else's
+    if argv is None and getattr(args, "bounded", False):  # the process was started for this command
         from memory_service.server.arrow_memory import restart_bounded
 
         restart_bounded()

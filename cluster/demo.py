@@ -21,7 +21,7 @@ from reasoning.request import SamplingParams
 
 MODEL = Path(__file__).parents[1] / "models" / "tiny-code"
 OUTPUT = Path("demo-out")
-# None ends in white space: a line break and the indentation after it are one token, which the model has to choose.
+# No prompt ends in white space: a line break and the indentation after it are a single token for the model to choose.
 PROMPTS = (
     'def read_json(path):\n    """Read a JSON file."""',
     "import os\nimport sys\n\n\ndef main(argv=None):",
@@ -39,7 +39,7 @@ _DIM, _PLAIN = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
 
 def main() -> int:
-    """Run the job, print each prompt with its continuation, and say what the memory did."""
+    """Run the job, print each prompt with its continuation, and print a summary."""
     print(f"Starting Ray, {_OPTIONS.shards} memory shards and {_OPTIONS.workers} reasoning workers ...", flush=True)
     report, stats = _run()
     records = map(json.loads, (OUTPUT / "completions.jsonl").read_text().splitlines())

@@ -23,12 +23,12 @@ from memory_service.errors import MemoryServiceError
 from reasoning.request import Result, SamplingParams
 
 _WINDOW = 8
-"""Chunks a worker may be ahead of the oldest unfinished one: bounds what waits in memory to be written in order."""
+"""Chunks per worker between the oldest unfinished chunk and the newest submitted: bounds the results held in memory."""
 
 
 @dataclass
 class JobReport:
-    """What one run of a job did."""
+    """Totals of a run of a job."""
 
     lines: int = 0
     errors: int = 0
@@ -52,7 +52,7 @@ class _Chunk:
         return self.lines[-1].digest
 
     def attempt(self, before: Attempt | None) -> Attempt:
-        """These lines as an attempt, with the deaths of the one before if that was at the same."""
+        """Describe these lines as an attempt, with the deaths of the attempt before if it had the same lines."""
         same = before is not None and (before.digest, before.count) == (self.digest, len(self.lines))
         deaths = before.deaths if before is not None and same else 0
         return Attempt(self.lines[0].number, len(self.lines), deaths, self.digest)
@@ -68,19 +68,19 @@ def run_job(
 ) -> JobReport:
     """Generate every line of `source` that `output` does not have yet.
 
-    A defective line becomes an error record in its place, and so does one that ends its worker each time.
+    A defective line becomes an error record in its place, and so does a line that kills its worker every time.
 
     Args:
         source: a JSONL file.
-        output: where records go, in the order of the lines.
-        defaults: sampling of lines that say nothing else; its seed is that of the job.
-        executor: generates.
-        batch_size: lines that go to a worker at a time.
+        output: receives the records in the order of the lines.
+        defaults: sampling parameters of lines that set none; its seed is that of the job.
+        executor: generates the chunks.
+        batch_size: number of lines in a chunk.
         limits: how large a line may be.
 
     Raises:
         ValueError: records cannot be written, or workers die whatever they run.
-        MemoryServiceError: the memory stays away. Either way the job can be continued.
+        MemoryServiceError: the memory does not answer. The job can be continued in either case.
     """
     report, started = JobReport(), time.perf_counter()
     lines = _lines(source, output, defaults, limits or InputLimits())
@@ -105,7 +105,7 @@ def _record(line: Line, result: Result | None) -> dict[str, Any]:
 
 
 def _lines(source: Path, output: Output, defaults: SamplingParams, limits: InputLimits) -> Iterator[Line]:
-    """The lines that are to be done; one that has ended as many processes as it may is given up."""
+    """Yield the lines without a record. A line that has killed `LINE_ATTEMPTS` processes by itself is given up."""
     done, suspect = output.done, output.attempt
     hopeless = suspect.first if suspect and suspect.count == 1 and suspect.deaths >= LINE_ATTEMPTS else None
     for raw in read_lines(source, limits.line_bytes):
@@ -115,7 +115,7 @@ def _lines(source: Path, output: Output, defaults: SamplingParams, limits: Input
 
 
 def _chunks(lines: Iterable[Line], size: int, suspect: Attempt | None) -> Iterator[_Chunk]:
-    """Group lines; those that a process was killed at go alone, so that the others get on and the guilty is found."""
+    """Group lines into chunks. Lines of an attempt that was killed run singly, so that the culprit is found."""
     number, group = 0, list[Line]()
     for line in lines:
         alone = suspect is not None and line.number in suspect
@@ -128,7 +128,7 @@ def _chunks(lines: Iterable[Line], size: int, suspect: Attempt | None) -> Iterat
 
 
 def _finished(chunks: Iterator[_Chunk], executor: Executor, output: Output) -> Iterator[_Chunk]:
-    """Keep the executor busy, and yield the chunks in order as they are done."""
+    """Keep the executor busy, and yield finished chunks in the order of the input."""
     window: deque[_Chunk] = deque()
     running: dict[int, _Chunk] = {}
     suspect = output.attempt
@@ -146,7 +146,7 @@ def _finished(chunks: Iterator[_Chunk], executor: Executor, output: Output) -> I
             output.begin(window[0].attempt(suspect))
             try:
                 _take(executor, running)
-            except (KeyboardInterrupt, MemoryServiceError):  # not of the lines' doing
+            except (KeyboardInterrupt, MemoryServiceError):  # not caused by the lines
                 output.begin(None)
                 raise
 

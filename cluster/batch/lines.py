@@ -1,4 +1,4 @@
-"""Input of a batch job: JSONL lines to requests, and what is wrong with the lines that cannot become one."""
+"""Input lines of a batch job: from JSON to requests, with a reason for each line that cannot become a request."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ _KEYS = ("id", "prompt", "prompt_token_ids", *SAMPLING_FIELDS)
 
 @dataclass(frozen=True)
 class Line:
-    """A line that is not blank: a request, or the reason why it is none."""
+    """A line that is not blank: a request, or the reason why it is not a request."""
 
     number: int
-    """Its number among the lines that are not blank, from 1: what its seed and the id it lacks are made from."""
+    """Position among the lines that are not blank, from 1. The default id and the seed of the line derive from it."""
     place: int
-    """Its number in the file, from 1, blank lines included."""
+    """Line number in the file, from 1, blank lines included."""
     digest: str
-    """Of the input up to this line."""
+    """Digest of the input up to this line."""
     id: RecordId
-    """The user's id, "line-N" if the line gives none, None if it cannot be told."""
+    """The user's id, "line-N" if the line has none, or None if the line cannot be parsed that far."""
     request: Request | None = None
-    """Its id is the number of the line, which is unique even where the users' ids are not."""
+    """The request; its id is `number`, which is unique even where the users' ids are not."""
+
     problem: RequestError | None = None
+    """Why there is no request."""
 
 
 def parse_line(raw: RawLine, defaults: SamplingParams, limits: InputLimits) -> Line:
-    """Parse one line; a defect ends up in `problem`. `defaults.seed` is the seed of the whole job."""
+    """Parse a line; a defect is stored in `problem`. `defaults.seed` is the seed of the whole job."""
     line = Line(raw.number, raw.place, raw.digest, None)
     try:
         record = _load(raw, limits.line_bytes)
@@ -57,13 +59,13 @@ def parse_line(raw: RawLine, defaults: SamplingParams, limits: InputLimits) -> L
 
 
 def give_up(line: Line) -> Line:
-    """The same line without its request, because no process has survived it."""
+    """Return the line without its request, because every process that ran it was killed."""
     failure = given_up(str(line.number), "the process was killed or ran out of memory")
     return dataclasses.replace(line, request=None, problem=RequestError(failure.field, failure.message))
 
 
 def line_seed(job_seed: int, number: int) -> int:
-    """Seed of one line, so that what a line samples does not depend on the worker or batch it falls in."""
+    """Derive the seed of a line, which does not depend on the worker or the chunk that the line falls in."""
     return xxhash.xxh3_64_intdigest(f"{job_seed}/{number}".encode()) >> 1
 
 

@@ -1,4 +1,4 @@
-"""Bring up what a job runs on: an engine here, or memory shards and workers on Ray for as long as the job lasts."""
+"""Start what a job runs on: an engine in this process, or memory shards and workers on Ray for the time of the job."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from reasoning.engine.trace import Trace
 
 @contextmanager
 def open_executor(model_dir: Path, options: ClusterOptions, trace: Trace | None = None) -> Iterator[Executor]:
-    """Bring up what generates with a model, and take it down on leaving.
+    """Start an executor for a model, and stop what was started when the block ends.
 
     Args:
         model_dir: a model directory.
         options: where it runs.
-        trace: records what an engine in this process does; engines on Ray have none.
+        trace: records the steps of an engine in this process; engines on Ray have no trace.
 
     Raises:
         ValueError: the model or the Ray address cannot be used.
@@ -41,7 +41,7 @@ def open_executor(model_dir: Path, options: ClusterOptions, trace: Trace | None 
         yield InProcessExecutor(worker)
         return
     with ray_session(options.address, options.workers), _memory(model_dir, config, options) as locate:
-        # No try: after a failure, leaving Ray ends the actors, and sooner than stopping them in the midst of work.
+        # No try: after a failure, leaving Ray ends the actors sooner than stopping them in the middle of work would.
         actors = start_workers(model_dir, options, locate)
         yield RayExecutor(actors)
         stop_workers(actors)
@@ -54,7 +54,7 @@ def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> It
     elif not config.engram_layer_ids:
         yield None
     else:
-        # Workers get its name: a handle among their arguments would not survive a restart.
+        # Workers get the name of the pool: a handle among their arguments would not survive a restart.
         name = f"memory-{uuid.uuid4().hex[:8]}"
         shape = Shape(options.shards, options.replicas)
         pool, _ = serve_pool(str(model_dir.resolve() / MEMORY_DIR), shape, name)

@@ -1,4 +1,4 @@
-"""How a batch job divides its input, and how large a line of it may be."""
+"""Options of a batch job: how many lines go to a worker at a time, and how large a line may be."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from reasoning.engine.config import EngineStats
 from reasoning.text.prompt_limits import PromptLimits
 
 _ESCAPED_BYTES = 6
-"""Bytes of JSON that one byte of text takes at most, as in \\u0000."""
+"""Most bytes of JSON for a byte of text, as in \\u0000."""
 _TOKEN_ID_BYTES = 24
-"""Bytes of JSON for one token id, a comma and white space."""
+"""Bytes of JSON for a token id, a comma and white space."""
 _USUAL_TOKEN_BYTES = 64
-"""Stands in for the longest token of a vocabulary that has none."""
+"""Assumed length of the longest token, for a tokenizer without a bound on it."""
 _OTHER_BYTES = 1 << 16
 """Bytes of JSON for everything but the prompt: sixteen long stop texts, sampling, an id."""
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How a batch job divides its input."""
+    """Options of a batch job."""
 
     batch_size: int | None = None
-    """Lines that a worker is given at a time. None: as many as its engine runs together."""
+    """Lines that a worker receives at a time. None: as many as its engine runs together."""
     max_line_bytes: int | None = None
-    """Bytes of an input line, beyond which it becomes an error record unread. None: what the longest prompt that the
-    context holds can take in JSON."""
+    """Largest input line in bytes; a larger one becomes an error record without being parsed. None: what the longest
+    prompt that fits into the context can take in JSON."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_line_bytes"):
@@ -36,16 +36,16 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class InputLimits:
-    """How large a line may be, and the prompt in it."""
+    """How large an input line and its prompt may be."""
 
     line_bytes: int = 1 << 24
-    """Bytes of a line. One with more becomes an error record without being parsed."""
+    """Largest line in bytes; a larger one becomes an error record without being parsed."""
     prompts: PromptLimits | None = None
-    """What a prompt may measure; None leaves it to the workers."""
+    """Limits of a prompt; None leaves the check to the workers."""
 
     @classmethod
     def of(cls, engine: EngineStats, line_bytes: int | None = None) -> InputLimits:
-        """Return the limits that follow from an engine's context.
+        """Derive the limits from an engine's context.
 
         Unless `line_bytes` is given, a line may have what the longest prompt that fits takes in JSON: six bytes for
         each byte that a context full of the longest token stands for, or 24 for each token id, and 64 KiB for the rest.

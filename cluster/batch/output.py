@@ -22,14 +22,14 @@ _READ_BYTES = 1 << 20
 
 
 class Output(Protocol):
-    """Where the records of a job go."""
+    """Receives the records of a job."""
 
     total: int
-    """Lines of the input that are not blank."""
+    """Number of input lines that are not blank."""
     done: int
-    """How many of them have their record."""
+    """Number of input lines that have a record."""
     attempt: Attempt | None
-    """Lines that an earlier process was killed at, with its death counted."""
+    """Lines that an earlier process was working on when it was killed; `deaths` counts that."""
 
     def write(self, records: Sequence[Mapping[str, Any]], digest: str) -> None:
         """Append the records of the next input lines; `digest` is that of the input up to the last of them.
@@ -39,7 +39,7 @@ class Output(Protocol):
         """
 
     def begin(self, attempt: Attempt | None) -> None:
-        """Note what this process works on, in case it is killed; None once it is not any more."""
+        """Record which lines this process works on, in case it is killed; None clears the record."""
 
 
 class JobOutput:
@@ -51,7 +51,7 @@ class JobOutput:
         """Open or continue `path`.
 
         Raises:
-            ValueError: the file belongs to another job, is no file to continue, or another process is writing it.
+            ValueError: the file belongs to another job, is not a regular file, or another process is writing it.
             OSError: a file cannot be read or written.
         """
         self.path = path
@@ -82,7 +82,7 @@ class JobOutput:
         self._save()
 
     def begin(self, attempt: Attempt | None) -> None:
-        """Note what this process works on, in case it is killed."""
+        """Record which lines this process works on, in case it is killed."""
         self.attempt = attempt
         self._save()
 
@@ -105,7 +105,7 @@ class JobOutput:
                 self._refuse(unwritten, self.path)
 
     def _start(self, source: Path, overwrite: bool) -> None:
-        """Find out how far the job came; change nothing before all is checked."""
+        """Determine how far the job has come. Nothing is changed before all checks have passed."""
         self.done, end = (0, 0) if overwrite else _complete_lines(self._file)
         saved = Progress(0, EMPTY_DIGEST) if overwrite else self._load()
         self.total = self._survey(source, saved)
@@ -118,7 +118,7 @@ class JobOutput:
         self._save()
 
     def _load(self) -> Progress:
-        """Return how far this job came; ValueError if the output holds anything of another one."""
+        """Return how far this job has come; ValueError if the output has content of another job."""
         try:
             return self._sidecar.load()
         except ValueError as error:
@@ -128,7 +128,7 @@ class JobOutput:
             return Progress(0, EMPTY_DIGEST)
 
     def _survey(self, source: Path, saved: Progress) -> int:
-        """Count the input's lines; ValueError if those consumed are not what they were."""
+        """Count the lines of the input; ValueError if the consumed lines have changed."""
         total, unchanged, blank_lines = 0, saved.lines == 0, False
         self._digest = EMPTY_DIGEST
         for line in read_lines(source, limit=0):
@@ -155,7 +155,7 @@ class JobOutput:
         return total
 
     def _save(self) -> None:
-        """Replace the sidecar in one step. It may lag behind the output by one write, never lead it."""
+        """Replace the sidecar atomically. It may lag behind the output by one write, but never lead it."""
         progress = Progress(self.done, self._digest, self.attempt, self._counts_blank_lines)
         try:
             self._sidecar.save(progress)
@@ -170,7 +170,7 @@ class JobOutput:
 
 
 def output_files(path: Path) -> list[Use]:
-    """The files that a job with this output writes."""
+    """Return the files that a job with this output writes."""
     return [
         Use("output", path, "the output"),
         *(Use("output", file, "the job file beside the output") for file in sidecar_files(path)),
@@ -196,7 +196,7 @@ def _write_all(file: IO[bytes], blob: bytes) -> None:
 
 
 def _complete_lines(file: IO[bytes]) -> tuple[int, int]:
-    """Count newline-terminated lines, and bytes up to the last: what follows is the trace of an interrupted write."""
+    """Count newline-terminated lines, and the bytes up to the last; what follows is left of an interrupted write."""
     lines = size = end = 0
     file.seek(0)
     while block := file.read(_READ_BYTES):

@@ -1,4 +1,4 @@
-"""Files that a command reads and writes: no file may be both, nor be written as two."""
+"""Files that a command reads and writes: no file may be both, and no file may be written in two roles."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _MODEL_FILES = (
 
 @dataclass(frozen=True)
 class Use:
-    """A file, and what it is to the command."""
+    """A file in its role for the command."""
 
     field: str
-    """The argument to change if the file cannot be used so."""
+    """The argument to change if the file cannot have this role."""
     path: Path
     role: str
-    """As in "PATH is the input"."""
+    """The role in words, as in "PATH is the input"."""
 
     @property
     def names(self) -> set[object]:
-        """What identifies the file: its place, and if it exists the file itself, whatever links lead to it."""
+        """Identities of the file: its resolved path, and its inode if it exists, so that links are recognised."""
         try:
             found = self.path.stat()
         except OSError:
@@ -39,17 +39,17 @@ class Use:
 
 
 def model_files(model_dir: Path) -> Iterator[Use]:
-    """Files that loading a model directory reads."""
+    """Yield the files that are read when a model directory is loaded."""
     for pattern in _MODEL_FILES:
         for path in model_dir.glob(pattern):
             yield Use("model", path, "a file of the model")
 
 
 def check_apart(read: Iterable[Use], written: Iterable[Use]) -> None:
-    """Refuse to write a file that is read or written otherwise, by name, symbolic or hard link.
+    """Refuse to write a file that has another role already, under any name, symbolic or hard link.
 
     Raises:
-        ValueError: naming the file and what it is already.
+        ValueError: a file has two roles; the message names both.
     """
     taken: dict[object, Use] = {}
     for use in read:
@@ -62,10 +62,10 @@ def check_apart(read: Iterable[Use], written: Iterable[Use]) -> None:
 
 
 def check_writable(use: Use) -> None:
-    """Refuse to write to what is no regular file: opening a pipe may hang, and a device is not continued.
+    """Refuse to write to anything but a regular file: opening a pipe may hang, and a device cannot be continued.
 
     Raises:
-        ValueError: naming what there is instead.
+        ValueError: the path is a directory, a pipe or a device.
     """
     if use.path.exists() and not use.path.is_file():
         raise ValueError(f"{use.field}: {use.path} is {_kind(use.path)}, not a file; give the name of a file")

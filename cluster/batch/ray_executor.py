@@ -1,4 +1,4 @@
-"""Spread chunks over reasoning workers on Ray, and find the lines that end them."""
+"""The executor on Ray: spreads chunks over reasoning workers, and finds the lines that kill them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 _PARTS_A_WORKER = 2
-"""One being generated, one waiting, so that no worker waits for the driver."""
+"""A part being generated and a part that waits, so that no worker waits for the driver."""
 _MOST_DEATHS = 16
-"""Deaths of workers in a row, without a part that was finished in between, after which no single line is to blame."""
+"""Deaths of workers in a row, without a finished part in between, after which no single line is to blame."""
 
 
 @dataclass
@@ -30,40 +30,41 @@ class _Worker:
     number: int
     actor: ActorHandle
     incarnation: str
-    """Of the actor's process, as it last said when it was ready."""
+    """Name of the actor's process, as `ready` returned it last."""
     parts: deque[tuple[Any, Part]] = field(default_factory=deque)
-    """In flight, each with the reference of its results."""
+    """Parts in flight, each with the Ray reference of its results."""
     starting: Any = None
-    """Reference of a call that returns once the actor runs again, after its death."""
+    """Reference of a `ready` call while the actor restarts; otherwise None."""
 
     @property
     def awaited(self) -> Any:
-        """The reference that is ready next, if any is; None without work."""
+        """The reference to wait for; None without work."""
         return self.starting if self.starting is not None else self.parts[0][0] if self.parts else None
 
     def takes(self, part: Part) -> bool:
-        """Whether it has room for a part; a suspect shares a worker with no other."""
+        """Whether it has room for a part. A suspect does not share a worker with other parts."""
         if part.suspect or (self.parts and self.parts[-1][1].suspect):
             return not self.parts
         return len(self.parts) < _PARTS_A_WORKER
 
     def run(self, part: Part) -> None:
-        """Send a part. Ray does not send it again: a death is this module's to judge."""
+        """Send a part. Ray must not retry it: the executor decides what to run after a death."""
         self.parts.append((self.actor.generate.options(max_task_retries=0).remote(part.requests), part))
 
 
 @dataclass
 class _Chunk:
     left: int
-    """Requests without a result."""
+    """Number of requests without a result."""
     results: list[Result] = field(default_factory=list)
 
 
 class RayExecutor:
     """Spreads chunks over reasoning actors, the least loaded first.
 
-    A worker runs its parts in order, so that when it dies the first of them is the suspect. It is tried again alone,
-    at another worker if there is one, then halved until a single line is left, which is given up after a few attempts.
+    A worker runs its parts in order, so that the first of them is the suspect when the worker dies. A suspect is
+    retried alone, on another worker if there is any, then halved until a single line is left. That line is given up
+    after `LINE_ATTEMPTS` deaths.
     """
 
     outlives_workers = True
@@ -76,24 +77,24 @@ class RayExecutor:
         self._open: dict[int, _Chunk] = {}
         self._done: deque[tuple[int, list[Result]]] = deque()
         self._deaths = 0
-        """In a row."""
+        """Deaths of workers since a part was finished."""
 
     def has_room(self) -> bool:
         """Whether there are fewer than two chunks for each worker."""
         return len(self._open) < _PARTS_A_WORKER * self.workers
 
     def submit(self, chunk: int, requests: Sequence[Request]) -> None:
-        """Send a chunk to the worker with the fewest."""
+        """Send a chunk to the worker with the fewest parts."""
         self._open[chunk] = _Chunk(len(requests))
         self._waiting.append(Part.of(chunk, requests))
         self._send()
 
     def next_done(self) -> tuple[int, list[Result]]:
-        """Wait for a chunk.
+        """Wait for a chunk. Returns its number and results.
 
         Raises:
-            ValueError: workers die whatever they run, or their model cannot be loaded any more.
-            MemoryServiceError: the memory stays away.
+            ValueError: workers die whatever they run, or the model cannot be loaded again.
+            MemoryServiceError: the memory does not answer.
         """
         import ray
 
@@ -109,12 +110,12 @@ class RayExecutor:
         return self._done.popleft()
 
     def stats(self) -> list[EngineStats]:
-        """Counters of every engine that runs, since its worker last started."""
+        """Return the counters of every engine that runs, since its worker last started."""
         running = [worker.actor.stats.remote() for worker in self._workers if worker.starting is None]
         return list(itertools.chain.from_iterable(fetch(running)))
 
     def _send(self) -> None:
-        """Hand waiting parts to the workers with the fewest, but not to the one that a part has just ended."""
+        """Send waiting parts to the workers with the fewest parts, but not to the worker that died on them last."""
         alive = [worker for worker in self._workers if worker.starting is None]
         kept: deque[Part] = deque()
         while self._waiting:
@@ -128,7 +129,7 @@ class RayExecutor:
         self._waiting = kept
 
     def _take(self, worker: _Worker) -> None:
-        """Take the results of a worker's first part, or its death."""
+        """Take the results of a worker's first part, or handle the death of the worker."""
         import ray
 
         reference, part = worker.parts[0]
@@ -138,7 +139,7 @@ class RayExecutor:
             raise
         except ray.exceptions.RayActorError:
             self._died(worker, "killed, crashed or out of memory")
-        except Exception as error:  # the engine is in the midst of a step: only a new one can be trusted
+        except Exception as error:  # the engine stopped in the middle of a step: replace it
             ray.kill(worker.actor, no_restart=False)
             self._died(worker, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         else:
@@ -153,7 +154,7 @@ class RayExecutor:
         self._waiting.extendleft(part for _, part in reversed(innocent))
         self._count_death(suspect, reason)
         instead = suspect.after_death(worker.number)
-        self._waiting.extend(instead)  # behind other work, which shows meanwhile whether workers live at all
+        self._waiting.extend(instead)  # at the end: other work shows meanwhile whether workers survive at all
         if not instead:
             [request] = suspect.requests
             self._finish(suspect, [given_up(request.id, reason)])
@@ -163,18 +164,18 @@ class RayExecutor:
         if self._deaths >= _MOST_DEATHS:
             raise ValueError(
                 f"workers: died {self._deaths} times in a row, the last time on {suspect} of the input ({reason}); "
-                "look in Ray's logs for what ends them, then run the command again to continue"
+                "look in Ray's logs for the cause, then run the command again to continue"
             )
 
     def _started(self, worker: _Worker) -> None:
-        """Take a worker back, once it is another incarnation than the one that died."""
+        """Use a restarted worker again, once its process is not the one that was to be killed."""
         import ray
 
         try:
             incarnation = fetch(worker.starting)
         except ray.exceptions.RayActorError as error:
             raise ValueError(
-                "workers: one keeps dying while it starts; look in Ray's logs for what ends it, then run the command "
+                "workers: a worker keeps dying while it starts; look in Ray's logs for the cause, then run the command "
                 "again to continue"
             ) from error
         dying = incarnation == worker.incarnation

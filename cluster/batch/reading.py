@@ -1,4 +1,4 @@
-"""Reading the input of a batch job: lines in pieces of bounded size, numbered and digested on the way."""
+"""Reading the input of a batch job: lines in pieces of bounded size, numbered and digested."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO
 import xxhash
 
 EMPTY_DIGEST = xxhash.xxh3_128().hexdigest()
-"""Digest of no line."""
+"""Digest of an input without lines."""
 _PIECE_BYTES = 1 << 20
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "gzip-compressed"),
@@ -24,7 +24,7 @@ _OTHER_FORMATS = (
     (b"\xff\xfe", "UTF-16 text"),
     (b"\xfe\xff", "UTF-16 text"),
 )
-"""How files begin that are mistaken for JSONL."""
+"""First bytes of formats that are mistaken for JSONL."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class RawLine:
     """A line that is not blank."""
 
     number: int
-    """Its number among the lines that are not blank, from 1. Blank lines change nothing."""
+    """Position among the lines that are not blank, from 1."""
     place: int
-    """Its number in the file, from 1, as editors count."""
+    """Line number in the file, from 1, blank lines included."""
     size: int
-    """Bytes without surrounding white space."""
+    """Size in bytes without surrounding white space."""
     content: bytes | None
-    """Those bytes; None if they are more than were to be read."""
+    """The line without surrounding white space; None if it is larger than the limit."""
     digest: str
-    """XXH3-128, in hex, of the lines up to this one."""
+    """XXH3-128, in hex, of all lines up to this line."""
 
 
 def read_lines(path: Path, limit: int) -> Iterator[RawLine]:
     """Yield the lines of a file that are not blank.
 
-    A line of more than `limit` bytes is passed over in pieces, and yielded without its content.
+    A line of more than `limit` bytes is read in pieces, and yielded without its content.
     """
     digest = xxhash.xxh3_128()
     numbers = itertools.count(1)
@@ -61,10 +61,10 @@ def read_lines(path: Path, limit: int) -> Iterator[RawLine]:
 
 
 def check_format(path: Path) -> None:
-    """Refuse what cannot be a JSONL file by its first bytes.
+    """Refuse a file that cannot be JSONL, judging by its first bytes.
 
     Raises:
-        ValueError: it is not a file, or one of another format.
+        ValueError: it is not a regular file, or has another format.
     """
     if not path.exists():
         raise ValueError(f"input: no file {path}; give a JSONL file")
@@ -78,18 +78,18 @@ def check_format(path: Path) -> None:
 
 
 class _Line:
-    """The line that a file is at, stripped of white space, which takes memory for `limit` bytes of it at most."""
+    """The next line of a file without surrounding white space; keeps at most `limit` bytes of it in memory."""
 
     def __init__(self, before: xxhash.xxh3_128, limit: int) -> None:
         self.size = 0
         self.digest = before
-        """Of the lines before and of this one up to its last byte that is no white space."""
+        """Digest of the lines before and of this line up to its last byte that is not white space."""
         self._ahead = before.copy()
-        """Of white space after that byte as well: it belongs to the line if more follows."""
+        """Digest that includes the white space after that byte, which belongs to the line if more text follows."""
         self._gap, self._limit, self._start = 0, limit, bytearray()
 
     def read_from(self, file: IO[bytes]) -> bool:
-        """Read to the end of the line; False at the end of the file."""
+        """Read up to the end of the line. Returns False at the end of the file."""
         piece = b""
         while not piece.endswith(b"\n") and (more := file.readline(_PIECE_BYTES)):
             piece = more

@@ -10,19 +10,19 @@ from typing import Any
 from reasoning.request import Choice, Completion, RequestFailure, Result
 
 RecordId = str | int | float | None
-"""What the user calls a request; None where it cannot be told."""
+"""The user's id of a request; None if it cannot be determined."""
 
 
 def to_record(record_id: RecordId, result: Result, line: int | None = None) -> dict[str, Any]:
     """Return the record of a result.
 
-    Its text, token ids and log-probabilities are those of the first sample. With several samples "choices" lists all
-    of them, and "completion_tokens" is their sum.
+    Text, token ids and log-probabilities are those of the first sample. With several samples, "choices" lists all of
+    them, and "completion_tokens" is their sum.
 
     Args:
-        record_id: becomes "id".
-        result: a completion, or why there is none.
-        line: number of the input line, which a record of a failure mentions.
+        record_id: the value of "id".
+        result: a completion, or the reason why there is none.
+        line: line number in the input file, for the record of a failure.
     """
     if isinstance(result, RequestFailure):
         return error_record(record_id, result.field, result.message, line)
@@ -30,7 +30,7 @@ def to_record(record_id: RecordId, result: Result, line: int | None = None) -> d
 
 
 def error_record(record_id: RecordId, field: str, message: str, line: int | None = None) -> dict[str, Any]:
-    """Return the record of a request that cannot be served, because of a field of it."""
+    """Return the record of a request that cannot be served; `field` names the part at fault."""
     where = {} if line is None else {"line": line}
     return {
         "id": record_id,

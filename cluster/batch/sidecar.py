@@ -1,4 +1,4 @@
-"""OUTPUT.job.json: which job wrote an output, how far it has come, and what it was at when it was killed."""
+"""OUTPUT.job.json: which job wrote an output, how far it has come, and which lines it was working on."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from reasoning.engine.config import EngineConfig
 from reasoning.request import SamplingParams
 
 _FORMAT = 2
-"""Since 2, lines are numbered without the blank ones."""
+"""Since version 2, blank lines are not numbered."""
 _OF_ENGINE = ("dtype", "max_context")
 _DEFAULTS = dataclasses.asdict(SamplingParams()) | {name: getattr(EngineConfig(), name) for name in _OF_ENGINE}
 
 
 @dataclass(frozen=True)
 class JobIdentity:
-    """What must not change between the runs of one job, because output lines depend on it."""
+    """The configuration that output lines depend on, which must not change between the runs of a job."""
 
     model: str
     sampling: Mapping[str, Any]
     engine: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the engine that change what a line yields."""
+    """Engine options that change the result of a line."""
 
     @classmethod
     def of(cls, model_dir: Path, sampling: SamplingParams, engine: EngineConfig) -> JobIdentity:
-        """Identify a job by what it is configured to do."""
+        """Identify a job by its configuration."""
         options = {name: getattr(engine, name) for name in _OF_ENGINE}
         return cls(str(model_dir.resolve()), dataclasses.asdict(sampling), options)
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """Say what differs from a saved identity, as "temperature was 0.0, is 0.7"."""
+        """List the differences from a saved identity, as in "temperature was 0.0, is 0.7"."""
         before = {**_DEFAULTS, "model": saved.get("model"), **saved.get("sampling", {}), **saved.get("engine", {})}
         now = json.loads(json.dumps({"model": self.model, **self.sampling, **self.engine}))  # lists for tuples
         before = json.loads(json.dumps(before))
@@ -44,14 +44,16 @@ class JobIdentity:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Lines that a process worked on, and how often one was killed at that."""
+    """Lines that a process works on, and how often a process was killed while working on them."""
 
     first: int
     """Number of the first line."""
     count: int
+    """Number of lines."""
     deaths: int
+    """Number of processes that were killed."""
     digest: str
-    """Of the input up to the last of the lines: if it is another one, they have changed."""
+    """Digest of the input up to the last of the lines; it differs if they have changed."""
 
     @property
     def last(self) -> int:
@@ -59,7 +61,7 @@ class Attempt:
         return self.first + self.count - 1
 
     def once_more(self) -> Attempt:
-        """The same lines, a death later."""
+        """Return the attempt with another death."""
         return dataclasses.replace(self, deaths=self.deaths + 1)
 
     def __contains__(self, number: int) -> bool:
@@ -71,23 +73,23 @@ class Progress:
     """How far a job has come."""
 
     lines: int
-    """Lines of the input that have a record."""
+    """Number of input lines that have a record."""
     digest: str
-    """Of the input up to the last of them."""
+    """Digest of the input up to the last of these lines."""
     attempt: Attempt | None = None
-    """Lines being worked on, by a process that would not survive what kills its worker."""
+    """Lines being worked on by a process that does not survive the death of its worker."""
     counts_blank_lines: bool = False
-    """Whether the output is of an earlier version, whose numbers of lines included blank ones."""
+    """Whether an earlier version wrote the output, which counted blank lines too when it numbered lines."""
 
 
 def sidecar_files(output: Path) -> tuple[Path, Path]:
-    """The file beside an output, and the one that replaces it at every step."""
+    """Return the path of an output's sidecar, and of the scratch file that replaces it at every step."""
     path = output.with_name(output.name + ".job.json")
     return path, path.with_name(path.name + ".tmp")
 
 
 class Sidecar:
-    """The file beside an output that says which job wrote it."""
+    """The file beside an output that records which job wrote it."""
 
     def __init__(self, output: Path, identity: JobIdentity) -> None:
         self.path, self.scratch = sidecar_files(output)
@@ -97,7 +99,8 @@ class Sidecar:
         """Read how far this job has come.
 
         Raises:
-            ValueError: the file is missing, damaged, or another job's; the message continues "OUTPUT ...".
+            ValueError: the file is missing, damaged, or belongs to another job. The message is a predicate whose
+                subject is the output.
         """
         try:
             saved = json.loads(self.path.read_text())
@@ -112,7 +115,7 @@ class Sidecar:
         return progress
 
     def save(self, progress: Progress) -> None:
-        """Replace the file in one step."""
+        """Replace the file atomically."""
         state = {
             "format": 1 if progress.counts_blank_lines else _FORMAT,
             "model": self._identity.model,
@@ -123,7 +126,7 @@ class Sidecar:
         }
         if progress.attempt is not None:
             state["attempt"] = dataclasses.asdict(progress.attempt)
-        self.scratch.unlink(missing_ok=True)  # of a killed process, or a link that is not to be followed
+        self.scratch.unlink(missing_ok=True)  # left by a killed process, or a link that must not be followed
         try:
             with open(self.scratch, "x") as file:
                 file.write(json.dumps(state, indent=2) + "\n")
@@ -134,7 +137,7 @@ class Sidecar:
 
 
 def _progress(saved: Mapping[str, Any]) -> Progress:
-    """Read what a file says; raises what `load` takes for damage."""
+    """Parse the content of the file; raises what `load` reports as damage."""
     lines, digest, attempt = saved["lines"], saved["input_xxh3_128"], saved.get("attempt")
     _check_number(lines, 0)
     _check_text(digest)

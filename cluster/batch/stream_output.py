@@ -1,4 +1,4 @@
-"""Output of a batch job to standard output, for pipes: in input order, and not to be continued."""
+"""Output of a batch job to standard output, in the order of the input. Such a job cannot be continued."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from cluster.batch.records import to_jsonl
 from cluster.batch.sidecar import Attempt
 
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-"""Names of an output that is not a file to continue."""
+"""Names of standard output."""
 
 
 class StreamOutput:
-    """Standard output: records appear as they are done, and a job that is interrupted cannot be continued."""
+    """Prints records to standard output as they are finished. An interrupted job cannot be continued."""
 
     attempt: Attempt | None = None
 
     def __init__(self, source: Path) -> None:
-        """Look at the input.
+        """Count the lines of the input.
 
         Raises:
             ValueError: the input cannot be used, or it is the file that standard output goes to.
@@ -46,7 +46,7 @@ class StreamOutput:
             raise ValueError(f"output: standard output cannot be written ({error.strerror})") from error
 
     def begin(self, attempt: Attempt | None) -> None:
-        """Nothing is noted: there is nothing to continue."""
+        """Do nothing: a job without an output file cannot be continued."""
 
     def __enter__(self) -> StreamOutput:
         return self

@@ -1,4 +1,4 @@
-"""Flags about engines: one for each field of EngineConfig, its draft policy and its memory client."""
+"""The flags of an engine, a flag for each field of EngineConfig, of its draft policy and of its memory client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reasoning.engine.config import EngineConfig
 
 
 def mebibytes(text: str) -> int:
-    """Read a whole number of MiB, and return it in bytes."""
+    """Convert a number of MiB to bytes."""
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text} MiB is not possible; give 0 for none, or more")
     return int(text) << 20

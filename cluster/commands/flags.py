@@ -1,4 +1,4 @@
-"""Command-line flags made from the fields of a frozen dataclass, and the dataclass made from what they were given."""
+"""Command-line flags generated from the fields of a frozen dataclass, and the dataclass read back from them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _UNITS = {"_s": "SECONDS", "_bytes": "BYTES", "_tokens": "TOKENS"}
 
 @dataclass(frozen=True)
 class Custom:
-    """Properties of a flag that do not follow from its field."""
+    """Properties of a flag that cannot be derived from its field."""
 
     flag: str | None = None
+    """Name of the flag, with its dashes."""
     help: str | None = None
     metavar: str | None = None
     parse: Callable[[str], Any] | None = None
-    """Makes the field's value from the text of an argument."""
+    """Converts the text of an argument to the value of the field."""
     choices: Sequence[str] | None = None
 
 
@@ -37,7 +38,7 @@ class _Leaf:
     """A field that has a flag."""
 
     path: str
-    """Its name, behind that of the dataclass it is nested in and a dot."""
+    """Name of the field, with the names of the dataclasses around it, separated by dots."""
     hint: Any
     doc: str
     default: Any
@@ -50,7 +51,7 @@ class _Leaf:
 
 
 class Flags(Generic[_Config]):
-    """The flags of a configuration: one for each field, those of nested configurations included.
+    """The flags of a configuration: a flag for each field, including those of nested configurations.
 
     Names follow the fields (`max_batch` is --max-batch, `timeout_s` is --timeout), help texts are the docstrings under
     them, defaults are those of an instance.
@@ -63,28 +64,28 @@ class Flags(Generic[_Config]):
         prefixes: Mapping[str, str] | None = None,
         skip: Collection[str] = (),
     ) -> None:
-        """Plan the flags; `add` declares them.
+        """Derive the flags.
 
         Args:
             defaults: values of flags that are not given.
-            custom: by path, such as "client.cache_bytes", what does not follow from the field.
-            prefixes: for fields that are configurations themselves, how the flags of their fields begin.
-            skip: paths of fields that have no flag.
+            custom: by path, such as "client.cache_bytes", properties that cannot be derived from the field.
+            prefixes: for fields that are configurations themselves, the prefix of the flags of their fields.
+            skip: paths of fields without a flag.
         """
         self._defaults = defaults
         self._leaves = list(_leaves(defaults, "", prefixes or {}, custom or {}, skip))
 
     def add(self, group: Any) -> None:
-        """Add the flags to an argument parser or a group of one."""
+        """Add the flags to an argument parser or to an argument group."""
         names = {leaf.name: leaf.flag for leaf in self._leaves}
         for leaf in self._leaves:
             group.add_argument(leaf.flag, dest=leaf.path, help=_help(leaf, names), **_syntax(leaf))
 
     def read(self, args: argparse.Namespace, **fields: Any) -> _Config:
-        """Return the configuration that the flags describe; `fields` are those without flags.
+        """Return the configuration that the flags describe; `fields` are the values of fields without flags.
 
         Raises:
-            ValueError: a value is out of range, as the dataclass says.
+            ValueError: the dataclass refuses a value.
         """
         given = {leaf.path: getattr(args, leaf.path) for leaf in self._leaves}
         return _with(self._defaults, {**{k: v for k, v in given.items() if v is not None}, **fields})
@@ -127,7 +128,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def _syntax(leaf: _Leaf) -> dict[str, Any]:
-    """Arguments of `add_argument` that say how a value is written."""
+    """Return the arguments of `add_argument` that define the syntax of a value."""
     hint, own = _without_none(leaf.hint), leaf.custom
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction} if leaf.default else {"action": "store_const", "const": True}
@@ -162,7 +163,7 @@ def _help(leaf: _Leaf, names: Mapping[str, str]) -> str:
 
 
 def _with(config: Any, values: Mapping[str, Any]) -> Any:
-    """Return a copy of a configuration with other values, by path."""
+    """Return a copy of a configuration with some values replaced, by path."""
     changes: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     for path, value in values.items():

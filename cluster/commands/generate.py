@@ -36,9 +36,13 @@ key is an error. --output gets one line for each, in the same order: {"id", "tex
 "top": [[token id, logprob], ...]} for each token. With n above 1 all these tell of the first sample, "choices" has
 {"index", "text", "token_ids", "finish_reason"} and any "logprobs" of each, and completion_tokens is their sum.
 
-A defective line becomes one with finish_reason "error" and {"error": {"field", "message"}}. An interrupted job
-continues where it stopped when the same command is run again; so does a finished one whose input has grown. What a
-line yields does not depend on --workers, --shards, --batch-size or --max-batch.
+A defective line becomes a record with finish_reason "error", {"error": {"field", "message"}} and the number of the
+line in the file; so does a line that is larger than any prompt of the context, or that kills its worker every time.
+Blank lines are skipped: they change neither the ids "line-N" of lines without an id nor what is sampled.
+
+An interrupted job continues where it stopped when the same command is run again; so does a finished one whose input has
+grown. What a line yields does not depend on --workers, --shards, --batch-size or --max-batch. --batch-size is how many
+lines a worker receives at a time, --max-batch how many sequences its engine runs together.
 """
 _EPILOG = """\
 examples:
@@ -121,7 +125,7 @@ def _run_prompt(args: argparse.Namespace, sampling: SamplingParams, options: Clu
 
 
 def _prompt_output(completion: Completion, as_json: bool, printed: bool) -> str:
-    """What is left to print once a prompt's samples are done."""
+    """Return what remains to be printed once all samples of a prompt are finished."""
     if as_json:
         return json.dumps(to_record("prompt", completion), ensure_ascii=False)
     return "" if printed else "\n".join(choice.text for choice in completion.choices)
@@ -164,7 +168,7 @@ def _generate(
     output: Output,
     trace: Trace | None,
 ) -> None:
-    """Do what is left of a job, and say what there is to say about it."""
+    """Generate the remaining lines of a job, and print a summary."""
     from cluster.batch.job import run_job
     from cluster.batch.open_executor import open_executor
     from cluster.batch.options import InputLimits
@@ -182,7 +186,7 @@ def _generate(
 
 @contextmanager
 def _tracing(file: Path | None) -> Iterator[Trace | None]:
-    """A timeline that is written when the block ends, however it ends."""
+    """Yield a trace, which is written to a file when the block ends, also after an error."""
     if file is None:
         yield None
         return
@@ -206,7 +210,7 @@ def _check_batch_arguments(args: argparse.Namespace, options: ClusterOptions) ->
 
 
 def _check_files(args: argparse.Namespace) -> None:
-    """Refuse what would overwrite a file that is read, before anything is written."""
+    """Refuse to overwrite a file that is read, before anything is written."""
     from cluster.batch.output import output_files
     from cluster.batch.stream_output import STANDARD_OUTPUT
 

@@ -94,7 +94,7 @@ def _token_ids(args: argparse.Namespace, tokenizer: Tokenizer) -> list[int]:
 
 
 def parse_token_ids(text: str) -> list[int]:
-    """Read `--token-ids`: a JSON list of integers of at least 0."""
+    """Parse token ids: a JSON list of integers of at least 0."""
     try:
         ids = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Flags about sampling: one for each field of SamplingParams."""
+"""The flags of sampling, a flag for each field of SamplingParams."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ SAMPLING = Flags(
         "stop_token_ids": Custom(metavar="ID"),
     },
 )
-"""Without --seed, two runs sample alike."""
+"""The default seed is 0, so that two runs sample alike."""

@@ -1,4 +1,4 @@
-"""`engram train`: a model of one's own from a folder of Python files."""
+"""`engram train`: train a model on a folder of Python files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reasoning.training.recipe import MODELS, TrainingConfig
 _DEFAULT_MINUTES = 60.0
 _TRAINING = Flags(
     TrainingConfig(minutes=_DEFAULT_MINUTES),
-    {"seed": Custom(help="of initial weights and order of the data")},
+    {"seed": Custom(help="seed of the initial weights and of the order of the data")},
     skip=["steps", "minutes"],
 )
 _DESCRIPTION = """\

@@ -1,4 +1,4 @@
-"""Reasoning workers as Ray actors: started, waited for, ended."""
+"""Reasoning workers as Ray actors: how they are started and stopped."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 _RETRIES = 3
+"""Times that Ray retries a call after the death of a worker. Chunks are retried by the executor instead."""
 
 
 class ReasoningActor(ReasoningWorker):
-    """A reasoning worker as a Ray actor, whose memory's metrics are among Ray's."""
+    """A reasoning worker as a Ray actor, which exports the metrics of its memory client to Ray."""
 
     def __init__(self, model_dir: Path, locate: Locate | None, config: EngineConfig, workers: int) -> None:
         import ray
@@ -33,16 +34,16 @@ class ReasoningActor(ReasoningWorker):
 
 
 def _sharing(config: EngineConfig, workers: int) -> EngineConfig:
-    """Leave the node's other workers their part of the memory, unless a share is configured or the cache is a GPU's."""
+    """Divide the host memory among the workers of a node, unless a share is configured or the cache is on a GPU."""
     if config.cache_share is not None or config.device == "cuda":
         return config
     return dataclasses.replace(config, cache_share=HOST_SHARE / _workers_a_node(workers))
 
 
 def _threads(workers: int) -> int:
-    """This node's processors for each of the workers on it.
+    """Number of threads of a worker: the node's processors divided by the workers on it.
 
-    Shards on the node are left none: they need so little that a worker with a thread less would lose more.
+    No processor is reserved for shards on the node: they need less than a worker would lose with a thread fewer.
     """
     import ray
 
@@ -51,19 +52,24 @@ def _threads(workers: int) -> int:
 
 
 def _workers_a_node(workers: int) -> int:
-    """Workers on a node if Ray spreads them evenly."""
+    """Number of workers on a node if Ray spreads them evenly."""
     return math.ceil(workers / sum(cpus > 0 for cpus in _cpus().values()))
 
 
 def _cpus() -> dict[str, int]:
-    """Processors of every node that lives, by its id."""
+    """Number of processors of every live node, by node id."""
     import ray
 
     return {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
 
 
 def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | None) -> list[ActorHandle]:
-    """Start reasoning actors on the connected Ray, one processor reserved for each, and wait."""
+    """Start reasoning actors on the connected Ray, with a processor reserved for each, and wait until they are ready.
+
+    Raises:
+        ValueError: the cluster has too few processors or GPUs, or the model cannot be loaded.
+        MemoryServiceError: the memory cannot be loaded or reached, or is not the model's.
+    """
     import ray
 
     workers, resources = options.workers, ray.cluster_resources()
@@ -86,7 +92,7 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
 
 
 def stop_workers(actors: Sequence[ActorHandle]) -> None:
-    """End reasoning actors for good. They keep nothing that a chunk generated anew would not bring back."""
+    """Kill reasoning actors for good. They hold no state that is worth saving."""
     import ray
 
     for actor in actors:

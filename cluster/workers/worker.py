@@ -1,4 +1,4 @@
-"""A reasoning worker: an engine, and the patience to carry on when a memory shard dies under it."""
+"""A reasoning worker: an engine that reconnects and retries when its memory is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reasoning.engine.trace import Trace
 from reasoning.request import Request, RequestFailure, Result
 
 Locate = Callable[[], str]
-"""Waits until the memory serves, and returns the address of one of its shards."""
+"""Waits until the memory serves, and returns the address of any of its shards."""
 
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.5
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class ReasoningWorker:
-    """Generates for chunks of requests, in this process or in an actor's."""
+    """Generates for chunks of requests, in this process or in an actor."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class ReasoningWorker:
 
         Args:
             model_dir: a model directory.
-            locate: finds the memory; None reads the tables of `model_dir` into this process.
-            config: of the engine.
-            threads: processors to use; None leaves it to torch.
-            trace: is told what every step of the engine did.
+            locate: finds the memory; None loads the tables of `model_dir` into this process.
+            config: configuration of the engine.
+            threads: number of threads for torch; None keeps its default.
+            trace: records every step of the engine.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -56,25 +56,25 @@ class ReasoningWorker:
             memory = locate() if locate else None
             self._engine = Engine.from_pretrained(model_dir, memory, config, trace)
         except (ValueError, OSError, MemoryServiceError) as error:
-            # Raised here it would end an actor, its reason buried in a log: the first call raises it instead.
+            # Raised here, it would kill an actor and end up in a log only: the first call raises it instead.
             self._failure = error
 
     def ready(self) -> str:
-        """Return the name of this incarnation, a new one after every restart.
+        """Return the name of this process, which is different after every restart.
 
         Raises:
-            ValueError, OSError, MemoryServiceError: what kept the model from loading.
+            ValueError, OSError, MemoryServiceError: the model could not be loaded.
         """
         self._loaded()
         return self._incarnation
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """One result for each request, in any order.
+        """Return a result for each request, in any order.
 
-        Requests that fail because a shard went away are generated anew, with the same result, once it is back.
+        Requests that fail because a shard was lost are retried, with the same result, once the memory is back.
 
         Raises:
-            MemoryServiceError: the memory stays away.
+            MemoryServiceError: the memory does not come back.
         """
         results, todo = self._try(requests)
         for _ in range(_ATTEMPTS - 1):
@@ -88,16 +88,16 @@ class ReasoningWorker:
         return results
 
     def stats(self) -> list[EngineStats]:
-        """The engine's counters, once for each memory that it was connected to: `memory` counts that one alone."""
+        """Return the engine's counters, once for each memory it was connected to; `memory` counts that memory alone."""
         return [*self._past, self._loaded().stats()]
 
     def collect(self) -> Iterable[Sample]:
-        """Metrics of the memory in use."""
+        """Return the metrics of the memory in use."""
         memory = self._engine.memory if self._engine else None
         return memory.collect() if memory else ()
 
     def _try(self, requests: Sequence[Request]) -> tuple[list[Result], list[Request]]:
-        """Return results, and the requests that deserve another attempt."""
+        """Return results, and the requests to retry."""
         results = list(self._loaded().generate(requests))
         lost = {result.id: result for result in results if isinstance(result, RequestFailure) and result.retryable}
         for result in lost.values():
@@ -106,7 +106,7 @@ class ReasoningWorker:
         return done, [request for request in requests if request.id in lost]
 
     def _reconnect(self) -> None:
-        """Put the loaded model to the memory, wherever that is now; leave things as they are if it is nowhere."""
+        """Reconnect the engine to the memory; keep the old connection if no memory can be found."""
         assert self._locate is not None, "a memory in this process cannot be lost"
         _log.warning("memory lost: %s", self._lost)
         time.sleep(_PAUSE_SECONDS)

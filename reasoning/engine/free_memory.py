@@ -1,4 +1,4 @@
-"""How much memory is free, on the host within the limits of its containers, or on a GPU."""
+"""Free memory of the host, within the limits of its containers, or of a GPU."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _ROOT = Path("/")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how many bytes a process may still take, of a GPU's memory or of the host's."""
+    """Return how many bytes this process may still allocate on a GPU or on the host."""
     return _gpu_bytes(device) if device.type == "cuda" else host_bytes()
 
 
 def _gpu_bytes(device: torch.device) -> int:
-    """Bytes that no process has, and those that this process' allocator keeps without need."""
+    """Return the bytes that no process has allocated, and those that torch's allocator keeps for reuse."""
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + idle
 
 
 def host_bytes(root: Path = _ROOT) -> int:
-    """Return how much of the host's memory this process may still take.
+    """Return how many bytes of host memory this process may still allocate.
 
-    The least of what the kernel calls available, what the process' control groups leave (containers are such groups),
-    and the limit on its address space. `root` is where /proc and /sys are found.
+    The minimum of the available memory, of what the process' control groups (containers) leave, and of what the limit
+    on its address space leaves. `root` is the directory of /proc and /sys.
     """
     return max(0, min(_available(root), *_left_by_groups(root), _address_space(root)))
 
@@ -44,13 +44,13 @@ def _available(root: Path) -> int:
 
 @dataclass(frozen=True)
 class _Version:
-    """Names of one version of control groups."""
+    """File names of a version of control groups."""
 
     mount: str
     limit: str
     usage: str
     reclaimable: str
-    """Row of memory.stat that counts file pages, which the kernel drops when memory is short."""
+    """Row of memory.stat that counts file pages, which the kernel reclaims when memory is short."""
 
 
 _V1 = _Version("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -58,7 +58,7 @@ _V2 = _Version("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
 
 
 def _left_by_groups(root: Path) -> Iterator[int]:
-    """What each control group with a limit leaves, from the process' own up to the root."""
+    """Yield what each control group with a limit leaves, from the process' own group up to the root."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -76,7 +76,7 @@ def _left(group: Path, version: _Version) -> Iterator[int]:
     try:
         limit, usage = ((group / name).read_text().strip() for name in (version.limit, version.usage))
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except OSError:  # the root has no limit, and a container does not see the groups around it
+    except OSError:  # the root group has no limit, and a container does not see the groups around it
         return
     if limit != "max":
         yield int(limit) - int(usage) + int(stat.get(version.reclaimable, 0))

@@ -1,4 +1,4 @@
-"""How long a context an engine serves and how many tokens its cache holds, in the memory that is free."""
+"""The context that an engine serves and the size of its cache, from the memory that is free."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from reasoning.model.batch import PAGE_TOKENS, pages_for
 _log = logging.getLogger(__name__)
 
 GPU_SHARE, HOST_SHARE = 0.8, 0.5
-"""Shares of the free memory that a cache may take. The host's is not the engine's alone."""
+"""Default shares of the free memory that a cache may take. Host memory is shared with other processes."""
 _ORDINARY_TOKENS = 4096
-"""Tokens of cache planned for each sequence besides the longest. Pages are shared, and when they run out the sequence
-that arrived last yields its own."""
+"""Cache tokens planned for each sequence besides the longest. All sequences share the pages, and the sequence that
+arrived last is preempted when they run out."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """Memory where a cache may lie."""
+    """Memory for a cache."""
 
     free_bytes: int
-    """Bytes that are free there."""
+    """Free bytes."""
     token_bytes: int
-    """Bytes that the cache keeps of one token."""
+    """Bytes of cache for a token."""
     gpu: bool = False
-    """Whether it is a GPU's memory."""
+    """Whether it is the memory of a GPU."""
 
     @classmethod
     def on(cls, device: torch.device, token_bytes: int) -> Room:
-        """Look at how much memory of a device is free."""
+        """Measure the free memory of a device."""
         return cls(free_bytes(device), token_bytes, device.type == "cuda")
 
     def pages(self, share: float | None) -> int:
-        """Whole pages that fit into a share of it; None stands for the default share."""
+        """Return the number of pages that fit into a share of it; None is the default share."""
         return int(self.free_bytes * (share or self._default_share)) // (PAGE_TOKENS * self.token_bytes)
 
     def describe(self, share: float | None) -> str:
-        """Say how much fits, as in "4,096 tokens (12.0 MiB: 0.5 of the 24.0 MiB that are free)"."""
+        """Describe how much fits, as in "4,096 tokens (12.0 MiB: 0.5 of the 24.0 MiB that are free)"."""
         share = share or self._default_share
         taken, free = (f"{size / 2**20:,.1f} MiB" for size in (self.free_bytes * share, self.free_bytes))
         return f"{self.pages(share) * PAGE_TOKENS:,} tokens ({taken}: {share:g} of the {free} that are free)"
@@ -53,32 +53,32 @@ class Room:
 
 @dataclass(frozen=True)
 class CacheBudget:
-    """The cache of one engine, and the context that it serves."""
+    """Context and cache size of an engine."""
 
     context: int
-    """Tokens that a prompt and its completion may have together."""
+    """Most tokens of a prompt and its completion together."""
     pages: int
     """Pages of PAGE_TOKENS tokens."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that the cache has room for."""
+        """Size of the cache in tokens."""
         return self.pages * PAGE_TOKENS
 
 
 def cache_budget(config: EngineConfig, model_context: int, room: Room) -> CacheBudget:
-    """Divide memory among sequences.
+    """Choose the context and the size of the cache.
 
-    Where `config` leaves it open, the context is the model's and the cache holds one sequence of that length and
-    4,096 tokens for each further one that may run. Both give way to the share of the memory that the cache may take.
+    By default, the context is the model's, and the cache has room for a sequence of that length and for 4,096 tokens of
+    each further sequence that may run. Both are bounded by the share of the memory that the cache may take.
 
     Args:
-        config: sequences that run together, and the limits that were set.
+        config: configuration of the engine.
         model_context: positions of the model.
         room: memory of the device.
 
     Raises:
-        ValueError: `max_context` or `cache_tokens` is more than there is, or not even one page fits.
+        ValueError: `max_context` or `cache_tokens` does not fit, or there is no room for a single page.
     """
     context = model_context if config.max_context is None else config.max_context
     if context > model_context:

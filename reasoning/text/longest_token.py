@@ -1,4 +1,4 @@
-"""How much text one token can stand for, which bounds from below how many tokens a text has before it is tokenized."""
+"""The most text that a token can stand for, which gives a lower bound on the number of tokens of a text."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 _SHRINKS = {"NFC": 16, "NFKC": 16, "NFD": 4, "NFKD": 4, "Lowercase": 4, "ByteLevel": 1, "Prepend": 1}
-"""Normalisers, and how many times longer in UTF-8 a text can be than what they make of it. Decomposing maps each
-character, of 4 bytes at most, to one or more; composing then joins 4 at most."""
+"""Normalizers, and how many times longer than its normalized form a text can be in UTF-8. Decomposition maps each
+character, of at most 4 bytes, to at least one character; composition then joins at most 4."""
 _KEEP_ALL = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts"}
-"""Pre-tokenisers that drop nothing, unless their behavior is "Removed"."""
+"""Pre-tokenizers that drop no text, unless their behavior is "Removed"."""
 
 
 def longest_token(backend: tokenizers.Tokenizer) -> int | None:
-    """Return how many bytes of UTF-8 text one token stands for at most.
+    """Return the most bytes of UTF-8 text that a token can stand for; None if there is no bound.
 
-    A text of n bytes thus has at least n divided by this many tokens. None if there is no such bound, because text may
-    vanish or any amount of it may become one token: by some normalisers and pre-tokenisers, by added tokens that take
-    in the white space around them, or by a vocabulary that does not cover all bytes.
+    A text of n bytes has at least n divided by this many tokens. There is no bound if text can vanish, or if any amount
+    of text can become a single token: with some normalizers and pre-tokenizers, with added tokens that absorb the white
+    space around them, or with a vocabulary that does not cover all bytes.
     """
     shrink = 1
     for normalizer in _parts(backend.normalizer, "normalizers"):
@@ -36,7 +36,7 @@ def longest_token(backend: tokenizers.Tokenizer) -> int | None:
     if any(step["type"] == "ByteLevel" for step in steps) and vocabulary.keys() >= {
         *pre_tokenizers.ByteLevel.alphabet()
     }:
-        own = max(map(len, vocabulary))  # a character of such a vocabulary stands for a byte
+        own = max(map(len, vocabulary))  # each character of such a vocabulary stands for a byte
     elif _falls_back_on_bytes(backend.model, vocabulary):
         own = max(len(token.encode()) for token in vocabulary)
     else:
@@ -45,7 +45,7 @@ def longest_token(backend: tokenizers.Tokenizer) -> int | None:
 
 
 def _parts(component: Any, children: str) -> Iterator[dict[str, Any]]:
-    """The steps of a normaliser or pre-tokeniser, as tokenizer.json describes them."""
+    """Yield the steps of a normalizer or pre-tokenizer, as tokenizer.json describes them."""
     if component is not None:
         yield from _flat(json.loads(component.__getstate__()), children)
 
@@ -58,7 +58,7 @@ def _flat(step: dict[str, Any], children: str) -> Iterator[dict[str, Any]]:
 
 
 def _shrinks(normalizer: dict[str, Any]) -> int:
-    """How many times longer a text can be than the normalised one; 0 if there is no bound."""
+    """Return how many times longer than its normalized form a text can be; 0 if there is no bound."""
     if normalizer["type"] == "Replace":
         pattern = normalizer["pattern"].get("String")
         grows = pattern is not None and len(pattern.encode()) <= len(normalizer["content"].encode())
@@ -67,7 +67,7 @@ def _shrinks(normalizer: dict[str, Any]) -> int:
 
 
 def _falls_back_on_bytes(model: Any, vocabulary: dict[str, int]) -> bool:
-    """Whether what is not in the vocabulary becomes one token for each of its bytes."""
+    """Whether each byte of text outside the vocabulary becomes a token."""
     return (
         isinstance(model, models.BPE) and model.byte_fallback and all(f"<0x{b:02X}>" in vocabulary for b in range(256))
     )

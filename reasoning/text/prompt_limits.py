@@ -1,4 +1,4 @@
-"""What a prompt may measure, checked before it is tokenized."""
+"""Limits on the size of a prompt, which are checked before it is tokenized."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from reasoning.request import Request, RequestError
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """What a prompt may measure."""
+    """Limits on the size of a prompt."""
 
     context: int
-    """Tokens that a prompt and its completion may have together."""
+    """Most tokens of a prompt and its completion together."""
     token_bytes: int | None = None
-    """Bytes of UTF-8 text that one token stands for at most; None if there is no bound."""
+    """Most bytes of UTF-8 text that a token stands for; None if there is no bound."""
 
     @property
     def text_bytes(self) -> int | None:
-        """Bytes that the text of a prompt may have at most; None without a bound."""
+        """Most bytes of text that fit into the context; None without a bound."""
         return None if self.token_bytes is None else self.token_bytes * self.context
 
     def check(self, request: Request) -> None:
-        """Refuse what cannot fit, at the price of measuring it.
+        """Refuse a prompt that cannot fit into the context, without tokenizing it.
 
         Raises:
-            RequestError: the prompt has too many token ids, or more text than tokens that fit can stand for.
+            RequestError: the prompt has too many token ids, or more text than the tokens of a context can stand for.
         """
         if isinstance(request.prompt_token_ids, list | tuple):
             self.check_tokens("prompt_token_ids", len(request.prompt_token_ids))
@@ -35,7 +35,7 @@ class PromptLimits:
                 self.check_tokens("prompt", -(-size // self.token_bytes), "at least ")
 
     def check_tokens(self, field: str, count: int, least: str = "") -> None:
-        """Refuse a prompt of so many tokens if none would be left for a completion.
+        """Refuse a prompt of `count` tokens that leaves no room for a completion.
 
         Raises:
             RequestError: it is too long.

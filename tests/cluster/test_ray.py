@@ -314,4 +314,4 @@ def test_a_line_that_ends_every_worker_is_given_up_and_the_rest_goes_on(ray, tmp
         ray.kill(actor)
     records = read_records(target)
     assert [record["text"] for record in records] == ["A", "B", "C", "", "E", "F"]
-    assert "ended its worker 3 times (killed, crashed or out of memory)" in records[3]["error"]["message"]
+    assert "killed its worker 3 times (killed, crashed or out of memory)" in records[3]["error"]["message"]

@@ -234,7 +234,7 @@ def test_a_line_that_kills_its_process_is_given_up_after_a_few_starts(tmp_path):
     assert [record["id"] for record in got] == prompts
     assert [record["text"] for record in got] == [*"ABCDE", "", *"GHI"]
     assert got[5]["error"]["field"] == "line"
-    assert "ended its worker 3 times" in got[5]["error"]["message"]
+    assert "killed its worker 3 times" in got[5]["error"]["message"]
 
 
 class Interrupted:

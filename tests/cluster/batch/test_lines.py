@@ -190,4 +190,4 @@ def test_no_line_that_can_be_served_is_beyond_the_limit():
 def test_a_line_that_is_given_up_has_no_request_but_keeps_its_id():
     line = give_up(parse({"id": "a", "prompt": "x"}))
     assert (line.id, line.request, line.problem.field) == ("a", None, "line")
-    assert "ended its worker 3 times" in line.problem.message
+    assert "killed its worker 3 times" in line.problem.message

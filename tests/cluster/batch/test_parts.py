@@ -46,7 +46,7 @@ def test_a_chunk_whose_worker_died_of_something_else_is_not_divided():
 def test_a_line_that_is_given_up_says_why():
     failure = given_up("7", "killed")
     assert (failure.id, failure.field) == ("7", "line")
-    assert "ended its worker 3 times (killed)" in failure.message
+    assert "killed its worker 3 times (killed)" in failure.message
 
 
 def test_a_part_names_its_lines():

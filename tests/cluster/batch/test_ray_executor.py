@@ -150,8 +150,8 @@ CHUNKS = ["a b c d", "e poison g h", "i j", "k", "l m n o", "p bug r s", "t u v 
 def test_every_line_is_answered_and_those_that_end_workers_are_given_up(play, workers):
     results = run(play.start(workers), CHUNKS)
     assert answers(results.values()) == expected(CHUNKS)
-    assert "ended its worker 3 times (killed, crashed or out of memory)" in results["6"].message
-    assert "ended its worker 3 times (RuntimeError: out of memory)" in results["17"].message
+    assert "killed its worker 3 times (killed, crashed or out of memory)" in results["6"].message
+    assert "killed its worker 3 times (RuntimeError: out of memory)" in results["17"].message
 
 
 def test_one_line_to_blame_costs_few_workers(play):
