@@ -34,7 +34,7 @@ class Part:
         return cls(chunk, tuple(requests), LINE_ATTEMPTS - 1 if len(requests) == 1 else 1)
 
     def after_death(self, worker: int) -> list[Part]:
-        """Return what to run after it killed a worker: itself, or its halves; nothing if it is a line to be given up."""
+        """Return what to run after it killed a worker: itself, its halves, or nothing if it is a line to give up."""
         if self.retries:
             return [dataclasses.replace(self, retries=self.retries - 1, died_on=worker)]
         if len(self.requests) == 1:
