@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.batch.parts import Part, given_up
 from cluster.ray_runtime import fetch
+from cluster.workers.actors import KEEPS_DYING
 from memory_service.errors import MemoryServiceError
 from reasoning.engine.config import EngineStats
 from reasoning.request import Request, Result
@@ -174,10 +175,7 @@ class RayExecutor:
         try:
             incarnation = fetch(worker.starting)
         except ray.exceptions.RayActorError as error:
-            raise ValueError(
-                "workers: a worker keeps dying while it starts; look in Ray's logs for the cause, then run the command "
-                "again to continue"
-            ) from error
+            raise ValueError(f"workers: {KEEPS_DYING}, then run the command again to continue") from error
         dying = incarnation == worker.incarnation
         worker.starting = worker.actor.ready.remote() if dying else None
         worker.incarnation = incarnation

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _RETRIES = 3
 """Times that Ray retries a call after the death of a worker. Chunks are retried by the executor instead."""
+KEEPS_DYING = "a worker keeps dying while it loads the model; look in Ray's logs for the cause (memory?)"
 
 
 class ReasoningActor(ReasoningWorker):
@@ -87,7 +88,10 @@ def start_workers(model_dir: Path, options: ClusterOptions, locate: Locate | Non
     }
     actor: Any = ray.remote(ReasoningActor).options(**placing)
     actors = [actor.remote(model_dir.resolve(), locate, options.engine, workers) for _ in range(workers)]
-    fetch([actor.ready.remote() for actor in actors])
+    try:
+        fetch([actor.ready.remote() for actor in actors])
+    except ray.exceptions.RayActorError as error:
+        raise ValueError(f"workers: {KEEPS_DYING}") from error
     return actors
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from memory_service.client.client import MemoryClient
-from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.errors import ShardUnavailable
 from memory_service.metrics.metrics import Sample
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig, EngineStats
@@ -38,7 +38,7 @@ class ReasoningWorker:
         threads: int | None = None,
         trace: Trace | None = None,
     ) -> None:
-        """Load a model.
+        """Describe a worker; its model is loaded by the first call, so that an error is raised to the caller.
 
         Args:
             model_dir: a model directory.
@@ -49,21 +49,18 @@ class ReasoningWorker:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        self._locate, self._incarnation = locate, uuid.uuid4().hex
+        self._model_dir, self._locate, self._config, self._trace = model_dir, locate, config, trace
+        self._incarnation = uuid.uuid4().hex
         self._engine: Engine | None = None
         self._past: list[EngineStats] = []
-        try:
-            memory = locate() if locate else None
-            self._engine = Engine.from_pretrained(model_dir, memory, config, trace)
-        except (ValueError, OSError, MemoryServiceError) as error:
-            # Raised here, it would kill an actor and end up in a log only: the first call raises it instead.
-            self._failure = error
 
     def ready(self) -> str:
-        """Return the name of this process, which is different after every restart.
+        """Load the model, and return the name of this process, which is different after every restart.
 
         Raises:
-            ValueError, OSError, MemoryServiceError: the model could not be loaded.
+            ValueError: a file of the model is missing or damaged.
+            OSError: a file cannot be read.
+            MemoryServiceError: the memory cannot be loaded or reached, or is not the model's.
         """
         self._loaded()
         return self._incarnation
@@ -121,5 +118,6 @@ class ReasoningWorker:
 
     def _loaded(self) -> Engine:
         if self._engine is None:
-            raise self._failure
+            memory = self._locate() if self._locate else None
+            self._engine = Engine.from_pretrained(self._model_dir, memory, self._config, self._trace)
         return self._engine

@@ -27,6 +27,8 @@ from cluster.pool.named_pools import find_pool, pool_exists, serve_pool, start_p
 from cluster.pool.plan import Shape
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch
+from cluster.workers import actors
+from cluster.workers.actors import ReasoningActor
 from cluster.workers.options import ClusterOptions
 from memory_service import LocalMemory, MemoryClient, SnapshotError
 from memory_service.shard.shard import Shard
@@ -282,6 +284,20 @@ def test_a_job_joins_a_cluster_and_leaves_it_as_it_was(ray, tiny_model, source, 
     assert f"{LINES} lines (0 with errors)" in job.stderr
     assert read_records(tmp_path / "out.jsonl") == expected
     wait_until(lambda: ray.available_resources()["CPU"] == 4 - 2)  # the session's own two workers
+
+
+class Stillborn(ReasoningActor):
+    """A worker that does not survive loading its model."""
+
+    def ready(self):
+        os._exit(1)
+
+
+def test_workers_that_die_while_loading_are_an_error_instead_of_a_hang(ray, tiny_model, monkeypatch):
+    monkeypatch.setattr(actors, "ReasoningActor", Stillborn)
+    monkeypatch.setattr(actors, "_RETRIES", 1)
+    with pytest.raises(ValueError, match="workers: a worker keeps dying while it loads the model; look in Ray's logs"):
+        actors.start_workers(tiny_model, ClusterOptions(workers=1), None)
 
 
 def perishable_actor(ray):
