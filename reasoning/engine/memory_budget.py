@@ -87,10 +87,10 @@ def cache_budget(config: EngineConfig, model_context: int, room: Room) -> CacheB
     if context <= pages * PAGE_TOKENS:
         return CacheBudget(context, pages)
     if config.max_context is None:
-        short = CacheBudget(pages * PAGE_TOKENS, pages)
-        reason = f"the cache holds {short.tokens:,} tokens; {room.describe(config.cache_share)} fit"
-        _log.warning("max_context: %s of the model's %s positions, as %s", f"{short.context:,}", f"{context:,}", reason)
-        return short
+        tokens = pages * PAGE_TOKENS
+        limit = "cache_tokens" if config.cache_tokens is not None else f"memory for {room.describe(config.cache_share)}"
+        _log.warning("the context is %s tokens of the model's %s, bounded by %s", f"{tokens:,}", f"{context:,}", limit)
+        return CacheBudget(tokens, pages)
     if config.cache_tokens is not None:
         raise ValueError(f"max_context: {context:,} is more than `cache_tokens`, {config.cache_tokens:,}; use less")
     raise ValueError(
