@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.batch import ray_executor
-from cluster.batch.ray_executor import RayExecutor
+from cluster.batch.parts import Part
+from cluster.batch.ray_executor import RayExecutor, _Worker
 from memory_service.errors import ShardUnavailable
 from reasoning.request import Choice, Completion, Request
 
@@ -29,6 +30,7 @@ class Actor:
 
     def __init__(self, play):
         self.play, self.calls, self.incarnation, self.alive, self.journal = play, [], next(play.incarnations), True, []
+        self.doomed = False  # killed, and not dead yet
         for method in ("ready", "stats", "generate"):
             setattr(self, method, SimpleNamespace(remote=self.caller(method), options=self.options))
 
@@ -38,6 +40,7 @@ class Actor:
 
     def caller(self, method):
         def call(requests=()):
+            assert method != "generate" or not self.doomed, "work is sent to a process that is to be replaced"
             self.calls.append(Reference(self, method, requests))
             return self.calls[-1]
 
@@ -47,6 +50,9 @@ class Actor:
         """Come back to life, or do what was called first."""
         if not self.alive:
             self.alive, self.incarnation = True, next(self.play.incarnations)
+            return
+        if self.doomed and self.play.random.random() < 0.5:
+            self.die()
             return
         call = self.calls.pop(0)
         prompts = [request.prompt for request in call.requests]
@@ -69,7 +75,7 @@ class Actor:
 
     def die(self):
         """Lose the calls of chunks, and perhaps the last answer that has not arrived; Ray repeats the other calls."""
-        self.alive = False
+        self.alive = self.doomed = False
         chunks = [call for call in self.calls if call.method == "generate"]
         arrived = [call for call in self.play.references if call.actor is self and call.method == "generate"]
         chunks += [call for call in arrived if call.done and self.play.random.random() < 0.5]
@@ -85,8 +91,12 @@ class Play:
         self.random, self.incarnations, self.sick = random.Random(seed), itertools.count(), set()
         self.actors, self.references = [], []
         monkeypatch.setattr(ray, "wait", self.wait)
-        monkeypatch.setattr(ray, "kill", lambda actor, no_restart: actor.die())
+        monkeypatch.setattr(ray, "kill", self.kill)
         monkeypatch.setattr(ray_executor, "fetch", self.fetch)
+
+    def kill(self, actor, no_restart):
+        assert not no_restart
+        actor.doomed = True
 
     def start(self, workers):
         self.actors = [Actor(self) for _ in range(workers)]
@@ -94,8 +104,12 @@ class Play:
 
     def wait(self, references, num_returns):
         self.references = references
-        while not (done := [reference for reference in references if reference.done]):
-            self.random.choice([actor for actor in self.actors if actor.calls or not actor.alive]).step()
+        more = self.random.choice((0, 0, 1, 4))  # steps that happen before the caller looks
+        while not (done := [reference for reference in references if reference.done]) or more:
+            busy = [actor for actor in self.actors if actor.calls or not actor.alive]
+            if busy:
+                self.random.choice(busy).step()
+            more = more - 1 if done and busy else more if not done else 0
         return [self.random.choice(done)], []
 
     def fetch(self, references):
@@ -163,9 +177,20 @@ def test_one_line_to_blame_costs_few_workers(play):
 
 
 def test_a_sick_worker_is_not_taken_for_the_fault_of_lines(play):
-    executor = play.start(3)
+    executor = play.start(2)
     play.sick = {play.actors[0]}
-    assert answers(run(executor, ["a b", "c d", "e f", "g h"]).values()) == expected(["a b c d e f g h"])
+    assert answers(run(executor, list("abcdefgh")).values()) == expected(["a b c d e f g h"])
+
+
+def test_a_suspect_shares_its_worker_with_no_other_part(play):
+    part, suspect = Part.of(0, requests("a")), Part.of(0, requests("b")).after_death(1)[0]
+    for first, second, shared in ((part, part, True), (part, suspect, False), (suspect, part, False)):
+        worker = _Worker(0, Actor(play), "")
+        assert worker.takes(first)
+        worker.run(first)
+        assert worker.takes(second) == shared
+        worker.run(second)
+        assert not worker.takes(part)
 
 
 def test_workers_that_die_of_everything_end_the_job(play):
@@ -174,7 +199,7 @@ def test_workers_that_die_of_everything_end_the_job(play):
     executor.submit(0, requests("a b c d e f g h", first=17))
     with pytest.raises(ValueError, match=r"workers: died 16 times in a row, the last time on line (17|18|19|2\d) of"):
         executor.next_done()
-    assert len(play.journal()) == 16
+    assert len(play.journal()) in (16, 17)  # another may be dying already
 
 
 def test_a_memory_that_stays_away_is_no_fault_of_the_lines(play):
