@@ -1,4 +1,4 @@
-"""Who generates: one interface over an engine in this process and a set of Ray actors."""
+"""The executor interface of a batch job, and its implementation in this process."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ if TYPE_CHECKING:
 
 
 class Executor(Protocol):
-    """Takes chunks of requests and hands back their results, a chunk at a time, in any order."""
+    """Takes chunks of requests and returns their results, a chunk at a time, in any order."""
 
     workers: int
-    """How many chunks can be worked on at once."""
+    """Number of chunks that can be generated at once."""
+    outlives_workers: bool
+    """Whether this process survives the death of what runs a chunk."""
 
     def has_room(self) -> bool:
-        """Whether another chunk would soon be worked on."""
+        """Whether another chunk would start soon."""
 
     def submit(self, chunk: int, requests: Sequence[Request]) -> None:
-        """Queue a chunk under a number of the caller's choice."""
+        """Queue a chunk under a number that the caller chooses."""
 
     def next_done(self) -> tuple[int, list[Result]]:
-        """Wait for any submitted chunk; its number, and one result for each request, in any order."""
+        """Wait for any submitted chunk. Returns its number, and a result for each of its requests in any order."""
 
     def stats(self) -> list[EngineStats]:
-        """Counters of every engine."""
+        """Return the counters of every engine."""
 
 
 class InProcessExecutor:
-    """One worker, here. A chunk is worked on when it is waited for."""
+    """Runs chunks on a worker in this process, while the caller waits for them."""
 
     workers = 1
+    outlives_workers = False
 
     def __init__(self, worker: ReasoningWorker) -> None:
         self._worker = worker
@@ -50,10 +53,10 @@ class InProcessExecutor:
         self._queue.append((chunk, requests))
 
     def next_done(self) -> tuple[int, list[Result]]:
-        """Generate the oldest chunk."""
+        """Generate the oldest chunk. Returns its number and results."""
         chunk, requests = self._queue.popleft()
         return chunk, self._worker.generate(requests)
 
     def stats(self) -> list[EngineStats]:
-        """The worker's counters."""
+        """Return the worker's counters."""
         return self._worker.stats()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,23 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.batch.executor import Executor
-from cluster.batch.lines import Line, parse_line, read_raw
-from cluster.batch.output import JobOutput
-from reasoning.request import Choice, RequestFailure, Result, SamplingParams
+from cluster.batch.lines import Line, give_up, parse_line
+from cluster.batch.options import InputLimits
+from cluster.batch.output import Output
+from cluster.batch.parts import LINE_ATTEMPTS
+from cluster.batch.reading import read_lines
+from cluster.batch.records import error_record, to_record
+from cluster.batch.sidecar import Attempt
+from memory_service.errors import MemoryServiceError
+from reasoning.request import Result, SamplingParams
 
 _WINDOW = 8
-"""Chunks a worker may be ahead of the oldest unfinished one: bounds what waits in memory to be written in order."""
+"""Chunks per worker between the oldest unfinished chunk and the newest submitted: bounds the results held in memory."""
 
 
 @dataclass
 class JobReport:
-    """What one run of a job did."""
+    """Totals of a run of a job."""
 
     lines: int = 0
     errors: int = 0
@@ -41,21 +45,49 @@ class _Chunk:
 
     def records(self) -> list[dict[str, Any]]:
         by_number = {outcome.id: outcome for outcome in self.outcomes or []}
-        return [to_record(line, by_number.get(str(line.number))) for line in self.lines]
+        return [_record(line, by_number.get(str(line.number))) for line in self.lines]
+
+    @property
+    def digest(self) -> str:
+        return self.lines[-1].digest
+
+    def attempt(self, before: Attempt | None) -> Attempt:
+        """Describe these lines as an attempt, with the deaths of the attempt before if it had the same lines."""
+        same = before is not None and (before.digest, before.count) == (self.digest, len(self.lines))
+        deaths = before.deaths if before is not None and same else 0
+        return Attempt(self.lines[0].number, len(self.lines), deaths, self.digest)
 
 
 def run_job(
-    source: Path, output: JobOutput, defaults: SamplingParams, executor: Executor, batch_size: int
+    source: Path,
+    output: Output,
+    defaults: SamplingParams,
+    executor: Executor,
+    batch_size: int,
+    limits: InputLimits | None = None,
 ) -> JobReport:
     """Generate every line of `source` that `output` does not have yet.
 
-    `batch_size` lines go to a worker at a time. A defective line becomes an error record in its place.
+    A defective line becomes an error record in its place, and so does a line that kills its worker every time.
+
+    Args:
+        source: a JSONL file.
+        output: receives the records in the order of the lines.
+        defaults: sampling parameters of lines that set none; its seed is that of the job.
+        executor: generates the chunks.
+        batch_size: number of lines in a chunk.
+        limits: how large a line may be.
+
+    Raises:
+        ValueError: records cannot be written, or workers die whatever they run.
+        MemoryServiceError: the memory does not answer. The job can be continued in either case.
     """
     report, started = JobReport(), time.perf_counter()
+    lines = _lines(source, output, defaults, limits or InputLimits())
     with tqdm(total=output.total, initial=output.done, unit="line", disable=None, smoothing=0.1) as bar:
-        for chunk in _finished(_chunks(source, output.done, defaults, batch_size), executor):
+        for chunk in _finished(_chunks(lines, batch_size, output.attempt), executor, output):
             records = chunk.records()
-            output.write([line.raw for line in chunk.lines], records)
+            output.write(records, chunk.digest)
             _count(report, records)
             report.seconds = time.perf_counter() - started
             bar.set_postfix_str(
@@ -65,61 +97,41 @@ def run_job(
     return report
 
 
-def to_record(line: Line, outcome: Result | None) -> dict[str, Any]:
-    """Return the output record of a line. `outcome` is None for a line that never became a request.
-
-    It tells of the first sample; where there are more, "choices" lists all of them and completion_tokens is their sum.
-    """
+def _record(line: Line, result: Result | None) -> dict[str, Any]:
     if line.problem is not None:
-        return _error_record(line, line.problem.field, line.problem.message)
-    assert outcome is not None, f"no outcome for line {line.number}"
-    if isinstance(outcome, RequestFailure):
-        return _error_record(line, outcome.field, outcome.message)
-    choices = [_choice_record(choice) for choice in outcome.choices]
-    record = {
-        "id": line.id,
-        **choices[0],
-        "prompt_tokens": outcome.prompt_tokens,
-        "completion_tokens": sum(len(choice.token_ids) for choice in outcome.choices),
-    }
-    if len(choices) > 1:
-        record["choices"] = [{"index": index, **choice} for index, choice in enumerate(choices)]
-    return record
+        return error_record(line.id, line.problem.field, line.problem.message, line.place)
+    assert result is not None, f"no result for line {line.number}"
+    return to_record(line.id, result, line.place)
 
 
-def _choice_record(choice: Choice) -> dict[str, Any]:
-    record = {"text": choice.text, "token_ids": list(choice.token_ids), "finish_reason": choice.finish_reason}
-    if choice.logprobs is not None:
-        record["logprobs"] = [dataclasses.asdict(entry) for entry in choice.logprobs]
-    return record
+def _lines(source: Path, output: Output, defaults: SamplingParams, limits: InputLimits) -> Iterator[Line]:
+    """Yield the lines without a record. A line that has killed `LINE_ATTEMPTS` processes by itself is given up."""
+    done, suspect = output.done, output.attempt
+    hopeless = suspect.first if suspect and suspect.count == 1 and suspect.deaths >= LINE_ATTEMPTS else None
+    for raw in read_lines(source, limits.line_bytes):
+        if raw.number > done:
+            line = parse_line(raw, defaults, limits)
+            yield give_up(line) if raw.number == hopeless else line
 
 
-def _error_record(line: Line, field: str, message: str) -> dict[str, Any]:
-    return {
-        "id": line.id,
-        "text": "",
-        "token_ids": [],
-        "prompt_tokens": 0,
-        "completion_tokens": 0,
-        "finish_reason": "error",
-        "line": line.number,
-        "error": {"field": field, "message": message},
-    }
-
-
-def _chunks(source: Path, skip: int, defaults: SamplingParams, size: int) -> Iterator[_Chunk]:
-    raws = itertools.islice(read_raw(source), skip, None)
-    lines = (parse_line(number, raw, defaults) for number, raw in raws)
-    for number in itertools.count():
-        if not (group := list(itertools.islice(lines, size))):
-            return
+def _chunks(lines: Iterable[Line], size: int, suspect: Attempt | None) -> Iterator[_Chunk]:
+    """Group lines into chunks. Lines of an attempt that was killed run singly, so that the culprit is found."""
+    number, group = 0, list[Line]()
+    for line in lines:
+        alone = suspect is not None and line.number in suspect
+        if group and (alone or len(group) == size or (suspect is not None and group[-1].number in suspect)):
+            yield _Chunk(number, group)
+            number, group = number + 1, []
+        group.append(line)
+    if group:
         yield _Chunk(number, group)
 
 
-def _finished(chunks: Iterator[_Chunk], executor: Executor) -> Iterator[_Chunk]:
-    """Keep the executor busy, and yield the chunks in order as they are done."""
+def _finished(chunks: Iterator[_Chunk], executor: Executor, output: Output) -> Iterator[_Chunk]:
+    """Keep the executor busy, and yield finished chunks in the order of the input."""
     window: deque[_Chunk] = deque()
     running: dict[int, _Chunk] = {}
+    suspect = output.attempt
     while True:
         while executor.has_room() and len(window) < _WINDOW * executor.workers and (chunk := next(chunks, None)):
             window.append(chunk)
@@ -128,9 +140,15 @@ def _finished(chunks: Iterator[_Chunk], executor: Executor) -> Iterator[_Chunk]:
             return
         if window[0].outcomes is not None:
             yield window.popleft()
+        elif executor.outlives_workers:
+            _take(executor, running)
         else:
-            number, outcomes = executor.next_done()
-            running.pop(number).outcomes = outcomes
+            output.begin(window[0].attempt(suspect))
+            try:
+                _take(executor, running)
+            except (KeyboardInterrupt, MemoryServiceError):  # not caused by the lines
+                output.begin(None)
+                raise
 
 
 def _start(chunk: _Chunk, running: dict[int, _Chunk], executor: Executor) -> None:
@@ -140,6 +158,11 @@ def _start(chunk: _Chunk, running: dict[int, _Chunk], executor: Executor) -> Non
         executor.submit(chunk.number, requests)
     else:
         chunk.outcomes = []
+
+
+def _take(executor: Executor, running: dict[int, _Chunk]) -> None:
+    number, outcomes = executor.next_done()
+    running.pop(number).outcomes = outcomes
 
 
 def _count(report: JobReport, records: Sequence[Mapping[str, Any]]) -> None:

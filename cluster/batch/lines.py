@@ -1,4 +1,4 @@
-"""Input of a batch job: JSONL lines to requests, and what is wrong with the lines that cannot become one."""
+"""Input lines of a batch job: from JSON to requests, with a reason for each line that cannot become a request."""
 
 from __future__ import annotations
 
@@ -6,70 +6,75 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from cluster.batch.options import InputLimits
+from cluster.batch.parts import given_up
+from cluster.batch.reading import RawLine
+from cluster.batch.records import RecordId
 from reasoning.request import SAMPLING_FIELDS, Request, RequestError, SamplingParams
 
-LineId = str | int | float | None
-
+_LONGEST_KEY = 64
 _KEYS = ("id", "prompt", "prompt_token_ids", *SAMPLING_FIELDS)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One non-blank input line: a request, or the reason why it is none."""
+    """A line that is not blank: a request, or the reason why it is not a request."""
 
     number: int
+    """Position among the lines that are not blank, from 1. The default id and the seed of the line derive from it."""
+    place: int
     """Line number in the file, from 1, blank lines included."""
-    raw: bytes
-    """The line without surrounding white space."""
-    id: LineId
-    """The user's id, "line-N" if the line gives none, None if it cannot be told."""
+    digest: str
+    """Digest of the input up to this line."""
+    id: RecordId
+    """The user's id, "line-N" if the line has none, or None if the line cannot be parsed that far."""
     request: Request | None = None
-    """Its id is the line number, which is unique even where the users' ids are not."""
+    """The request; its id is `number`, which is unique even where the users' ids are not."""
+
     problem: RequestError | None = None
+    """Why there is no request."""
 
 
-def read_raw(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number, stripped bytes) of every non-blank line of a file."""
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if stripped := raw.strip():
-                yield number, stripped
-
-
-def parse_line(number: int, raw: bytes, defaults: SamplingParams) -> Line:
-    """Parse one line; a defect ends up in `problem`. `defaults.seed` is the seed of the whole job."""
-    line_id: LineId = None
+def parse_line(raw: RawLine, defaults: SamplingParams, limits: InputLimits) -> Line:
+    """Parse a line; a defect is stored in `problem`. `defaults.seed` is the seed of the whole job."""
+    line = Line(raw.number, raw.place, raw.digest, None)
     try:
-        record = _load(raw)
-        line_id = _read_id(record, number)
+        record = _load(raw, limits.line_bytes)
+        line = dataclasses.replace(line, id=_read_id(record, raw.number))
         _check_keys(record)
         prompt, token_ids = _read_prompt(record)
-        request = Request(
-            id=str(number),
-            prompt=prompt,
-            prompt_token_ids=token_ids,
-            sampling=_read_sampling(record, number, defaults),
-        )
+        sampling = _read_sampling(record, raw.number, defaults)
+        request = Request(id=str(raw.number), prompt=prompt, prompt_token_ids=token_ids, sampling=sampling)
+        if limits.prompts is not None:
+            limits.prompts.check(request)
     except RequestError as problem:
-        return Line(number, raw, line_id, problem=problem)
-    return Line(number, raw, line_id, request=request)
+        return dataclasses.replace(line, problem=problem)
+    return dataclasses.replace(line, request=request)
+
+
+def give_up(line: Line) -> Line:
+    """Return the line without its request, because every process that ran it was killed."""
+    failure = given_up(str(line.number), "the process was killed or ran out of memory")
+    return dataclasses.replace(line, request=None, problem=RequestError(failure.field, failure.message))
 
 
 def line_seed(job_seed: int, number: int) -> int:
-    """Seed of one line, so that what a line samples does not depend on the worker or batch it falls in."""
+    """Derive the seed of a line, which does not depend on the worker or the chunk that the line falls in."""
     return xxhash.xxh3_64_intdigest(f"{job_seed}/{number}".encode()) >> 1
 
 
-def _load(raw: bytes) -> dict[str, Any]:
+def _load(raw: RawLine, limit: int) -> dict[str, Any]:
+    if raw.content is None:
+        message = f"{raw.size:,} bytes are more than the {limit:,} that a line may have; shorten it or raise the limit"
+        raise RequestError("line", f"{message}, max_line_bytes")
     try:
-        record = json.loads(raw.decode("utf-8-sig"))
+        record = json.loads(raw.content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RequestError("line", f"not UTF-8 at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
@@ -79,7 +84,7 @@ def _load(raw: bytes) -> dict[str, Any]:
     return record
 
 
-def _read_id(record: Mapping[str, Any], number: int) -> LineId:
+def _read_id(record: Mapping[str, Any], number: int) -> RecordId:
     value = record.get("id")
     if value is None:
         return f"line-{number}"
@@ -95,7 +100,7 @@ def _read_id(record: Mapping[str, Any], number: int) -> LineId:
 def _check_keys(record: Mapping[str, Any]) -> None:
     for key in record:
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, cutoff=0.7)
+            near = difflib.get_close_matches(key[:_LONGEST_KEY], _KEYS, cutoff=0.7)
             remedy = f"do you mean {' or '.join(near)}?" if near else f"a line may have {', '.join(_KEYS)}"
             raise RequestError("line", f"unknown key {_show(key)}; {remedy}")
 
@@ -130,5 +135,5 @@ def _check_unicode(name: str, text: str) -> None:
 
 
 def _show(value: Any) -> str:
-    text = ascii(value)
+    text = ascii(value[:60] if isinstance(value, str | list) else value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -7,55 +7,61 @@ output lines. `OUTPUT.job.json` says which job wrote them: model, sampling and a
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn, Protocol
 
-import xxhash
-
-from cluster.batch.lines import read_raw
+from cluster.batch.paths import Use, check_apart, check_writable
+from cluster.batch.reading import EMPTY_DIGEST, check_format, read_lines
+from cluster.batch.records import to_jsonl
+from cluster.batch.sidecar import Attempt, JobIdentity, Progress, Sidecar, sidecar_files
 
 _READ_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class JobIdentity:
-    """What must not change between the runs of one job, because output lines depend on it."""
+class Output(Protocol):
+    """Receives the records of a job."""
 
-    model: str
-    sampling: Mapping[str, Any]
+    total: int
+    """Number of input lines that are not blank."""
+    done: int
+    """Number of input lines that have a record."""
+    attempt: Attempt | None
+    """Lines that an earlier process was working on when it was killed; `deaths` counts that."""
 
-    def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """Say what differs from a saved identity, as "temperature was 0.0, is 0.7"."""
-        before = {"model": saved.get("model"), **saved.get("sampling", {})}
-        sampling = json.loads(json.dumps(dict(self.sampling)))  # as it is saved, with lists for tuples
-        now = {"model": self.model, **sampling}
-        return [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+    def write(self, records: Sequence[Mapping[str, Any]], digest: str) -> None:
+        """Append the records of the next input lines; `digest` is that of the input up to the last of them.
+
+        Raises:
+            ValueError: they cannot be written. What was written before is kept, and the job can be continued.
+        """
+
+    def begin(self, attempt: Attempt | None) -> None:
+        """Record which lines this process works on, in case it is killed; None clears the record."""
 
 
 class JobOutput:
     """The output file of a job, open for appending and locked against a second run."""
 
-    total: int
-    """Non-blank lines of the input."""
-    done: int
-    """How many of them have their output line."""
+    attempt: Attempt | None = None
 
     def __init__(self, path: Path, source: Path, identity: JobIdentity, overwrite: bool = False) -> None:
         """Open or continue `path`.
 
         Raises:
-            ValueError: the file belongs to another job, or another process is writing it.
+            ValueError: the file belongs to another job, is not a regular file, or another process is writing it.
             OSError: a file cannot be read or written.
         """
-        if path.exists() and path.samefile(source):
-            raise ValueError(f"--output: {path} is the input; give another file")
-        self.path, self._identity = path, identity
-        self._sidecar = path.with_name(path.name + ".job.json")
+        self.path = path
+        self._sidecar = Sidecar(path, identity)
+        check_format(source)
+        check_apart([Use("input", source, "the input")], output_files(path))
+        if not path.parent.is_dir():
+            raise ValueError(f"output: no directory {path.parent}; create it first")
+        for use in output_files(path):
+            check_writable(use)
         self._file = _open_locked(path)
         try:
             self._start(source, overwrite)
@@ -63,21 +69,28 @@ class JobOutput:
             self._file.close()
             raise
 
-    def write(self, raws: Sequence[bytes], records: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, records: Sequence[Mapping[str, Any]], digest: str) -> None:
         """Append the records of the next input lines, and hand them to the operating system before returning."""
-        blob = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        self._file.write(blob.encode())
-        self._file.flush()
-        for raw in raws:
-            _consume(self._digest, raw)
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            _write_all(self._file, to_jsonl(records))
+        except OSError as error:
+            self._file.truncate(end)  # no half of a record
+            self._refuse(error, self.path)
         self.done += len(records)
+        self._digest, self.attempt = digest, None
+        self._save()
+
+    def begin(self, attempt: Attempt | None) -> None:
+        """Record which lines this process works on, in case it is killed."""
+        self.attempt = attempt
         self._save()
 
     def close(self) -> None:
         """Write through to the disk and unlock."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._file:
+                os.fsync(self._file.fileno())
 
     def __enter__(self) -> JobOutput:
         return self
@@ -85,100 +98,111 @@ class JobOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError as unwritten:
+            if error is None:
+                self._refuse(unwritten, self.path)
 
     def _start(self, source: Path, overwrite: bool) -> None:
-        if overwrite:
-            self._file.truncate(0)
-        self.done = _keep_complete_lines(self._file)
-        saved = self._check_saved() if self.done else {}
-        self._digest = xxhash.xxh3_128()
+        """Determine how far the job has come. Nothing is changed before all checks have passed."""
+        self.done, end = (0, 0) if overwrite else _complete_lines(self._file)
+        saved = Progress(0, EMPTY_DIGEST) if overwrite else self._load()
         self.total = self._survey(source, saved)
         if self.done > self.total:
             raise ValueError(
-                f"--input: {source} has {self.total} lines, {self.path} already {self.done}; "
-                "restore the input or add --overwrite"
+                f"input: {source} has {self.total} lines, {self.path} already {self.done}; "
+                "restore the input or set `overwrite`"
             )
+        self._file.truncate(end)
         self._save()
 
-    def _check_saved(self) -> dict[str, Any]:
-        """Return the job that wrote the output so far; ValueError unless it is this one."""
+    def _load(self) -> Progress:
+        """Return how far this job has come; ValueError if the output has content of another job."""
         try:
-            saved = json.loads(self._sidecar.read_text())
-            differences = self._identity.differences(saved)
-        except FileNotFoundError:
-            problem = f"has lines, but no {self._sidecar.name} tells which job wrote them"
-        except (ValueError, AttributeError, TypeError):
-            problem = f"has a damaged {self._sidecar.name}"
-        else:
-            if not differences:
-                return saved
-            problem = f"belongs to another job: {'; '.join(differences)}"
-        raise ValueError(f"--output: {self.path} {problem}; choose another file or add --overwrite")
+            return self._sidecar.load()
+        except ValueError as error:
+            if os.fstat(self._file.fileno()).st_size:
+                problem = f"{self.path} {error}; choose another file or set `overwrite`"
+                raise ValueError(f"output: {problem}") from error.__cause__
+            return Progress(0, EMPTY_DIGEST)
 
-    def _survey(self, source: Path, saved: Mapping[str, Any]) -> int:
-        """Count the input's lines, and digest those consumed; ValueError if they are not what they were."""
-        checked, expected = saved.get("lines", 0), saved.get("input_xxh3_128")
-        digest, total, unchanged = xxhash.xxh3_128(), 0, checked == 0
-        for total, (_, raw) in enumerate(read_raw(source), start=1):
-            if total <= max(checked, self.done):
-                _consume(digest, raw)
-            if total == checked:
-                unchanged = digest.hexdigest() == expected
-            if total == self.done:
-                self._digest = digest.copy()
+    def _survey(self, source: Path, saved: Progress) -> int:
+        """Count the lines of the input; ValueError if the consumed lines have changed."""
+        total, unchanged, blank_lines = 0, saved.lines == 0, False
+        self._digest = EMPTY_DIGEST
+        for line in read_lines(source, limit=0):
+            total = line.number
+            blank_lines |= line.place != line.number
+            if line.number == saved.lines:
+                unchanged = line.digest == saved.digest
+            if line.number == self.done:
+                self._digest = line.digest
+            attempt = saved.attempt
+            if attempt is not None and attempt.last == line.number > self.done and attempt.digest == line.digest:
+                self.attempt = attempt.once_more()
         if not unchanged:
             raise ValueError(
-                f"--input: the first {checked} lines of {source} changed since {self.path} was written; "
-                "restore them, choose another --output or add --overwrite"
+                f"input: the first {saved.lines} lines of {source} changed since {self.path} was written; "
+                "restore them, choose another `output` or set `overwrite`"
+            )
+        self._counts_blank_lines = saved.counts_blank_lines and blank_lines
+        if self._counts_blank_lines and 0 < self.done < total:
+            raise ValueError(
+                f"output: {self.path} was begun by an earlier version, which numbered blank lines of the input as "
+                "well: the rest would be numbered otherwise; choose another file or set `overwrite`"
             )
         return total
 
     def _save(self) -> None:
-        """Replace the sidecar in one step. It may lag behind the output by one write, never lead it."""
-        state = {
-            "model": self._identity.model,
-            "sampling": dict(self._identity.sampling),
-            "lines": self.done,
-            "input_xxh3_128": self._digest.hexdigest(),
-        }
-        scratch = self._sidecar.with_name(self._sidecar.name + ".tmp")
-        scratch.write_text(json.dumps(state, indent=2) + "\n")
-        os.replace(scratch, self._sidecar)
+        """Replace the sidecar atomically. It may lag behind the output by one write, but never lead it."""
+        progress = Progress(self.done, self._digest, self.attempt, self._counts_blank_lines)
+        try:
+            self._sidecar.save(progress)
+        except OSError as error:
+            self._refuse(error, self._sidecar.path)
+
+    def _refuse(self, error: OSError, path: Path) -> NoReturn:
+        raise ValueError(
+            f"output: {path} cannot be written ({error.strerror}); what is there stays valid: make room, or mend what "
+            "is wrong, and run the same command again to continue"
+        ) from error
+
+
+def output_files(path: Path) -> list[Use]:
+    """Return the files that a job with this output writes."""
+    return [
+        Use("output", path, "the output"),
+        *(Use("output", file, "the job file beside the output") for file in sidecar_files(path)),
+    ]
 
 
 def _open_locked(path: Path) -> IO[bytes]:
-    file = open(path, "a+b")  # noqa: SIM115 -- closed by JobOutput
+    file = open(path, "a+b", buffering=0)  # noqa: SIM115 -- closed by JobOutput
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ValueError(
-            f"--output: {path} is being written by another run; wait for it or choose another file"
+            f"output: {path} is being written by another run; wait for it or choose another file"
         ) from None
     return file
 
 
-def _keep_complete_lines(file: IO[bytes]) -> int:
-    """Count newline-terminated lines and cut off what follows the last: the trace of a write that was interrupted."""
+def _write_all(file: IO[bytes], blob: bytes) -> None:
+    rest = memoryview(blob)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _complete_lines(file: IO[bytes]) -> tuple[int, int]:
+    """Count newline-terminated lines, and the bytes up to the last; what follows is left of an interrupted write."""
     lines = size = end = 0
     file.seek(0)
-    for block in _blocks(file):
+    while block := file.read(_READ_BYTES):
         lines += block.count(b"\n")
         newline = block.rfind(b"\n")
         if newline >= 0:
             end = size + newline + 1
         size += len(block)
-    file.truncate(end)
-    file.seek(end)
-    return lines
-
-
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    while block := file.read(_READ_BYTES):
-        yield block
-
-
-def _consume(digest: xxhash.xxh3_128, raw: bytes) -> None:
-    digest.update(raw)
-    digest.update(b"\n")
+    return lines, end

@@ -1,4 +1,4 @@
-"""What a finished run tells its user."""
+"""What a run reports to its user."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from cluster.batch.job import JobReport
 from reasoning.engine.config import EngineStats
 
 
+def engine_line(stats: EngineStats) -> str:
+    """Describe the context that the engines serve, and the size of their caches."""
+    short = f" of the model's {stats.model_context:,}" if stats.context < stats.model_context else ""
+    cache = f"{stats.cache_tokens:,} tokens in {stats.cache_bytes / 2**20:,.1f} MiB"
+    return f"context {stats.context:,} tokens{short}, cache {cache} at each engine"
+
+
 def job_lines(report: JobReport, stats: Sequence[EngineStats]) -> list[str]:
-    """Say in a few lines what was generated, how fast, and what the memory did for it."""
+    """Describe in a few lines what was generated, how fast, and what the memory contributed."""
     rate = report.output_tokens / report.seconds if report.seconds else 0.0
     head = (
         f"{report.lines:,} lines ({report.errors:,} with errors), {report.output_tokens:,} tokens "
@@ -20,8 +27,8 @@ def job_lines(report: JobReport, stats: Sequence[EngineStats]) -> list[str]:
 
 
 def memory_lines(stats: Sequence[EngineStats]) -> list[str]:
-    """Rows fetched from each shard and the mean time of a lookup, over all workers; nothing without a memory."""
-    memories = [one.memory for one in stats if one.memory is not None]
+    """Describe rows fetched from each shard and the mean lookup time over all workers; empty without a memory."""
+    memories = [engine.memory for engine in stats if engine.memory is not None]
     lookups = sum(memory.lookups for memory in memories)
     if not lookups:
         return []

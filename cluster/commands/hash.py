@@ -77,9 +77,9 @@ def _load_tokenizer(args: argparse.Namespace) -> Tokenizer:
 
     path = args.tokenizer or args.model
     if path is None:
-        raise ValueError(f"--tokenizer: required with --preset {args.preset}; give the model's tokenizer.json")
+        raise ValueError(f"tokenizer: required with `preset` {args.preset}; give the model's tokenizer.json")
     if args.tokenizer is None and not (path / "tokenizer.json").is_file():
-        raise ValueError(f"--tokenizer: no tokenizer.json in {path}; give one")
+        raise ValueError(f"tokenizer: no tokenizer.json in {path}; give one")
     return Tokenizer.from_file(path)
 
 
@@ -94,27 +94,27 @@ def _token_ids(args: argparse.Namespace, tokenizer: Tokenizer) -> list[int]:
 
 
 def parse_token_ids(text: str) -> list[int]:
-    """Read `--token-ids`: a JSON list of integers of at least 0."""
+    """Parse token ids: a JSON list of integers of at least 0."""
     try:
         ids = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"--token-ids: not JSON ({error}); write it as '[12, 7, 99]'") from error
+        raise ValueError(f"token_ids: not JSON ({error}); write it as '[12, 7, 99]'") from error
     if not isinstance(ids, list):
-        raise ValueError(f"--token-ids: {text!r} is not a list; write it as '[12, 7, 99]'")
+        raise ValueError(f"token_ids: {text!r} is not a list; write it as '[12, 7, 99]'")
     for position, value in enumerate(ids):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-            raise ValueError(f"--token-ids: {value!r} at position {position} is no token id; use integers from 0 up")
+            raise ValueError(f"token_ids: {value!r} at position {position} is no token id; use integers from 0 up")
     return ids
 
 
 def _blocked(text: str | None, length: int) -> np.ndarray | None:
     if text is None:
         return None
-    positions = _integers("--blocked", text)
+    positions = _integers("blocked", text)
     for position in positions:
         if not 0 <= position < length:
             raise ValueError(
-                f"--blocked: position {position} is outside the text; it has {length} tokens, 0 is the first"
+                f"blocked: position {position} is outside the text; it has {length} tokens, 0 is the first"
             )
     mask = np.zeros(length, dtype=bool)
     mask[positions] = True
@@ -124,18 +124,18 @@ def _blocked(text: str | None, length: int) -> np.ndarray | None:
 def _documents(text: str | None, length: int) -> np.ndarray | None:
     if text is None:
         return None
-    documents = _integers("--documents", text)
+    documents = _integers("documents", text)
     if len(documents) != length:
-        raise ValueError(f"--documents: has {len(documents)} numbers for {length} tokens; give one for each token")
+        raise ValueError(f"documents: has {len(documents)} numbers for {length} tokens; give one for each token")
     return np.array(documents, dtype=np.int64)
 
 
-def _integers(option: str, text: str) -> list[int]:
+def _integers(field: str, text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     for part in parts:
         digits = part.removeprefix("-")
         if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
-            raise ValueError(f"{option}: {part!r} is not an integer; write numbers separated by commas, as in 3,4")
+            raise ValueError(f"{field}: {part!r} is not an integer; write numbers separated by commas, as in 3,4")
     return [int(part) for part in parts]
 
 
@@ -148,5 +148,5 @@ def _load_hasher(args: argparse.Namespace, tokenizer: Tokenizer) -> NgramHasher:
         return PRESETS[args.preset].for_token_map(TokenMap.build(tokenizer))
     config = ModelConfig.from_dir(args.model)
     if not config.engram_layer_ids:
-        raise ValueError(f"--model: {args.model} has no Engram layers, so nothing to hash; give another model")
+        raise ValueError(f"model: {args.model} has no Engram layers, so nothing to hash; give another model")
     return build_hasher(config, tokenizer)

@@ -1,4 +1,4 @@
-"""`engram train`: a model of one's own from a folder of Python files."""
+"""`engram train`: train a model on a folder of Python files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cluster.commands.flags import Custom, Flags
 from reasoning.training.recipe import MODELS, TrainingConfig
 
 _DEFAULT_MINUTES = 60.0
+_TRAINING = Flags(
+    TrainingConfig(minutes=_DEFAULT_MINUTES),
+    {"seed": Custom(help="seed of the initial weights and of the order of the data")},
+    skip=["steps", "minutes"],
+)
 _DESCRIPTION = """\
 Train a tokenizer, a backbone and its memory tables on Python source, in this process.
 
@@ -44,13 +50,7 @@ def add_parser(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
     parser.add_argument(
         "--preset", choices=sorted(MODELS), default="tiny-code", help="shape of the model (default %(default)s)"
     )
-    parser.add_argument(
-        "--seed",
-        metavar="S",
-        type=int,
-        default=TrainingConfig.seed,
-        help="of initial weights and order of the data (default %(default)s)",
-    )
+    _TRAINING.add(parser.add_argument_group("recipe"))
     parser.set_defaults(run=run)
 
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Train."""
     if args.minutes is None and args.steps is None:
         args.minutes = _DEFAULT_MINUTES
-    config = TrainingConfig(steps=args.steps or 0, minutes=args.minutes or 0.0, seed=args.seed)
+    config = _TRAINING.read(args, steps=args.steps or 0, minutes=args.minutes or 0.0)
     from reasoning.training.run import train
 
     train(MODELS[args.preset], config, args.output, args.data)

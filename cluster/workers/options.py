@@ -1,39 +1,37 @@
-"""Where a job runs."""
+"""Where models run: workers, the shards of their memory, and the engine of each worker."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from memory_service import ClientConfig
-from reasoning.engine import EngineConfig
+from reasoning.engine.config import EngineConfig
+
+_LEAST = {"workers": 0, "shards": 1, "replicas": 1}
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Where a job runs."""
+    """Where models run: workers, the shards of their memory, and the engine of each worker."""
 
     workers: int = 1
     """Reasoning actors; 0 generates in this process, without Ray."""
     shards: int = 2
-    """Memory shards to start, unless `memory` names one or `workers` is 0."""
-    address: str | None = None
-    """Ray cluster to join; None starts a local Ray."""
-    memory: str | None = None
-    """host:port of a shard that is running already."""
-    batch_size: int = 16
-    """Sequences that a worker runs together, and lines that it is given at a time."""
+    """Memory shards to start, unless `memory` names a running one or `workers` is 0."""
     replicas: int = 1
     """Shards that hold each block of the memory."""
-    client: ClientConfig = field(default_factory=ClientConfig)
-    """How workers ask for rows."""
-    device: str = "auto"
-    """Where models run, as `EngineConfig.device` has it; "cuda" reserves a GPU of Ray for each worker."""
+    address: str | None = None
+    """HOST:PORT of the Ray cluster to join. None: a Ray started on this machine."""
+    memory: str | None = None
+    """HOST:PORT of a shard whose memory is used. None: the model's own tables."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """How each worker's engine is set up; with the device "cuda" a worker reserves a GPU of Ray."""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is too few; give at least {least}")
 
     @property
     def gpus(self) -> int:
-        """GPUs to reserve for a worker."""
-        return int(self.device == "cuda")
-
-    def engine_config(self) -> EngineConfig:
-        """What every worker's engine is told."""
-        return EngineConfig(max_batch=self.batch_size, device=self.device, client=self.client)
+        """GPUs of Ray that a worker reserves. With the device "auto" it reserves none, and on Ray sees none."""
+        return int(self.engine.device == "cuda")

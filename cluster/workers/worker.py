@@ -1,16 +1,17 @@
-"""A reasoning worker: an engine, and the patience to carry on when a memory shard dies under it."""
+"""A reasoning worker: an engine that reconnects and retries when its memory is lost."""
 
 from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from memory_service.client.client import MemoryClient
-from memory_service.errors import MemoryServiceError, ShardUnavailable
+from memory_service.errors import ShardUnavailable
 from memory_service.metrics.metrics import Sample
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig, EngineStats
@@ -18,7 +19,7 @@ from reasoning.engine.trace import Trace
 from reasoning.request import Request, RequestFailure, Result
 
 Locate = Callable[[], str]
-"""Waits until the memory serves, and returns the address of one of its shards."""
+"""Waits until the memory serves, and returns the address of any of its shards."""
 
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.5
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class ReasoningWorker:
-    """Generates for chunks of requests, in this process or in an actor's."""
+    """Generates for chunks of requests, in this process or in an actor."""
 
     def __init__(
         self,
@@ -37,38 +38,40 @@ class ReasoningWorker:
         threads: int | None = None,
         trace: Trace | None = None,
     ) -> None:
-        """Load a model.
+        """Describe a worker; its model is loaded by the first call, so that an error is raised to the caller.
 
         Args:
             model_dir: a model directory.
-            locate: finds the memory; None reads the tables of `model_dir` into this process.
-            config: of the engine.
-            threads: processors to use; None leaves it to torch.
-            trace: is told what every step of the engine did.
+            locate: finds the memory; None loads the tables of `model_dir` into this process.
+            config: configuration of the engine.
+            threads: number of threads for torch; None keeps its default.
+            trace: records every step of the engine.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        self._locate = locate
+        self._model_dir, self._locate, self._config, self._trace = model_dir, locate, config, trace
+        self._incarnation = uuid.uuid4().hex
         self._engine: Engine | None = None
         self._past: list[EngineStats] = []
-        try:
-            memory = locate() if locate else None
-            self._engine = Engine.from_pretrained(model_dir, memory, config, trace)
-        except (ValueError, OSError, MemoryServiceError) as error:
-            # Raised here it would end an actor, its reason buried in a log: the first call raises it instead.
-            self._failure = error
 
-    def ready(self) -> None:
-        """Raise what kept the model from loading."""
-        self._loaded()
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """One result for each request, in any order.
-
-        Requests that fail because a shard went away are generated anew, with the same result, once it is back.
+    def ready(self) -> str:
+        """Load the model, and return the name of this process, which is different after every restart.
 
         Raises:
-            MemoryServiceError: the memory stays away.
+            ValueError: a file of the model is missing or damaged.
+            OSError: a file cannot be read.
+            MemoryServiceError: the memory cannot be loaded or reached, or is not the model's.
+        """
+        self._loaded()
+        return self._incarnation
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """Return a result for each request, in any order.
+
+        Requests that fail because a shard was lost are retried, with the same result, once the memory is back.
+
+        Raises:
+            MemoryServiceError: the memory does not come back.
         """
         results, todo = self._try(requests)
         for _ in range(_ATTEMPTS - 1):
@@ -82,16 +85,16 @@ class ReasoningWorker:
         return results
 
     def stats(self) -> list[EngineStats]:
-        """Counters of every engine so far: losing the memory starts a new one."""
+        """Return the engine's counters, once for each memory it was connected to; `memory` counts that memory alone."""
         return [*self._past, self._loaded().stats()]
 
     def collect(self) -> Iterable[Sample]:
-        """Metrics of the memory in use."""
+        """Return the metrics of the memory in use."""
         memory = self._engine.memory if self._engine else None
         return memory.collect() if memory else ()
 
     def _try(self, requests: Sequence[Request]) -> tuple[list[Result], list[Request]]:
-        """Return results, and the requests that deserve another attempt."""
+        """Return results, and the requests to retry."""
         results = list(self._loaded().generate(requests))
         lost = {result.id: result for result in results if isinstance(result, RequestFailure) and result.retryable}
         for result in lost.values():
@@ -100,21 +103,21 @@ class ReasoningWorker:
         return done, [request for request in requests if request.id in lost]
 
     def _reconnect(self) -> None:
-        """Put the loaded model to the memory, wherever that is now; leave things as they are if it is nowhere."""
+        """Reconnect the engine to the memory; keep the old connection if no memory can be found."""
         assert self._locate is not None, "a memory in this process cannot be lost"
         _log.warning("memory lost: %s", self._lost)
         time.sleep(_PAUSE_SECONDS)
-        old = self._loaded()
+        engine = self._loaded()
         try:
-            memory = MemoryClient.connect(self._locate(), config=old.config.client)
+            memory = MemoryClient.connect(self._locate(), config=engine.config.client)
         except ShardUnavailable as error:
             self._lost = str(error)
             return
-        self._engine = Engine(old.model, old.tokenizer, memory, old.config, old.trace)
-        self._past.append(old.stats())
-        old.close()
+        self._past.append(engine.stats())
+        engine.reconnect(memory)
 
     def _loaded(self) -> Engine:
         if self._engine is None:
-            raise self._failure
+            memory = self._locate() if self._locate else None
+            self._engine = Engine.from_pretrained(self._model_dir, memory, self._config, self._trace)
         return self._engine

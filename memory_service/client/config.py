@@ -35,4 +35,4 @@ class ClientConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 0 or (value == 0 and name not in ("cache_bytes", "map_local")):
-                raise ValueError(f"{name}={value} must be above 0")
+                raise ValueError(f"{name}: {value} is too low; use a number above 0")

@@ -8,12 +8,10 @@ from reasoning.architectures.deepseek_v3.backbone import Transformer
 from reasoning.architectures.deepseek_v3.mtp import MtpDrafter
 from reasoning.drafts.length import DraftLength, DraftPolicy
 from reasoning.drafts.ngram import NgramDrafts
-from reasoning.drafts.source import ComputedDrafts, Drafter
+from reasoning.drafts.source import KINDS, ComputedDrafts, Drafter
 from reasoning.engine.runner import Output, Work
 from reasoning.model.batch import Batch, Cache
 from reasoning.scheduling.sequence import Sequence
-
-KINDS = ("auto", "ngram", "mtp", "none")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+KINDS = ("auto", "mtp", "ngram", "none")
+"""What `EngineConfig.drafts` may be."""
+
 
 class Drafter(Protocol):
     """Proposes what may follow one sequence. Proposals need not be right, only cheap: the model checks each."""

@@ -20,11 +20,12 @@ from reasoning.engine.calls import Call, Calls
 from reasoning.engine.config import EngineConfig, EngineStats
 from reasoning.engine.graphs import DecodeGraphs
 from reasoning.engine.loading import load_parts, open_lookup
+from reasoning.engine.memory_budget import Room, cache_budget
 from reasoning.engine.runner import FetchError, Likeliest, ModelRunner, Output, Work
 from reasoning.engine.trace import Trace
 from reasoning.engine.warm_up import warm_up
 from reasoning.engram.row_lookup import PendingRows
-from reasoning.model.batch import PAGE_TOKENS, Cache, pages_for
+from reasoning.model.batch import Cache, pages_for
 from reasoning.request import Completion, Delta, Event, FinishReason, Request, RequestError, RequestFailure, Result
 from reasoning.sampling.sampler import SamplerError
 from reasoning.scheduling.cohorts import CohortTuner, Step
@@ -67,22 +68,27 @@ class Engine:
         self.model, self.tokenizer, self.memory, self.trace = model, tokenizer, memory, trace
         self.config = config = config or EngineConfig()
         self.lookup = open_lookup(model, tokenizer, memory, config.lookup_timeout_s)
-        context = min(config.max_context, model.config.max_position_embeddings)
-        pages = pages_for(config.cache_tokens or config.max_batch * pages_for(context) * PAGE_TOKENS)
+        weights = model.embed_tokens.weight
+        page = Cache.empty(model.config, 1, weights.device, weights.dtype)
+        room = Room.on(weights.device, page.bytes_per_token)
+        self.budget = budget = cache_budget(config, model.config.max_position_embeddings, room)
         vocab_size = model.config.vocab_size
         if self.lookup is not None:  # an id without a compressed id could not be hashed
             vocab_size = min(vocab_size, self.lookup.hasher.token_map.vocab_size)
-        self.prompts = PromptReader(tokenizer, vocab_size, min(context, pages * PAGE_TOKENS))
-        weights = model.embed_tokens.weight
-        cache = Cache.empty(model.config, pages + 1, weights.device, weights.dtype)  # a page of nobody's, for padding
-        graphs = DecodeGraphs.where_possible(model, cache, config.max_batch, pages_for(self.prompts.context))
+        self.prompts = PromptReader(tokenizer, vocab_size, budget.context)
+        cache = Cache.empty(
+            model.config, budget.pages + 1, weights.device, weights.dtype
+        )  # a page of nobody's, for padding
+        graphs = DecodeGraphs.where_possible(model, cache, config.max_batch, pages_for(budget.context))
         if graphs is not None:
             width = model.config.engram_width
-            warm_up(graphs, cache, width, config.prefill_tokens, config.max_batch, self.prompts.context)
+            warm_up(graphs, cache, width, config.prefill_tokens, config.max_batch, budget.context)
         self.runner = ModelRunner(model, cache, self.lookup, vocab_size, graphs)
         limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
         self.drafting = Drafting(config.drafts, config.draft_policy, model, self.runner.cache, vocab_size)
-        self.scheduler = Scheduler(limits, PagePool(pages, config.prefix_cache), self._ask, self.drafting.propose)
+        self.scheduler = Scheduler(
+            limits, PagePool(budget.pages, config.prefix_cache), self._ask, self.drafting.propose
+        )
         self.tuner = CohortTuner(config.cohorts if config.overlap else 1)
         self._answers: dict[str, Answer] = {}
         self._calls = Calls(self.cancel)
@@ -322,6 +328,20 @@ class Engine:
             self._remove(sequence)
         return failure
 
+    def reconnect(self, memory: Memory) -> None:
+        """Take rows from another memory with the same tables from now on, and close the one in use.
+
+        Call it while the engine is idle. The cache stays valid: what it keeps follows from tokens and tables alone.
+
+        Raises:
+            FingerprintMismatch: the memory holds other tables; the engine keeps the one in use.
+        """
+        assert self.idle, "rows of the memory in use may be on their way"
+        self.lookup = open_lookup(self.model, self.tokenizer, memory, self.config.lookup_timeout_s)
+        self.runner.lookup = self.lookup
+        self.close()
+        self.memory = memory
+
     def check_integrity(self) -> None:
         """Check the consistency of pages, pieces and requests between steps.
 
@@ -336,6 +356,11 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return counters since the start of the engine, and its current state."""
         return EngineStats(
+            context=self.budget.context,
+            model_context=self.model.config.max_position_embeddings,
+            token_bytes=self.prompts.limits.token_bytes,
+            cache_tokens=self.budget.tokens,
+            cache_bytes=self.budget.tokens * self.runner.cache.bytes_per_token,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self._reused_tokens,

@@ -215,6 +215,13 @@ class Cache:
     latents: Tensor  # [cached_layers, pages, PAGE_TOKENS, latent_size]
     conv: dict[int, Tensor] = field(default_factory=dict)  # layer -> [pages, PAGE_TOKENS, hidden]
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes kept of one position, in all layers."""
+        tensors = (self.latents, *self.conv.values())
+        positions = self.latents.shape[1] * PAGE_TOKENS
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) // positions
+
     @classmethod
     def empty(
         cls, config: ModelConfig, pages: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reasoning.request import Request, RequestError
+from reasoning.text.longest_token import longest_token
+from reasoning.text.prompt_limits import PromptLimits
 from reasoning.text.stops import check_stops
 from reasoning.text.tokenizer import Tokenizer
 
@@ -26,6 +28,7 @@ class PromptReader:
             context: maximum number of tokens of a prompt and its completion together.
         """
         self.context = context
+        self.limits = PromptLimits(context, None if tokenizer is None else longest_token(tokenizer.backend))
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
 
     def read(self, request: Request) -> list[int]:
@@ -37,12 +40,11 @@ class PromptReader:
         check_stops(request.sampling, self._tokenizer)
         self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
         field = "prompt" if request.prompt_token_ids is None else "prompt_token_ids"
+        self.limits.check(request)
         prompt = self._ids(request, field)
         if not prompt:
             raise RequestError(field, "is empty; give at least one token")
-        if len(prompt) >= self.context:
-            message = f"{len(prompt)} tokens leave no room in a context of {self.context}; shorten the prompt"
-            raise RequestError(field, message)
+        self.limits.check_tokens(field, len(prompt))
         return prompt
 
     def _ids(self, request: Request, field: str) -> list[int]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cluster.cli import main
+from cluster.cli import in_flags, main
 
 
 def run(capsys, *argv):
@@ -20,6 +20,8 @@ def jobs(tmp_path):
     """A folder with an input file, and an output that another job wrote."""
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
     (tmp_path / "foreign.jsonl").write_text('{"text": "precious"}\n')
+    (tmp_path / "job.jsonl.job.json").write_text('{"prompt": "x"}\n')
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
     return tmp_path
 
 
@@ -34,6 +36,7 @@ BATCH = [
     "--output",
     "{jobs}/out.jsonl",
 ]
+JOB_FILE = [*BATCH, "--input", "{jobs}/job.jsonl.job.json"]
 PROMPT = ["generate", "--model", "{tiny}", "--prompt", "x"]
 START = ["memory", "start", "--snapshot", "{tiny}/memory"]
 PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
@@ -53,8 +56,22 @@ PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
         ([*PROMPT, "--output", "y"], ["--output", "--input"]),
         ([*PROMPT, "--temperature", "-1"], ["temperature", "-1"]),
         ([*PROMPT, "--temperature", "hot"], ["--temperature", "hot"]),
-        ([*PROMPT, "--top-p", "0"], ["top_p"]),
-        ([*PROMPT, "--max-new-tokens", "0"], ["max_new_tokens", "0"]),
+        ([*PROMPT, "--top-p", "0"], ["--top-p", "0 leaves no token"]),
+        ([*PROMPT, "--max-new-tokens", "0"], ["--max-new-tokens", "0"]),
+        ([*PROMPT, "--max-batch", "0"], ["--max-batch: 0", "above zero"]),
+        ([*PROMPT, "--max-context", "1000"], ["--max-context: 1,000", "256 positions"]),
+        ([*PROMPT, "--max-context", "200", "--cache-tokens", "64"], ["--max-context: 200", "--cache-tokens, 64"]),
+        ([*PROMPT, "--cache-tokens", "9" * 12], ["--cache-tokens: 999,999,999,999", "--cache-share"]),
+        ([*PROMPT, "--cohorts", "3"], ["--cohorts: 3", "1, 2"]),
+        ([*PROMPT, "--cohorts", "2", "--no-overlap"], ["--cohorts", "without --overlap"]),
+        ([*PROMPT, "--drafts", "crystal"], ["--drafts", "crystal", "ngram"]),
+        ([*PROMPT, "--drafts", "mtp"], ["--drafts", "multi-token prediction"]),
+        ([*PROMPT, "--draft-price", "2"], ["--draft-price: 2.0"]),
+        ([*PROMPT, "--device", "tpu"], ["--device: 'tpu'", "auto, cpu, cuda"]),
+        ([*PROMPT, "--dtype", "int4"], ["--dtype: 'int4'", "bf16"]),
+        ([*PROMPT, "--lookup-timeout", "0"], ["--lookup-timeout: 0.0", "above zero"]),
+        ([*PROMPT, "--memory-hedge-share", "-1"], ["--memory-hedge-share: -1.0"]),
+        ([*PROMPT, "--memory-cache", "1.5"], ["--memory-cache", "1.5 MiB"]),
         ([*PROMPT, "--memory", "127.0.0.1:1"], ["127.0.0.1:1"]),
         ([*PROMPT, "--trace", "{jobs}/none/trace.json"], ["none/trace.json", "check the path"]),
         ([*BATCH, "--workers", "1", "--trace", "{jobs}/trace.json"], ["--trace", "--workers 0"]),
@@ -69,6 +86,20 @@ PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
         ([*BATCH, "--output", "{jobs}"], ["{jobs}"]),
         ([*BATCH, "--output", "{jobs}/in.jsonl"], ["--output", "is the input"]),
         ([*BATCH, "--output", "{jobs}/foreign.jsonl"], ["--output", "foreign.jsonl", "--overwrite"]),
+        ([*BATCH, "--output", "/dev/full"], ["--output", "/dev/full is a device"]),
+        (
+            [*BATCH, "--output", "{jobs}/job.jsonl", "--input", "{jobs}/job.jsonl.job.json"],
+            ["--output", "is the input"],
+        ),
+        ([*BATCH, "--output", "{jobs}/link.jsonl"], ["--output", "is the input"]),
+        ([*BATCH, "--trace", "{jobs}/in.jsonl"], ["--trace", "is the input"]),
+        ([*BATCH, "--trace", "{jobs}/out.jsonl"], ["--trace", "is the output"]),
+        ([*BATCH, "--trace", "{jobs}/out.jsonl.job.json"], ["--trace", "is the job file beside the output"]),
+        ([*BATCH, "--trace", "{jobs}"], ["--trace", "is a directory"]),
+        ([*BATCH, "--output", "{tiny}/model.safetensors", "--overwrite"], ["--output", "is a file of the model"]),
+        ([*PROMPT, "--trace", "{tiny}/config.json"], ["--trace", "is a file of the model"]),
+        ([*BATCH, "--input", "{jobs}"], ["--input", "not a regular file"]),
+        ([*BATCH, "--max-line-bytes", "0"], ["--max-line-bytes: 0", "at least 1"]),
         ([*BATCH, "--model", "{jobs}"], ["model", "config.json"]),
         ([*BATCH, "--workers", "1", "--address", "127.0.0.1:1"], ["--address", "127.0.0.1:1"]),
         ([*BATCH, "--workers", "1", "--address", "127.0.0.1:port"], ["--address", "HOST:PORT"]),
@@ -119,6 +150,20 @@ def test_a_users_mistake_is_one_line_with_what_to_do(capsys, jobs, tiny_model, p
     for name in names:
         assert name.format(**places) in err
     assert (jobs / "foreign.jsonl").read_text() == '{"text": "precious"}\n'
+    assert (jobs / "in.jsonl").read_text() == (jobs / "job.jsonl.job.json").read_text() == '{"prompt": "x"}\n'
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("max_batch: 0 is too few; use `cache_tokens`", "--max-batch: 0 is too few; use --cache-tokens"),
+        ("max_batch=0 and max_batch too", "max_batch=0 and max_batch too"),
+        ("unknown: run `ray start`; `unknown`", "unknown: run `ray start`; `unknown`"),
+        ("no max_batch: none", "no max_batch: none"),
+    ],
+)
+def test_fields_that_an_error_names_are_shown_as_flags(message, shown):
+    assert in_flags(message, {"max_batch": "--max-batch", "cache_tokens": "--cache-tokens"}) == shown
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, tiny_model):

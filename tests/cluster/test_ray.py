@@ -17,19 +17,24 @@ import psutil
 import pytest
 
 from cluster.batch.job import run_job
-from cluster.batch.output import JobIdentity, JobOutput
-from cluster.batch.ray_executor import RayExecutor, open_executor
+from cluster.batch.open_executor import open_executor
+from cluster.batch.output import JobOutput
+from cluster.batch.ray_executor import RayExecutor
+from cluster.batch.sidecar import JobIdentity
 from cluster.cli import main
 from cluster.commands.memory_report import MemoryReport
 from cluster.pool.named_pools import find_pool, pool_exists, serve_pool, start_pool, stop_pool, wait_for_pool
 from cluster.pool.plan import Shape
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch
+from cluster.workers import actors
+from cluster.workers.actors import ReasoningActor
 from cluster.workers.options import ClusterOptions
 from memory_service import LocalMemory, MemoryClient, SnapshotError
 from memory_service.shard.shard import Shard
 from memory_service.snapshots.writer import extend_snapshot
-from reasoning.request import Request, SamplingParams
+from reasoning.engine import EngineConfig
+from reasoning.request import Choice, Completion, SamplingParams
 from tests.cluster.on_ray import process_of, shard_processes, wait_until
 
 pytestmark = pytest.mark.slow
@@ -42,7 +47,7 @@ IDENTITY = JobIdentity("tiny", vars(SAMPLING))
 
 @pytest.fixture(scope="session")
 def executor(ray, tiny_model):
-    with open_executor(tiny_model, ClusterOptions(workers=2, shards=2, batch_size=4)) as executor:
+    with open_executor(tiny_model, ClusterOptions(workers=2, shards=2, engine=EngineConfig(max_batch=4))) as executor:
         yield executor
 
 
@@ -69,8 +74,8 @@ def run(source, target, executor, during=lambda: None):
     todo = [during]
 
     class Output(JobOutput):
-        def write(self, raws, records):
-            super().write(raws, records)
+        def write(self, records, digest):
+            super().write(records, digest)
             while todo:
                 todo.pop()()
 
@@ -108,28 +113,22 @@ def test_two_workers_and_two_shards_answer_as_one_process_does(executor, source,
         assert set(stats.memory.shard_rows) == {"shard-0", "shard-1"}
 
 
-def test_one_worker_and_three_shards_answer_alike(ray, tiny_model, source, expected, tmp_path, read_records, capsys):
-    target = tmp_path / "out.jsonl"
-    assert generate(tiny_model, source, target, "--workers", 1, "--shards", 3, "--batch-size", 2) == 0
-    assert read_records(target) == expected
-    err = capsys.readouterr().err
-    assert f"{LINES} lines (0 with errors)" in err
-    assert all(f"shard-{index} " in err for index in range(3))
-
-
-def test_the_shipped_model_says_the_same_wherever_it_runs(ray, tmp_path, read_records):
+def test_the_shipped_model_says_the_same_wherever_it_runs(ray, tmp_path, read_records, capsys):
     source = tmp_path / "in.jsonl"
     prompts = ["import os", "def main(argv=None):", "class Stack:", "for i in", "raise", "x = [", "# The", "with open("]
     source.write_text("".join(json.dumps({"prompt": prompt, "max_new_tokens": 20}) + "\n" for prompt in prompts))
-    layouts = [(0, 1, 1), (1, 1, 16), (2, 3, 2)]  # workers, shards, batch
+    layouts = [(0, 1, 1), (0, 1, 16), (1, 3, 2)]  # workers, shards, batch
     answers = []
     for number, (workers, shards, batch) in enumerate(layouts):
         target = tmp_path / f"{number}.jsonl"
-        layout = ["--workers", workers, "--shards", shards, "--batch-size", batch]
+        layout = ["--workers", workers, "--shards", shards, "--max-batch", batch]
         assert generate(SHIPPED, source, target, *layout) == 0
         answers.append([record["token_ids"] for record in read_records(target)])
     assert answers[0] == answers[1] == answers[2]
     assert all(len(ids) > 1 for ids in answers[0])
+    err = capsys.readouterr().err
+    assert f"{len(prompts)} lines (0 with errors)" in err
+    assert all(f"shard-{index} " in err for index in range(3))
 
 
 def test_bad_lines_do_not_end_a_job(executor, tmp_path, read_records):
@@ -287,26 +286,48 @@ def test_a_job_joins_a_cluster_and_leaves_it_as_it_was(ray, tiny_model, source, 
     wait_until(lambda: ray.available_resources()["CPU"] == 4 - 2)  # the session's own two workers
 
 
-def test_requests_go_to_the_worker_with_the_fewest_chunks(executor):
-    requests = [Request("1", "x", sampling=SamplingParams(max_new_tokens=1))]
-    for chunk in range(4):
-        assert executor.has_room()
-        executor.submit(chunk, requests)
-    assert not executor.has_room()
-    assert sorted(executor.next_done()[0] for _ in range(4)) == [0, 1, 2, 3]
+class Stillborn(ReasoningActor):
+    """A worker that does not survive loading its model."""
 
-
-class Mortal:
-    """A worker that does not survive a chunk."""
-
-    def generate(self, requests):
+    def ready(self):
         os._exit(1)
 
 
-def test_a_chunk_that_ends_every_worker_is_named(ray):
-    actor = ray.remote(Mortal).options(num_cpus=0, max_restarts=-1, max_task_retries=1).remote()
-    executor = RayExecutor([actor])
-    executor.submit(0, [Request(str(line), "x") for line in (17, 18, 19)])
-    with pytest.raises(ValueError, match="workers keep dying on lines 17 to 19"):
-        executor.next_done()
-    ray.kill(actor)
+def test_workers_that_die_while_loading_are_an_error_instead_of_a_hang(ray, tiny_model, monkeypatch):
+    monkeypatch.setattr(actors, "ReasoningActor", Stillborn)
+    monkeypatch.setattr(actors, "_RETRIES", 1)
+    with pytest.raises(ValueError, match="workers: a worker keeps dying while it loads the model; look in Ray's logs"):
+        actors.start_workers(tiny_model, ClusterOptions(workers=1), None)
+
+
+def perishable_actor(ray):
+    """A worker without a model that does not survive a prompt with poison in it; it restarts at once."""
+
+    class Perishable:
+        def __init__(self):
+            self.incarnation = str(os.getpid())
+
+        def ready(self):
+            return self.incarnation
+
+        def generate(self, requests):
+            if any(request.prompt == "poison" for request in requests):
+                os._exit(1)
+            return [Completion(r.id, (Choice(0, r.prompt.upper(), (1,), "stop"),), 1) for r in requests]
+
+    return ray.remote(Perishable).options(num_cpus=0, max_restarts=-1, max_task_retries=3).remote()
+
+
+def test_a_line_that_ends_every_worker_is_given_up_and_the_rest_goes_on(ray, tmp_path, read_records):
+    prompts = ["a", "b", "c", "poison", "e", "f"]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    actor = perishable_actor(ray)
+    try:
+        with JobOutput(target, source, IDENTITY) as output:
+            run_job(source, output, SAMPLING, RayExecutor([actor]), batch_size=2)
+    finally:
+        ray.kill(actor)
+    records = read_records(target)
+    assert [record["text"] for record in records] == ["A", "B", "C", "", "E", "F"]
+    assert "killed its worker 3 times (killed, crashed or out of memory)" in records[3]["error"]["message"]

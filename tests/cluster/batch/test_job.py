@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from cluster.batch.executor import InProcessExecutor
-from cluster.batch.job import run_job, to_record
-from cluster.batch.lines import Line
-from cluster.batch.output import JobIdentity, JobOutput
-from reasoning.request import Choice, Completion, RequestFailure, SamplingParams, TokenLogprob
+from cluster.batch.job import run_job
+from cluster.batch.options import InputLimits
+from cluster.batch.output import JobOutput
+from cluster.batch.sidecar import JobIdentity
+from memory_service import ShardUnavailable
+from reasoning.request import Choice, Completion, RequestFailure, SamplingParams
 
+ROOT = Path(__file__).parents[3]
 DEFAULTS = SamplingParams(max_new_tokens=4, seed=1)
 IDENTITY = JobIdentity("model", vars(DEFAULTS))
 
@@ -36,6 +43,7 @@ class ShufflingExecutor:
     """Two chunks a worker in flight, finished in any order; fails after `chunks` of them."""
 
     workers = 3
+    outlives_workers = True
 
     def __init__(self, chunks=10**9):
         self.running, self.left, self.most, self.random = {}, chunks, 0, random.Random(5)
@@ -86,35 +94,6 @@ def test_a_record_has_text_token_ids_counts_and_the_reason_it_ended(tmp_path):
     ]
 
 
-def test_several_samples_become_choices_and_log_probabilities_become_lists():
-    entries = (TokenLogprob(7, -0.5, ((7, -0.5), (2, -1.5))),)
-    one = Completion("1", (Choice(0, "a", (7,), "stop", entries),), 3)
-    logprobs = [{"token_id": 7, "logprob": -0.5, "top": [[7, -0.5], [2, -1.5]]}]
-    record = json.loads(json.dumps(to_record(Line(1, b"", "x"), one)))
-    assert record == {
-        "id": "x",
-        "text": "a",
-        "token_ids": [7],
-        "finish_reason": "stop",
-        "logprobs": logprobs,
-        "prompt_tokens": 3,
-        "completion_tokens": 1,
-    }
-    two = Completion("1", (Choice(0, "a", (7,), "stop"), Choice(1, "bc", (8, 9), "length")), 3)
-    assert to_record(Line(1, b"", "x"), two) == {
-        "id": "x",
-        "text": "a",
-        "token_ids": [7],
-        "finish_reason": "stop",
-        "prompt_tokens": 3,
-        "completion_tokens": 3,
-        "choices": [
-            {"index": 0, "text": "a", "token_ids": [7], "finish_reason": "stop"},
-            {"index": 1, "text": "bc", "token_ids": [8, 9], "finish_reason": "length"},
-        ],
-    }
-
-
 def test_bad_lines_are_reported_in_their_place(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "a"}\n\nnonsense\n{"id": 7, "prompt": ""}\n{"id": "z"}\n{"prompt": "é"}\n')
@@ -125,7 +104,7 @@ def test_bad_lines_are_reported_in_their_place(tmp_path):
         (None, "error", ""),
         (7, "error", ""),
         ("z", "error", ""),
-        ("line-6", "stop", "É"),
+        ("line-5", "stop", "É"),
     ]
     assert [(r["line"], r["error"]["field"], r["token_ids"]) for r in got[1:4]] == [
         (3, "line", []),
@@ -153,9 +132,9 @@ def test_the_window_is_bounded_while_the_oldest_chunk_is_slow(tmp_path):
     with JobOutput(tmp_path / "out.jsonl", source, IDENTITY) as output:
         write = output.write
 
-        def spy(raws, records):
+        def spy(records, digest):
             seen_when_first_written.append(executor.seen)
-            write(raws, records)
+            write(records, digest)
 
         output.write = spy
         run_job(source, output, DEFAULTS, executor, 1)
@@ -176,3 +155,104 @@ def test_an_interrupted_job_resumes_without_repeating_or_losing_a_line(tmp_path)
     report = run(source, target, ShufflingExecutor())
     assert [r["text"] for r in records(target)] == [f"P{i}" for i in range(100)]
     assert report.lines == 100 - done[-1]
+
+
+def test_blank_lines_change_neither_ids_nor_seeds_of_a_job_that_goes_on(tmp_path):
+    """A blank line put first and lines appended between two runs: the rest is as in one run without any."""
+
+    class Seeds(ShufflingExecutor):
+        def next_done(self):
+            chunk, requests = self.running.popitem()
+            texts = [(request.id, str(request.sampling.seed)) for request in requests]
+            return chunk, [Completion(number, (Choice(0, seed, (1,), "stop"),), 1) for number, seed in texts]
+
+    lines = "".join(f'{{"prompt": "p{i}"}}\n' for i in range(20))
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(lines)
+    run(source, tmp_path / "whole.jsonl", Seeds())
+    source.write_text("".join(lines.splitlines(keepends=True)[:7]))
+    run(source, target, Seeds())
+    source.write_text("\n" + lines.replace('{"prompt": "p10"}', '\n  \n{"prompt": "p10"}'))
+    run(source, target, Seeds())
+    assert records(target) == records(tmp_path / "whole.jsonl")
+    assert len({record["text"] for record in records(target)}) == 20
+
+
+def test_a_line_beyond_the_limit_is_an_error_record_among_the_others(tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "a"}\n' + "[" * 3_000_000 + '\n{"id": "c", "prompt": "c"}\n' + "x" * 3_000_000)
+    with JobOutput(target, source, IDENTITY) as output:
+        limits = InputLimits(line_bytes=1000)
+        report = run_job(source, output, DEFAULTS, InProcessExecutor(FakeWorker()), 2, limits)
+    got = records(target)
+    assert [(r["id"], r["text"], r.get("line")) for r in got] == [
+        ("line-1", "A", None),
+        (None, "", 2),
+        ("c", "C", None),
+        (None, "", 4),
+    ]
+    assert got[1]["error"]["message"].startswith("3,000,000 bytes are more than the 1,000 that a line may have")
+    assert report.errors == 2
+    source.write_bytes(source.read_bytes() + b'\n{"prompt": "e"}\n')
+    run(source, target, InProcessExecutor(FakeWorker()))
+    assert [r["text"] for r in records(target)] == ["A", "", "C", "", "E"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cluster.batch.executor import InProcessExecutor
+from cluster.batch.job import run_job
+from cluster.batch.options import InputLimits
+from cluster.batch.output import JobOutput
+from cluster.batch.sidecar import JobIdentity
+from memory_service import ShardUnavailable
+from reasoning.request import Choice, Completion, SamplingParams
+
+class Mortal:
+    def generate(self, requests):
+        if any("poison" in request.prompt for request in requests):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [Completion(r.id, (Choice(0, r.prompt.upper(), (1,), "stop"),), 1) for r in requests]
+
+source, target = map(Path, sys.argv[1:])
+with JobOutput(target, source, JobIdentity("m", {})) as output:
+    run_job(source, output, SamplingParams(), InProcessExecutor(Mortal()), 4)
+"""
+
+
+@pytest.mark.slow
+def test_a_line_that_kills_its_process_is_given_up_after_a_few_starts(tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts = ["a", "b", "c", "d", "e", "poison", "g", "h", "i"]
+    source.write_text("".join(json.dumps({"id": prompt, "prompt": prompt}) + "\n" for prompt in prompts))
+    codes = []
+    while 0 not in codes and len(codes) < 9:
+        codes.append(subprocess.run([sys.executable, "-c", KILLED, source, target], cwd=ROOT).returncode)
+    assert codes == [-signal.SIGKILL] * 4 + [0]  # once among others, then three times alone
+    got = records(target)
+    assert [record["id"] for record in got] == prompts
+    assert [record["text"] for record in got] == [*"ABCDE", "", *"GHI"]
+    assert got[5]["error"]["field"] == "line"
+    assert "killed its worker 3 times" in got[5]["error"]["message"]
+
+
+class Interrupted:
+    """Fails before it has done anything."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def generate(self, requests):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "deaths"), [(KeyboardInterrupt(), 0), (ShardUnavailable("gone"), 0), (RuntimeError("out of memory"), 1)]
+)
+def test_only_what_may_be_of_the_lines_doing_counts_against_them(tmp_path, error, deaths):
+    source, target = prompts(tmp_path, 5), tmp_path / "out.jsonl"
+    with pytest.raises(type(error)):
+        run(source, target, InProcessExecutor(Interrupted(error)))
+    with JobOutput(target, source, IDENTITY) as output:
+        assert (output.attempt.deaths if output.attempt else 0) == deaths

@@ -4,14 +4,23 @@ import json
 
 import pytest
 
-from cluster.batch.lines import line_seed, parse_line, read_raw
+from cluster.batch.lines import give_up, line_seed, parse_line
+from cluster.batch.options import InputLimits
+from cluster.batch.reading import RawLine
+from reasoning.engine.config import EngineStats
 from reasoning.request import SamplingParams
+from reasoning.text.prompt_limits import PromptLimits
 
 DEFAULTS = SamplingParams(max_new_tokens=8, temperature=0.0, seed=3)
 
 
-def parse(line, number=1):
-    return parse_line(number, line if isinstance(line, bytes) else json.dumps(line).encode(), DEFAULTS)
+LIMITS = InputLimits()
+
+
+def parse(line, number=1, limits=LIMITS, place=9):
+    content = line if isinstance(line, bytes) else json.dumps(line).encode()
+    small = content if len(content) <= limits.line_bytes else None
+    return parse_line(RawLine(number, place, len(content), small, "digest"), DEFAULTS, limits)
 
 
 def test_a_prompt_becomes_a_request_with_the_jobs_sampling():
@@ -115,11 +124,72 @@ def test_a_value_out_of_range_is_a_defect_of_the_line():
     assert "top_p" in str(parse({"prompt": "x", "top_p": 1.5}).problem)
 
 
-def test_blank_lines_are_skipped_but_counted(tmp_path):
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b"one\r\n\n  \ntwo")
-    assert list(read_raw(path)) == [(1, b"one"), (4, b"two")]
-
-
 def test_a_byte_order_mark_is_no_defect():
     assert parse(b'\xef\xbb\xbf{"prompt": "x"}').request.prompt == "x"
+
+
+def test_a_line_knows_its_number_its_place_and_the_input_so_far():
+    line = parse({"prompt": "x"}, number=3, place=5)
+    assert (line.number, line.place, line.digest, line.id) == (3, 5, "digest", "line-3")
+
+
+def test_a_line_beyond_the_limit_is_a_defect_with_both_sizes():
+    line = parse({"prompt": "x" * 5000}, limits=InputLimits(line_bytes=1000))
+    assert (line.id, line.problem.field) == (None, "line")
+    assert line.problem.message.startswith("5,014 bytes are more than the 1,000 that a line may have")
+    assert "max_line_bytes" in line.problem.message
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [({"prompt": "x" * 80}, "prompt"), ({"prompt_token_ids": [1] * 10}, "prompt_token_ids")],
+)
+def test_a_prompt_beyond_the_context_is_a_defect_before_any_worker_sees_it(line, field):
+    problem = parse(line, limits=InputLimits(prompts=PromptLimits(10, 8))).problem
+    assert (problem.field, problem.message) == (
+        field,
+        ("at least " if field == "prompt" else "") + "10 tokens leave no room in a context of 10; shorten the prompt",
+    )
+
+
+LARGE = {
+    "key": lambda n: {"x" * n: 1},
+    "second key": lambda n: {"prompt": "x", "y" * n: 1},
+    "prompt": lambda n: {"prompt": ["x"] * n},
+    "id": lambda n: {"id": {"x": "y" * n}, "prompt": "x"},
+    "token ids": lambda n: {"prompt_token_ids": "1" * n},
+    "stop": lambda n: {"prompt": "x", "stop": "y" * n},
+    "stops": lambda n: {"prompt": "x", "stop": ["y"] * n},
+    "stop token ids": lambda n: {"prompt": "x", "stop_token_ids": [1] * n},
+    "temperature": lambda n: {"prompt": "x", "temperature": "y" * n},
+    "nested": lambda n: b'{"prompt": ' + b"[" * n,
+    "number": lambda n: b'{"prompt": ' + b"9" * n,
+}
+
+
+@pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
+def test_what_is_wrong_with_a_large_line_is_said_in_a_short_message(make):
+    assert len(parse(make(1_000_000)).problem.message) < 400  # the names of all keys are in it
+
+
+def engine(context, token_bytes):
+    values = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
+    return EngineStats(**{**values, "context": context, "token_bytes": token_bytes})
+
+
+def test_the_limit_of_a_line_follows_from_what_the_context_holds():
+    assert InputLimits.of(engine(1000, 16)) == InputLimits(6 * 16_000 + (1 << 16), PromptLimits(1000, 16))
+    assert InputLimits.of(engine(1000, 2)).line_bytes == 24 * 1000 + (1 << 16)
+    assert InputLimits.of(engine(1000, None)).line_bytes == 6 * 64_000 + (1 << 16)
+    assert InputLimits.of(engine(1000, 16), line_bytes=5).line_bytes == 5
+
+
+def test_no_line_that_can_be_served_is_beyond_the_limit():
+    escaped = {"prompt": "\x01" * 15_999, "stop": ["\U0001f600" * 256] * 16, "stop_token_ids": [10**6] * 64}
+    assert parse(escaped, limits=InputLimits.of(engine(1000, 16))).problem is None
+
+
+def test_a_line_that_is_given_up_has_no_request_but_keeps_its_id():
+    line = give_up(parse({"id": "a", "prompt": "x"}))
+    assert (line.id, line.request, line.problem.field) == ("a", None, "line")
+    assert "killed its worker 3 times" in line.problem.message

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 
@@ -17,7 +19,8 @@ def generate(tiny_model, tmp_path):
     """Run `engram generate` on tmp_path/in.jsonl without Ray; the exit code."""
 
     def run(target="out.jsonl", *extra, model=tiny_model):
-        argv = ["generate", "--model", model, "--input", tmp_path / "in.jsonl", "--output", tmp_path / target]
+        output = target if target == "-" else tmp_path / target
+        argv = ["generate", "--model", model, "--input", tmp_path / "in.jsonl", "--output", output]
         argv += ["--workers", 0, "--max-new-tokens", 6]
         return main([str(arg) for arg in [*argv, *extra]])
 
@@ -39,8 +42,8 @@ def after_first_write(monkeypatch):
     def install(action):
         write = JobOutput.write
 
-        def spy(self, raws, records):
-            write(self, raws, records)
+        def spy(self, records, digest):
+            write(self, records, digest)
             monkeypatch.setattr(JobOutput, "write", write)
             action()
 
@@ -230,15 +233,63 @@ def test_a_memory_lost_for_good_ends_the_job_which_can_be_continued(
     assert read_records(tmp_path / "out.jsonl") == expected
 
 
-def test_an_interrupt_leaves_a_job_that_can_be_continued(
-    expected, generate, tmp_path, read_records, after_first_write, capsys
-):
-    def interrupt():
-        raise KeyboardInterrupt
+def interrupt():
+    raise KeyboardInterrupt
 
-    after_first_write(interrupt)
-    assert generate("out.jsonl", "--batch-size", 4) == 130
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("happens", "code"), [(interrupt, 130), (terminate, 143)])
+def test_an_interrupt_leaves_a_job_that_can_be_continued(
+    expected, generate, tmp_path, read_records, after_first_write, capsys, happens, code
+):
+    after_first_write(happens)
+    assert generate("out.jsonl", "--batch-size", 4) == code
     assert "Traceback" not in capsys.readouterr().err
+    assert "attempt" not in json.loads((tmp_path / "out.jsonl.job.json").read_text())
     assert read_records(tmp_path / "out.jsonl") == expected[:4]
     assert generate("out.jsonl", "--batch-size", 4) == 0
     assert read_records(tmp_path / "out.jsonl") == expected
+
+
+def test_records_stream_to_standard_output_and_nothing_else_does(expected, generate, tmp_path, capfd):
+    assert generate("-") == 0
+    out, err = capfd.readouterr()
+    assert [json.loads(line) for line in out.splitlines()] == expected
+    assert "writing to standard output: what is interrupted cannot be continued" in err
+    assert not list(tmp_path.glob("*-*"))
+
+
+def test_every_option_of_an_engine_gives_the_same_answers(expected, generate, tmp_path, read_records, capsys):
+    options = [
+        "--max-batch",
+        3,
+        "--max-context",
+        200,
+        "--cache-tokens",
+        320,
+        "--prefill-tokens",
+        16,
+        "--drafts",
+        "none",
+    ]
+    assert generate("out.jsonl", *options, "--no-prefix-cache", "--no-overlap", "--batch-size", 7) == 0
+    assert read_records(tmp_path / "out.jsonl") == expected
+    assert (
+        "context 200 tokens of the model's 256, cache 320 tokens in 0.2 MiB at each engine" in capsys.readouterr().err
+    )
+
+
+def test_a_line_beyond_the_context_is_refused_whatever_its_size(generate, tmp_path, read_records):
+    lines = ['{"prompt": "fine"}', json.dumps({"prompt": "x " * 2_000_000}), "[" * 2_000_000, '{"prompt": "fine"}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    assert generate() == 0
+    records = read_records(tmp_path / "out.jsonl")
+    assert [record["finish_reason"] for record in records] == ["length", "error", "error", "length"]
+    assert all("bytes are more than the" in record["error"]["message"] for record in records[1:3])
+    assert generate("raised.jsonl", "--max-line-bytes", 10_000_000) == 0
+    raised = read_records(tmp_path / "raised.jsonl")
+    assert "tokens leave no room in a context of 256" in raised[1]["error"]["message"]
+    assert "not valid JSON" in raised[2]["error"]["message"]

@@ -9,7 +9,8 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from cluster.workers.actors import _threads  # noqa: E402 -- needs ray
+from cluster.workers.actors import _sharing, _threads  # noqa: E402 -- needs ray
+from reasoning.engine import EngineConfig  # noqa: E402 -- imported after the skip
 
 
 def node(name, cpus, alive=True):
@@ -33,3 +34,11 @@ def test_workers_share_the_processors_of_their_node(monkeypatch, nodes, workers,
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     assert _threads(workers) == threads
+
+
+def test_workers_share_the_memory_of_their_node_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(ray, "nodes", lambda: [node("here", 8.0), node("there", 8.0)])
+    assert _sharing(EngineConfig(), 4).cache_share == 0.25
+    assert _sharing(EngineConfig(), 1).cache_share == 0.5
+    assert _sharing(EngineConfig(cache_share=0.7), 4).cache_share == 0.7
+    assert _sharing(EngineConfig(device="cuda"), 4).cache_share is None

@@ -176,7 +176,7 @@ def test_a_snapshot_taken_from_the_shards_is_the_tables(
 
 
 def test_config_values_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="lookup_timeout_s=0"):
+    with pytest.raises(ValueError, match="lookup_timeout_s: 0"):
         ClientConfig(lookup_timeout_s=0)
 
 
