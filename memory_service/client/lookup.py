@@ -44,7 +44,7 @@ class Policy(Protocol):
 
     @property
     def placement(self) -> Placement:
-        """The newest placement known."""
+        """The newest placement known. Other threads replace it at any time, so an event reads it once."""
 
     def turn(self) -> int:
         """A number that grows with each choice, so that replicas take turns."""
@@ -207,7 +207,8 @@ class Lookup:
         self.requests, self._waiting, self._arranged = [], [], False
         self.ids, self.order, self.version = self._distinct, None, version
         missing = None if hits is None else np.flatnonzero(~hits)
-        shards = self._choose(self.ids if missing is None else self.ids[missing])
+        placement = self._policy.placement
+        shards = self._choose(placement, self.ids if missing is None else self.ids[missing])
         grouping = _grouping(shards)
         if missing is None:
             self._wanted = slice(None)
@@ -216,7 +217,7 @@ class Lookup:
         else:
             self._wanted = missing = missing if grouping is None else missing[grouping]
         grouped = shards if grouping is None else shards[grouping]
-        return [self._request(missing, grouped, 0, Reason.FIRST, now)]
+        return [self._request(placement, missing, grouped, 0, Reason.FIRST, now)]
 
     def arranged(self, attempt: int) -> list[Action]:
         """The owner is ready to hand out the rows of an attempt."""
@@ -248,7 +249,7 @@ class Lookup:
             return []
         actions: list[Action] = []
         if isinstance(error, ShardUnavailable):
-            sent, places = self._reroute(places, request.rounds, Reason.FAILOVER, now)
+            sent, places = self._reroute(self._policy.placement, places, request.rounds, Reason.FAILOVER, now)
             actions += sent
         rounds = next((limit for kind, limit in _ROUNDS if isinstance(error, kind)), 0)
         if places.size and request.rounds < rounds:
@@ -263,9 +264,10 @@ class Lookup:
         waiting, self._waiting = self._waiting, []
         if self.over:
             return []
+        placement = self._policy.placement
         actions: list[Action] = []
         for item in waiting:
-            sent, left = self._reroute(self._uncovered(item.places), item.rounds, Reason.RETRY, now)
+            sent, left = self._reroute(placement, self._uncovered(item.places), item.rounds, Reason.RETRY, now)
             if not self._awaited(left):
                 return self.abort(item.error)
             actions += sent
@@ -277,10 +279,11 @@ class Lookup:
             return []
         if now >= self.deadline:
             return self.abort(self._overdue())
-        epoch = self._policy.placement.epoch
+        placement = self._policy.placement
         actions: list[Action] = []
-        for request in [r for r in self.requests if r.outcome is Outcome.PENDING and r.hedged != epoch]:
-            actions += self._hedge(request, (now - request.sent) / self._policy.patience_s(len(request.ids)), now)
+        for request in [r for r in self.requests if r.outcome is Outcome.PENDING and r.hedged != placement.epoch]:
+            patience = (now - request.sent) / self._policy.patience_s(len(request.ids))
+            actions += self._hedge(placement, request, patience, now)
         return actions
 
     def abort(self, error: MemoryServiceError) -> list[Action]:
@@ -290,7 +293,7 @@ class Lookup:
         self.over = True
         return [Fail(error)]
 
-    def _hedge(self, request: ShardRequest, patience: float, now: float) -> list[Action]:
+    def _hedge(self, placement: Placement, request: ShardRequest, patience: float, now: float) -> list[Action]:
         """Ask other replicas once a request has taken longer than its patience, if the hedging budget allows it.
 
         Requests to failed shards, and requests slow enough to count as failed, do not use up the hedging budget; nor do
@@ -301,54 +304,61 @@ class Lookup:
         free = request.late or patience > _AS_GOOD_AS_FAILED or request.shard.shard in self._policy.suspects()
         if not free and not self._policy.may_hedge():
             return []
-        first, request.hedged = not request.late, self._policy.placement.epoch
-        hedge, _ = self._reroute(self._uncovered(_indices(request.places)), request.rounds, Reason.HEDGE, now)
+        first, request.hedged = not request.late, placement.epoch
+        places = self._uncovered(_indices(request.places))
+        hedge, _ = self._reroute(placement, places, request.rounds, Reason.HEDGE, now)
         if hedge and not free:
             self._policy.spend_hedge()
         return [replace(send, late=request.shard if first else None) for send in hedge]
 
     def _reroute(
-        self, places: NDArray[np.int64], rounds: int, reason: Reason, now: float
+        self, placement: Placement, places: NDArray[np.int64], rounds: int, reason: Reason, now: float
     ) -> tuple[list[Send], NDArray[np.int64]]:
         """Request rows from replicas that were not tried in this round; also the places for which there is none."""
         if not places.size:
             return [], places
-        shards = self._choose(self.ids[places], self._tried(places, rounds))
+        shards = self._choose(placement, self.ids[places], self._tried(placement, places, rounds))
         able = np.flatnonzero(shards != NOBODY)
         left = np.delete(places, able)
         able = able[np.argsort(shards[able], kind="stable")]
         if not able.size:
             return [], left
-        return [self._request(places[able], shards[able], rounds, reason, now)], left
+        return [self._request(placement, places[able], shards[able], rounds, reason, now)], left
 
     def _request(
-        self, places: NDArray[np.int64] | None, shards: NDArray[np.uint16], rounds: int, reason: Reason, now: float
+        self,
+        placement: Placement,
+        places: NDArray[np.int64] | None,
+        shards: NDArray[np.uint16],
+        rounds: int,
+        reason: Reason,
+        now: float,
     ) -> Send:
         """Requests for rows that are grouped by shard; `places` None means all rows in order."""
-        placement = self._policy.placement
         requests = []
         for shard, low, high in _runs(shards, self._policy.request_rows):
             where = slice(low, high) if places is None else places[low:high]
-            address = placement.shards[shard]
-            requests.append(
-                ShardRequest(address, where, self.ids[where], placement.epoch, self.attempt, rounds, reason, now)
-            )
+            address, ids = placement.shards[shard], self.ids[where]
+            requests.append(ShardRequest(address, where, ids, placement.epoch, self.attempt, rounds, reason, now))
         self.requests += requests
         return Send(requests, reason)
 
     def _choose(
-        self, ids: NDArray[np.int64], tried: dict[ShardAddress, NDArray[np.bool_]] | None = None
+        self,
+        placement: Placement,
+        ids: NDArray[np.int64],
+        tried: dict[ShardAddress, NDArray[np.bool_]] | None = None,
     ) -> NDArray[np.uint16]:
-        policy = self._policy
         blocks = ids >> self.spec.block_shift
-        return choose(policy.placement, self.spec.name, blocks, policy.turn(), policy.suspects(), tried)
+        return choose(placement, self.spec.name, blocks, self._policy.turn(), self._policy.suspects(), tried)
 
-    def _tried(self, places: NDArray[np.int64], rounds: int) -> dict[ShardAddress, NDArray[np.bool_]]:
+    def _tried(
+        self, placement: Placement, places: NDArray[np.int64], rounds: int
+    ) -> dict[ShardAddress, NDArray[np.bool_]]:
         """By shard, which of these places it was asked for in this round or is being asked for still."""
-        epoch = self._policy.placement.epoch
         tried: dict[ShardAddress, NDArray[np.bool_]] = {}
         for request in self.requests:
-            if request.outcome is Outcome.PENDING or (request.rounds >= rounds and request.epoch == epoch):
+            if request.outcome is Outcome.PENDING or (request.rounds >= rounds and request.epoch == placement.epoch):
                 mask = tried.setdefault(request.shard, np.zeros(len(self.ids), np.bool_))
                 mask[request.places] = True
         return {shard: mask[places] for shard, mask in tried.items()}

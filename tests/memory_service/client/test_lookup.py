@@ -260,6 +260,33 @@ def test_at_the_deadline_the_shards_that_owe_rows_are_named(lookup: Lookup) -> N
     assert (fail.error.table, fail.error.shard, fail.error.epoch) == ("engram.1", "shard-1", 1)
 
 
+class FickleClient(FixedPolicy):
+    """A client whose other threads learn of another placement whenever this one looks at it."""
+
+    @property
+    def placement(self) -> Placement:
+        self._looks = getattr(self, "_looks", 0) + 1
+        return placement_of(self._looks, [2, 1, 0], [0, 0, 1], shards=3 if self._looks % 2 else 4)
+
+    @placement.setter
+    def placement(self, placement: Placement) -> None: ...
+
+
+def test_each_event_goes_by_one_placement_though_other_threads_replace_it(spec: TableSpec) -> None:
+    policy = FickleClient(placement_of(1, [0]))
+    lookup = Lookup(spec, np.array([3, 70]), 0.0, TIMEOUT_S, policy)
+    events = [
+        lambda: lookup.begin(0.0),
+        lambda: lookup.failed(lookup.requests[0], GONE, 0.1),
+        lambda: lookup.tick(20.0),
+    ]
+    for event in events:
+        looks = getattr(policy, "_looks", 0)
+        epochs = {request.epoch for request in sent(event())}
+        assert policy._looks == looks + 1
+        assert epochs == {looks + 1}
+
+
 def test_large_requests_are_cut(spec: TableSpec) -> None:
     policy = FixedPolicy(placement_of(1, [0]), request_rows=100)
     lookup = Lookup(spec, np.arange(250), 0.0, TIMEOUT_S, policy)
