@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARKS := hashing lookup tiny_code throughput overlap
 
-.PHONY: demo test chaos bench check protos clean
+.PHONY: demo test chaos bench check wheel protos clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,8 +31,11 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+wheel: $(READY)  ## sdist and wheel of engram-memory, the memory tier for other engines, in dist/
+	$(BIN)/python -m build --no-isolation --outdir dist engram-memory
+
 protos: $(READY)  ## regenerate protos/*_pb2*.py from protos/memory.proto
 	$(BIN)/python -m protos.generate
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info engram-memory/build engram-memory/*.egg-info

@@ -100,11 +100,14 @@ def _metrics(server: ShardServer, config: ServeConfig) -> Iterator[None]:
     if config.metrics_port is None:
         yield
         return
-    from memory_service.metrics.prometheus import MetricsServer
-
     shard = server.shard
     try:
+        from memory_service.metrics.prometheus import MetricsServer
+
         metrics = MetricsServer(shard.collect, {"shard": shard.name}, config.host, config.metrics_port)
+    except ModuleNotFoundError as error:
+        server.stop()
+        raise ValueError(f"metrics_port: {error.name} is missing: pip install 'engram-memory[server]'") from error
     except OSError:
         server.stop()
         raise
