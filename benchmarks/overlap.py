@@ -4,9 +4,9 @@ The model has the size of benchmarks.throughput, with random weights, and Engram
 has them, after the first layer and in the middle: the first of 8 layers is all that can hide a trip. The tables are in
 this process, random, 24 columns as in V4.1; answers are held back by a timer. Prompts are real code. "decoding" is a
 number of sequences that all decode; "mixed" keeps as many busy with requests of 32 to 96 prompt tokens and 24 to 40 new
-ones, of which a few wait at any time. All ways of running take turns on a slice of work, at every distance; the
-medians are of slices, and of ratios to the slice of the same round at 0 ms. Exposed is the part of the time of steps in
-which the engine waited for rows.
+ones, of which a few wait at any time. All ways of running take turns on a slice of work, at every distance; figures are
+medians of the slices, with the range of the ratios to the slice of the same round at 0 ms. Exposed is the part of the
+time of steps in which the engine waited for rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from benchmarks.far_memory import FarMemory
 from benchmarks.hashing import load_tokens
 from benchmarks.report import Report, argument_parser, format_table
+from benchmarks.rounds import Spread, take_turns
 from benchmarks.text_streams import deepseek_tokenizer
 from benchmarks.throughput import CONFIG
 from memory_service import LocalMemory
@@ -154,18 +155,15 @@ class Bench:
 
     def measure(self, kind: str, sequences: int, scale: Scale) -> dict[str, dict[int, list[Slice]]]:
         """Slices by way of running and delay."""
-        slices: dict[str, dict[int, list[Slice]]] = {way: {delay: [] for delay in scale.delays_ms} for way in WAYS}
         with ExitStack() as stack:
             loads = {
                 (way, delay): self.load(stack, kind, sequences, delay, way) for way in WAYS for delay in scale.delays_ms
             }
             for load in loads.values():
                 load.run(scale.warmup)
-            for _ in range(scale.rounds):
-                for (way, delay), load in loads.items():
-                    slices[way][delay].append(load.run(scale.slice))
+            slices = take_turns({key: partial(load.run, scale.slice) for key, load in loads.items()}, scale.rounds)
             self.cohorts = {delay: loads["chosen", delay].engine.stats().cohorts for delay in scale.delays_ms}
-        return slices
+        return {way: {delay: slices[way, delay] for delay in scale.delays_ms} for way in WAYS}
 
 
 def main() -> None:
@@ -188,23 +186,24 @@ def main() -> None:
     report.publish(options.json)
 
 
-def summary(slices: dict[str, dict[int, list[Slice]]]) -> dict[str, dict[int, dict[str, float]]]:
-    """Medians by way of running and delay; `ratio` is the throughput relative to that without delay."""
+def summary(slices: dict[str, dict[int, list[Slice]]]) -> dict[str, dict[int, dict[str, Spread]]]:
+    """Figures by way of running and delay; `ratio` is the throughput relative to that without delay."""
     return {
-        way: {delay: _medians(some, by_delay[0]) for delay, some in by_delay.items()}
+        way: {delay: _figures(group, by_delay[0]) for delay, group in by_delay.items()}
         for way, by_delay in slices.items()
     }
 
 
-def _medians(some: Sequence[Slice], near: Sequence[Slice]) -> dict[str, float]:
+def _figures(group: Sequence[Slice], near: Sequence[Slice]) -> dict[str, Spread]:
+    rates = [slice.tokens_per_s for slice in group]
     return {
-        "tokens_per_s": median(one.tokens_per_s for one in some),
-        "exposed": median(one.exposed for one in some),
-        "ratio": median(one.tokens_per_s / other.tokens_per_s for one, other in zip(some, near, strict=True)),
+        "tokens_per_s": Spread.of(rates),
+        "exposed": Spread.of([slice.exposed for slice in group]),
+        "ratio": Spread.of_ratios(rates, [slice.tokens_per_s for slice in near]),
     }
 
 
-def print_results(name: str, results: dict[str, dict[int, dict[str, float]]], cohorts: dict[int, int]) -> None:
+def print_results(name: str, results: dict[str, dict[int, dict[str, Spread]]], cohorts: dict[int, int]) -> None:
     """A table: a line for each way of running, for each delay throughput, its change, and what waiting took."""
     delays = list(cohorts)
     print(f"{name}: tok/s, change against 0 ms, exposed wait")
@@ -214,8 +213,9 @@ def print_results(name: str, results: dict[str, dict[int, dict[str, float]]], co
     print(flush=True)
 
 
-def _cell(result: dict[str, float]) -> str:
-    return f"{result['tokens_per_s']:.0f} {result['ratio'] - 1:+.1%} {result['exposed']:.1%}"
+def _cell(result: dict[str, Spread]) -> str:
+    rate, ratio, exposed = (result[name].median for name in ("tokens_per_s", "ratio", "exposed"))
+    return f"{rate:.0f} {ratio - 1:+.1%} {exposed:.1%}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import Report, Timing, format_table, parse_arguments, time_interleaved
+from benchmarks.report import Report, format_table, parse_arguments
+from benchmarks.rounds import Timing, time_interleaved
 from memory_service.client.cache import RowCache
 
 TABLE_ROWS, ROW_BYTES = 384_000_000, 264
@@ -30,10 +31,10 @@ def main() -> None:
     for rows in SIZES:
         timings = measure(cache, packed, rows, rng, rounds=10 if options.quick else 100)
         report.results["timings"][rows] = {name: timing.as_dict() for name, timing in timings.items()}
-        report.ratios[f"get / numpy.take, {rows:,} rows"] = timings["get"].p50 / timings["numpy.take"].p50
+        report.ratios[f"get / numpy.take, {rows:,} rows"] = timings["get"].over(timings["numpy.take"])
         print(f"{rows:,} rows, {cache.nbytes >> 20:,} MiB of cache")
-        lines = [(name, f"{t.p50 * 1e3:.3f} ms", f"{t.p99 * 1e3:.3f} ms") for name, t in timings.items()]
-        print(format_table(("", "p50", "p99"), lines), end="\n\n")
+        print(format_table(("", "p50", "p99", "rounds"), [(name, *t.milliseconds(3)) for name, t in timings.items()]))
+        print()
     report.publish(options.json)
 
 

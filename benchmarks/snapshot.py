@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.lookup import table_spec
-from benchmarks.report import Report, Timing, format_table, parse_arguments, time_interleaved
+from benchmarks.report import Report, format_table, parse_arguments
+from benchmarks.rounds import Timing, time_interleaved
 from memory_service import Placement, ShardAddress, Snapshot, TableSpec, extend_snapshot
 from memory_service.shard.shard import Shard
 from memory_service.tables.random_tables import random_blocks
@@ -37,9 +38,9 @@ def main() -> None:
     report = Report("snapshot", options.quick)
     report.results = {"table_bytes": packed.nbytes, "timings": {k: t.as_dict() for k, t in timings.items()}}
     report.ratios = {
-        "a shard loads / plain read": timings["plain read"].p50 / timings["a shard loads"].p50,
-        "write whole / cp": timings["cp and sync"].p50 / timings["write whole"].p50,
-        "write whole / write a tenth": timings["write whole"].p50 / timings["write a tenth"].p50,
+        "plain read / a shard loads": timings["plain read"].over(timings["a shard loads"]),
+        "cp / write whole": timings["cp and sync"].over(timings["write whole"]),
+        "write whole / write a tenth": timings["write whole"].over(timings["write a tenth"]),
     }
     print_rates(packed.nbytes, timings)
     report.publish(options.json)
@@ -122,8 +123,8 @@ class SnapshotBench:
 
 def print_rates(size: int, timings: dict[str, Timing]) -> None:
     """Bytes of table by time, whether or not they had to be written."""
-    lines = [(name, f"{t.p50 * 1e3:.0f} ms", f"{size / t.p50 / 1e9:.2f}") for name, t in timings.items()]
-    print(format_table((f"{size / 1e9:.2f} GB", "p50", "GB/s"), lines), end="\n\n")
+    lines = [(name, t.spread.show("{:.2f} s"), f"{size / t.p50 / 1e9:.2f}") for name, t in timings.items()]
+    print(format_table((f"{size / 1e9:.2f} GB", "median (range)", "GB/s"), lines), end="\n\n")
 
 
 if __name__ == "__main__":

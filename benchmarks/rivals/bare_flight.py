@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from memory_service.control.client import ControlClient
-from memory_service.server.rows_door import LOOKUP
+from memory_service.protocol.flight_paths import LOOKUP
 from memory_service.tables.arrow_rows import ID_SCHEMA, view_rows
 from protos import memory_pb2 as pb
 
