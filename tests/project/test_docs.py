@@ -17,6 +17,14 @@ import pytest
 from cluster.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
+
+
+def tracked(*patterns: str) -> list[str]:
+    """Files that git knows, from the root of the repository."""
+    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
+    return listed.stdout.split()
+
+
 README = (ROOT / "README.md").read_text()
 LIFE = (ROOT / "docs" / "life-of-a-token.md").read_text()
 PAGES = sorted(
@@ -46,8 +54,7 @@ def commands(start: str) -> list[str]:
 def test_the_tree_is_the_repository():
     tree = next(body for body in blocks(README) if body.startswith("cluster/"))
     listed = {line.split()[0].rstrip("/") for line in tree.splitlines() if not line.startswith(" ")}
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    top = {path.split("/")[0] for path in tracked} - {"README.md", ".gitignore"}
+    top = {path.split("/")[0] for path in tracked()} - {"README.md", ".gitignore"}
     assert listed == top
 
 
