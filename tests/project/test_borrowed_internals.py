@@ -149,6 +149,16 @@ def test_ray_keeps_what_a_remote_method_raised_as_the_cause():
     assert error.as_instanceof_cause().cause is raised
 
 
+@borrowed("Ray: several nodes on one machine")
+def test_ray_starts_and_loses_nodes_on_one_machine_and_runs_functions_in_actors():
+    from ray.cluster_utils import Cluster
+
+    assert {"initialize_head", "head_node_args"} <= inspect.signature(Cluster).parameters.keys()
+    assert inspect.signature(Cluster.add_node).parameters["node_args"].kind is inspect.Parameter.VAR_KEYWORD
+    assert "node" in inspect.signature(Cluster.remove_node).parameters
+    assert "def __ray_call__" in inspect.getsource(import_module("ray.actor"))
+
+
 @borrowed("torch: oneDNN's packed matrices")
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 def test_torch_multiplies_with_a_matrix_that_onednn_packed():
