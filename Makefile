@@ -1,5 +1,6 @@
 # `make demo` and `make test` need nothing but python3 and this checkout.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -16,8 +17,8 @@ $(READY): pyproject.toml
 demo: $(READY)  ## continue real prompts: Ray, two memory shards, two reasoning workers
 	$(BIN)/python -m cluster.demo
 
-test: $(READY)  ## every test, slow ones included
-	$(BIN)/python -m pytest
+test: $(READY)  ## every test, slow ones included, in WORKERS processes
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 chaos: $(READY)  ## a quarter of an hour of hostile requests and random faults under load, every row compared
 	$(BIN)/python -m benchmarks.fuzz --requests 20000

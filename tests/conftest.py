@@ -1,4 +1,4 @@
-"""What tests of several folders share: the released DeepSeek-V4.1-Flash hash and its tokenizer; and how kernels run.
+"""What tests of several folders share: the released DeepSeek-V4.1-Flash hash and its tokenizer; and how tests run.
 
 Without a GPU, kernels run in Triton's interpreter, which must be asked for before anything imports Triton.
 """
@@ -20,7 +20,27 @@ from reasoning.text.tokenizer import Tokenizer
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+torch.set_num_threads(1)  # tensors this small gain nothing from a second thread but waiting for it
+
+_FIRST = ["ray", "kernels/test_compile_ahead.py"]
 GOLDEN = Path(__file__).parent / "golden" / "deepseek_v41_hash.json"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests one process of `make test` runs in a row, and put the longest groups first.
+
+    Slow tests of tests/cluster are one group: two Rays at once are too much for a small machine. The others stay with
+    their file, whose fixtures they share.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _FIRST.index(group) if (group := _group(item)) in _FIRST else len(_FIRST))
+
+
+def _group(item: pytest.Item) -> str:
+    path = item.path.relative_to(Path(__file__).parent)
+    return "ray" if path.parts[0] == "cluster" and item.get_closest_marker("slow") else str(path)
 
 
 @pytest.fixture(scope="session")
