@@ -83,7 +83,7 @@ def series(rows: NDArray[np.int64]) -> dict[str, list[NDArray[np.int64]]]:
 
 
 def connect(address: str, cache_bytes: int) -> MemoryClient:
-    """A client of the shard with a cache of so many bytes, or none."""
+    """A client of the shard with a cache of `cache_bytes`; 0 for none."""
     return MemoryClient.connect(address, config=ClientConfig(cache_bytes=cache_bytes))
 
 

@@ -1,7 +1,7 @@
 """Hash real text into memory rows: DeepSeek-V4.1-Flash geometry, 2 layers x 24 columns, on one thread.
 
-The rival is hashing as one writes it down from the formula: layer by layer, order by order, head by head, over whole
-arrays in numpy. Both must select the same rows before either is timed.
+The rival is the formula written down in numpy: layer by layer, order by order, head by head, over whole arrays. Both
+must select the same rows before either is timed.
 """
 
 from __future__ import annotations

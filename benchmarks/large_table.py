@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def fitting_rows() -> int:
-    """The largest table, in whole millions of rows, that fits into 60 % of the memory that is free now."""
+    """Rows of the largest table that fits into 60 % of the free memory, in whole millions."""
     fitting = int(available_bytes() * MEMORY_SHARE) // table_spec(1).row_bytes // MILLION * MILLION
     rows = max(SMALL_ROWS, min(FULL_ROWS, fitting))
     if rows < FULL_ROWS:
@@ -66,7 +66,7 @@ def fitting_rows() -> int:
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping, the page cache included."""
+    """Memory available without swapping, including the page cache."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
 
@@ -102,7 +102,7 @@ def time_lookups(directory: Path, sizes: Sequence[int], rounds: int) -> dict[int
 
 
 def start_table(stack: contextlib.ExitStack, directory: Path, spec: TableSpec) -> Callable[[], object]:
-    """Serve a table and return what asks it for random rows."""
+    """Serve a table; returns a function that looks random rows up in it."""
     (server,) = stack.enter_context(memory_shards(written(directory / str(spec.rows), spec)))
     client = MemoryClient.connect(server.address)
     stack.callback(client.close)

@@ -28,7 +28,7 @@ from memory_service import ClientConfig, MemoryClient, RowFormat, Rows, TableSpe
 
 ROUNDS = {384: 60, 1_536: 40, 12_288: 20, 98_304: 6}
 QUICK_ROUNDS = {384: 10, 1_536: 10, 12_288: 4, 98_304: 1}
-IN_A_ROW = 10  # a model that generates asks all the time
+IN_A_ROW = 10  # a model that generates looks rows up all the time
 WARMUPS = 3
 GATHER, RAW, REDIS, FLIGHT = "gather in this process", "raw TCP socket", "Redis MGET", "bare Flight stream"
 UNARY, STREAMING = "Python gRPC, unary", "Python gRPC, streaming"
@@ -37,7 +37,7 @@ SERVICE, TWO_SHARDS, MAPPED = "service, 1 shard", "service, 2 shards", "service,
 
 @dataclass(frozen=True)
 class Service:
-    """A way to use the service."""
+    """A way of using the service."""
 
     shards: int
     config: ClientConfig
@@ -156,7 +156,7 @@ def start_redis(stack: contextlib.ExitStack, packed: np.ndarray) -> Rival:
 
 
 def start_flight(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path) -> Rival:
-    """Start a shard that serves the table, and ask it without the service's client."""
+    """Start a shard that serves the table, and a client other than the service's."""
     (server,) = stack.enter_context(memory_shards(snapshot))
     client = stack.enter_context(contextlib.closing(BareFlightClient(server.address, spec.name)))
     return Rival(client.lookup, (server.pid,))
@@ -172,7 +172,11 @@ def start_service(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path, 
 
 
 def check(rivals: Mapping[str, Rival], packed: np.ndarray, rows: np.ndarray) -> None:
-    """Every rival must return the right bytes before any is timed."""
+    """Check that every rival returns the right rows before any is timed.
+
+    Raises:
+        RuntimeError: one does not.
+    """
     for name, rival in rivals.items():
         found = rival.lookup(rows)
         if isinstance(found, Rows):
@@ -186,13 +190,13 @@ def measure(rivals: Mapping[str, Rival], table_rows: int, rows: int, rounds: int
     rng = np.random.default_rng(rows)
     requests = [rng.integers(0, table_rows, rows) for _ in range(WARMUPS + rounds * IN_A_ROW)]
 
-    def asker(rival: Rival) -> Callable[[], object]:
+    def candidate(rival: Rival) -> Callable[[], object]:
         following = itertools.cycle(requests)
         return lambda: rival.lookup(next(following))
 
-    askers = {name: asker(rival) for name, rival in rivals.items()}
+    candidates = {name: candidate(rival) for name, rival in rivals.items()}
     servers = {name: rival.pids for name, rival in rivals.items()}
-    return time_interleaved(askers, rounds, WARMUPS, servers, IN_A_ROW)
+    return time_interleaved(candidates, rounds, WARMUPS, servers, IN_A_ROW)
 
 
 def print_timings(rows: int, row_bytes: int, timings: Mapping[str, Timing]) -> None:

@@ -1,4 +1,4 @@
-"""What it costs to keep the memory elsewhere: tables on the device, in its host's memory, and in shard processes.
+"""Cost of offloading the memory: tables on the device, in its host's memory, and in shard processes.
 
 The experiment of arXiv 2601.07372, section 6.4, with this engine: 512 sequences with prompts of 100 to 1,024 tokens and
 64 new ones each, through a dense backbone of 4 B parameters with random weights in bf16 and Engram layers 1 and 14
@@ -12,7 +12,7 @@ The experiment of arXiv 2601.07372, section 6.4, with this engine: 512 sequences
 The first three have the same rows, as many as the GPU has room for. It has room for one of the ways at a time, so they
 cannot take turns: each generates everything four times, of which the first does not count, and ratios have the widest
 range that their figures allow. Token ids are drawn evenly, so that hardly two n-grams are alike: no row is asked for
-twice, which is the worst case. `--quick` is a tiny model on a few sequences and tells nothing about speed.
+twice, the worst case. `--quick` is a tiny model on a few sequences and tells nothing about speed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ TINY = ModelConfig(
     v_head_dim=16,
 )
 GEOMETRY = PRESETS["deepseek-v4.1-flash"]
-"""Of the tables, but for their number of rows."""
+"""Geometry of the tables, except for their number of rows."""
 ROW_FORMAT = RowFormat.FP8_E4M3_UE8M0
 PLACES = ("none", "device", "pinned", "shards", "large")
 BASES = ("device", "none")
@@ -80,26 +80,26 @@ BASES = ("device", "none")
 ROUNDS = 3
 """Timed runs of each way, after one that is not."""
 HOST_SHARE = 0.7
-"""Of the free memory of the host, what the largest tables take."""
+"""Share of the host's free memory that the largest tables take."""
 DEVICE_MARGIN = 8 << 30
-"""What a model with Engram layers needs on the device beyond one without, and room to spare."""
+"""Device memory that Engram layers need in addition to the backbone, with a margin."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run."""
+    """Size of a run."""
 
     backbone: ModelConfig
     layers: tuple[int, ...]
-    """Those with a memory."""
+    """Layers with a memory."""
     sequences: int
     prompt: tuple[int, int]
-    """Shortest and longest."""
+    """Tokens of the shortest and the longest prompt."""
     new_tokens: int
     prefill_tokens: int
     shards: int
     table_bytes: int | None = None
-    """Of all tables together; None fills the device, or for "large" the host."""
+    """Bytes of all tables together; None fills the device, or for "large" the host."""
 
 
 FULL = Scale(BACKBONE, (1, 14), 512, (100, 1024), 64, 8192, 4)
@@ -117,13 +117,13 @@ class Run:
     new_tokens_per_s: Spread
     """New tokens a second."""
     exposed: Spread
-    """Part of the time in which the host waited for rows; the device may have been busy meanwhile."""
+    """Share of the time in which the host waited for rows; the device may have been busy meanwhile."""
     sha256: str
     """Digest of all new tokens."""
 
 
 class Bench:
-    """A device, a tokenizer, and the requests that all ways of keeping tables run."""
+    """A device, a tokenizer, and the requests that run with every place of the tables."""
 
     def __init__(self, scale: Scale, device: torch.device, directory: Path):
         self.scale, self.device, self.directory = scale, device, directory
@@ -139,7 +139,7 @@ class Bench:
         self.prompt_tokens = int(lengths.sum())
 
     def config(self, table_bytes: int) -> ModelConfig:
-        """The backbone with Engram layers whose tables together have about so many bytes."""
+        """The backbone with Engram layers whose tables together have about `table_bytes`."""
         row_bytes = ROW_FORMAT.row_bytes(GEOMETRY.head_dim)
         rows = table_bytes // (len(self.scale.layers) * GEOMETRY.columns * row_bytes)
         return replace(
@@ -160,7 +160,7 @@ class Bench:
 
     @contextlib.contextmanager
     def memory(self, place: str, specs: Sequence[TableSpec]) -> Iterator[Memory | None]:
-        """Tables in their place, filled."""
+        """Filled tables in the given place."""
         with contextlib.ExitStack() as stack:
             if place == "none":
                 yield None
@@ -218,7 +218,7 @@ class Bench:
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """A model with random weights, made on its device; the same however large its tables are."""
+    """A model with random weights, made on its device; they do not depend on the size of the tables."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -230,14 +230,14 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 
 
 def plain_tokenizer(vocab_size: int, directory: Path) -> Tokenizer:
-    """A tokenizer of so many words, no two of which compress to one."""
+    """A tokenizer of `vocab_size` words, no two of which compress to the same id."""
     words = {f"w{i}": i for i in range(vocab_size)}
     tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(directory / "tokenizer.json"))
     return Tokenizer.from_file(directory)
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """What the device still had to give when it had the most to hold; huge for a CPU."""
+    """Device memory that was free at the peak of its use so far; huge for a CPU."""
     if device.type != "cuda":
         return 1 << 62
     total = torch.cuda.mem_get_info(device)[1]
@@ -265,7 +265,7 @@ def main() -> None:
 
 
 def run_places(bench: Bench, places: Sequence[str]) -> list[Run]:
-    """Run one place after the other, the plain backbone first: it shows what the device has room for."""
+    """Run one place after the other, the plain backbone first: it shows how much room the device has left."""
     runs: list[Run] = []
     host_bytes = int(available_bytes() * HOST_SHARE)
     same_bytes = bench.scale.table_bytes
@@ -281,7 +281,7 @@ def run_places(bench: Bench, places: Sequence[str]) -> list[Run]:
 
 
 def print_runs(runs: Sequence[Run], report: Report) -> None:
-    """The table, and how much is lost against tables on the device and against no memory at all."""
+    """Print the table, and the ratios to tables on the device and to no memory at all."""
     rates = {run.place: run.tokens_per_s for run in runs}
     lines = [
         (

@@ -1,4 +1,4 @@
-"""What a far memory costs: throughput and exposed wait with 0 to 10 ms added to each lookup, with and without overlap.
+"""Cost of a distant memory: throughput and exposed wait with 0 to 10 ms added to lookups, with and without overlap.
 
 The model has the size of benchmarks.throughput, with random weights, and Engram layers where the paper's 30-layer model
 has them, after the first layer and in the middle: the first of 8 layers is all that can hide a trip. The tables are in
@@ -55,19 +55,19 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 LOADS = ("decoding", "mixed")
 GOAL_MS = 5
-PROMPT_TOKENS = 24  # of those who only decode
+PROMPT_TOKENS = 24  # of sequences that only decode
 QUEUED = 4
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """Size of a measurement."""
 
     delays_ms: tuple[int, ...]
-    """The first is what the others are compared with."""
+    """Added latencies; the others are compared with the first."""
     sequences: tuple[int, ...]
     warmup: int
-    """Tokens of each sequence before the first slice: the engine has chosen its cohorts by then."""
+    """Tokens of each sequence before the first slice, in which the engine chooses its cohorts."""
     slice: int
     """Tokens of each sequence in a slice."""
     rounds: int
@@ -79,18 +79,18 @@ QUICK = Scale((0, 5), (16,), warmup=1, slice=3, rounds=2)
 
 @dataclass(frozen=True)
 class Slice:
-    """What a slice came to."""
+    """Figures of one slice of work."""
 
     tokens_per_s: float
     exposed: float
-    """Part of the time of steps spent waiting for rows."""
+    """Share of the time of steps spent waiting for rows."""
 
 
 class Load:
-    """An engine that is kept busy."""
+    """An engine that is kept supplied with requests."""
 
     def __init__(self, kind: str, sequences: int, engine: Engine, tokens: np.ndarray):
-        """`tokens` is text from which prompts are cut."""
+        """`tokens` are the text that prompts are cut from."""
         self.engine, self._sequences = engine, sequences
         self._tokens = tokens
         self._requests = self._mixed() if kind == "mixed" else self._decoding()
@@ -100,12 +100,12 @@ class Load:
             self._step()
 
     def _decoding(self) -> Iterator[Request]:
-        """Requests that go on for ever, or nearly so."""
+        """Requests that outlast the measurement."""
         for number in itertools.count():
             yield self._request(number, PROMPT_TOKENS, 4000)
 
     def _mixed(self) -> Iterator[Request]:
-        """Requests that end; the first ones at different moments."""
+        """Requests that end, the first ones at different times."""
         rng = np.random.default_rng(0)
         for number in itertools.count():
             new_tokens = int(rng.integers(24, 41))
@@ -123,7 +123,7 @@ class Load:
             self.engine.add(next(self._requests))
 
     def run(self, tokens: int) -> Slice:
-        """Generate so many tokens of each sequence on average; the rows of its first steps are here already."""
+        """Generate `tokens` of each sequence on average, after two steps whose rows have landed already."""
         for _ in range(2):
             self._step()
         before = after = self.engine.stats()
@@ -136,7 +136,7 @@ class Load:
 
 
 class Bench:
-    """A model and its memory, and engines that run it."""
+    """A model, its memory, and the engines that run it."""
 
     def __init__(self) -> None:
         self.tokenizer: Tokenizer = deepseek_tokenizer()
@@ -146,10 +146,10 @@ class Bench:
         self.tokens, _, self.source = load_tokens(50_000)
 
     def load(self, stack: ExitStack, kind: str, sequences: int, delay_ms: int, way: str) -> Load:
-        """An engine that is `delay_ms` away from its memory; the stack closes it."""
+        """An engine whose memory is `delay_ms` away; the stack closes it."""
         config = EngineConfig(
             max_batch=sequences, max_context=256, prefix_cache=False, drafts="none", **WAYS[way]
-        )  # whatever tokens a random model repeats should neither be guessed nor shared
+        )  # repetitions of a random model must be neither drafted nor shared
         memory = stack.enter_context(closing(FarMemory(self.memory, delay_ms / 1e3)))
         return Load(kind, sequences, Engine(self.model, self.tokenizer, memory, config), self.tokens)
 

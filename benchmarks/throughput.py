@@ -128,7 +128,7 @@ def ratios(timings: Mapping[str, Timing]) -> dict[str, Spread]:
 
 
 def cpu_flags() -> set[str]:
-    """What the CPU can do, in Linux's words; empty where there is no telling."""
+    """The CPU's feature flags as Linux names them; empty on other systems."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return {flag for line in lines if line.startswith("flags") for flag in line.split()}
@@ -141,9 +141,9 @@ def seeded_prompts(count: int) -> list[list[int]]:
 
 
 def ours(directory: str, batch: int, device: torch.device, dtype: str) -> Rival:
-    """Prompts and a number of new tokens -> token ids, by this project's engine.
+    """This project's engine: prompts and a number of new tokens -> token ids.
 
-    Without what would flatter it here: prompts that come again, and drafts of a random model's repetitions.
+    Prefix reuse and drafts are off: they would profit from repeated prompts and from a random model's repetitions.
     """
     config = EngineConfig(
         max_batch=batch, max_context=256, prefix_cache=False, drafts="none", device=device.type, dtype=dtype
@@ -159,7 +159,7 @@ def ours(directory: str, batch: int, device: torch.device, dtype: str) -> Rival:
 
 
 def theirs(directory: str, dtype: torch.dtype, device: torch.device) -> Rival:
-    """The same by `transformers`, left-padded as its documentation advises."""
+    """The `generate` of `transformers`, left-padded as its documentation advises."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().to(device)
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """The shipped model on files it was not trained on: bits a byte, against `xz -9e` and against itself without memory.
 
 The files are the held-out share of the running interpreter's standard library, chosen by a hash of their path; the
-model was trained on the rest of it. xz gets all of them in one stream, which serves it best.
+model was trained on the rest of it. xz compresses all of them as one stream, which suits it best.
 """
 
 from __future__ import annotations

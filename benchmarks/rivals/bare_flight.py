@@ -1,6 +1,6 @@
-"""One lookup after the other down an Arrow Flight stream to a shard of ours, by the thread that asks.
+"""Lookups one after the other down an Arrow Flight stream to a shard of this project, in the caller's thread.
 
-No dedup, no deadline, no second shard, no retry: what the transport and the shard cost, and so a bound for the client.
+No dedup, deadline, second shard or retry: the cost of transport and shard alone, and so a bound for the client.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TIMEOUT_MS = 60_000
 
 
 class BareFlightClient:
-    """Asks one shard, which holds the whole table."""
+    """Client of one shard that holds the whole table."""
 
     def __init__(self, address: str, table: str):
         with ControlClient(address) as control:

@@ -20,7 +20,7 @@ OPTIONS = [("grpc.max_send_message_length", 1 << 28), ("grpc.max_receive_message
 
 
 class UnaryClient:
-    """Asks the server below by one unary call a lookup; ids and rows travel as they lie in memory."""
+    """Client with a unary call for each lookup; ids and rows travel as they lie in memory."""
 
     def __init__(self, address: str, row_bytes: int):
         self._channel = grpc.insecure_channel(address, OPTIONS)
@@ -37,7 +37,7 @@ class UnaryClient:
 
 
 class StreamingClient:
-    """Asks it down one bidirectional stream, which stays open: a message for each lookup, and one for its rows."""
+    """Client with one bidirectional stream, which stays open: a message for each lookup, and one for its rows."""
 
     def __init__(self, address: str, row_bytes: int):
         self._channel = grpc.insecure_channel(address, OPTIONS)
