@@ -18,7 +18,7 @@ def test_every_benchmark_takes_quick_and_a_file_for_json(tmp_path: Path) -> None
     assert (plain.quick, plain.json) == (False, None)
 
 
-def test_table_is_aligned() -> None:
+def test_first_column_is_aligned_left_and_others_right() -> None:
     assert format_table(("name", "ms"), [("a", 1.5), ("longer", 10)]) == "name     ms\na       1.5\nlonger   10"
 
 
@@ -42,7 +42,7 @@ def test_report_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"numpy {written['versions']['numpy']}" in printed
 
 
-def test_hashing_benchmark_runs(
+def test_the_hashing_benchmark_writes_its_ratios_as_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["hashing", "--quick", "--json", str(tmp_path / "out.json")])

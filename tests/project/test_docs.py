@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -59,13 +60,13 @@ def test_the_tree_is_the_repository():
 
 
 @pytest.mark.parametrize("line", commands("make "))
-def test_make_targets_exist(line):
+def test_make_targets_of_the_documentation_exist(line):
     target = line.split()[1]
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
 @pytest.mark.parametrize("line", commands("engram "))
-def test_engram_commands_parse(line):
+def test_engram_commands_of_the_documentation_parse(line):
     words = shlex.split(line.split("|")[-1], comments=True)
     if words[1:] and words[1].isupper():  # `engram COMMAND --help`
         return
@@ -82,7 +83,7 @@ class ParsedError(Exception):
 
 
 @pytest.mark.parametrize("line", commands("python -m "))
-def test_commands_of_modules_parse(line, monkeypatch):
+def test_module_commands_of_the_documentation_parse(line, monkeypatch):
     """The module exists, and its parser takes the arguments; its work is not begun."""
     module, *arguments = shlex.split(line, comments=True)[2:]
     if "NAME" in module:
@@ -111,19 +112,21 @@ def test_commands_of_modules_parse(line, monkeypatch):
 
 def test_a_benchmark_that_takes_no_such_argument_is_noticed(monkeypatch):
     with pytest.raises(SystemExit):
-        test_commands_of_modules_parse("python -m benchmarks.large_table --rows many", monkeypatch)
+        test_module_commands_of_the_documentation_parse("python -m benchmarks.large_table --rows many", monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_linked_files_exist(page):
+def test_files_linked_from_the_documentation_exist(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
-def test_the_python_example_runs():
+def test_the_python_example_of_the_readme_runs():
     [example] = blocks(README, "python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a second thread would wait for the other tests' process
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(("a length", "b length"))
 
