@@ -18,7 +18,7 @@ demo: $(READY)  ## continue real prompts: Ray, two memory shards, two reasoning 
 	$(BIN)/python -m cluster.demo
 
 test: $(READY)  ## every test, slow ones included, in WORKERS processes
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 chaos: $(READY)  ## a quarter of an hour of hostile requests and random faults under load, every row compared
 	$(BIN)/python -m benchmarks.fuzz --requests 20000

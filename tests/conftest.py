@@ -16,31 +16,28 @@ import torch
 
 from reasoning.engram.token_map import TokenMap
 from reasoning.text.tokenizer import Tokenizer
+from tests.groups import RAY, group_of
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 torch.set_num_threads(1)  # tensors this small gain nothing from a second thread but waiting for it
 
-_FIRST = ["ray", "kernels/test_compile_ahead.py"]
+_FIRST = [RAY, "tests/kernels/test_compile_ahead.py"]
 GOLDEN = Path(__file__).parent / "golden" / "deepseek_v41_hash.json"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one process of `make test` runs in a row, and put the longest groups first.
-
-    Slow tests of tests/cluster are one group: two Rays at once are too much for a small machine. The others stay with
-    their file, whose fixtures they share.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _FIRST.index(group) if (group := _group(item)) in _FIRST else len(_FIRST))
+    """Begin with what takes longest, so that the processes of `make test` end at about the same time."""
+    items.sort(key=lambda item: (group := group_of(item.nodeid)) not in _FIRST or _FIRST.index(group))
 
 
-def _group(item: pytest.Item) -> str:
-    path = item.path.relative_to(Path(__file__).parent)
-    return "ray" if path.parts[0] == "cluster" and item.get_closest_marker("slow") else str(path)
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist, which only `make test` uses
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """See tests/schedule.py."""
+    from tests.schedule import GroupScheduling
+
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import grpc
 import numpy as np
@@ -333,6 +334,28 @@ def test_of_assignments_to_one_place_the_last_one_stays():
         np.testing.assert_array_equal(target[distinct], first)
     cache = RowCache(1000, 4, 1 << 16)
     np.testing.assert_array_equal(cache._first_of_each_set(np.array([3, 1, 3, 1, 0])), [True, True, False, False, True])
+
+
+@borrowed("pytest-xdist: groups of tests")
+def test_xdist_gives_a_process_all_tests_of_a_group():
+    from tests.schedule import GroupScheduling
+
+    ray, other = (
+        ["tests/cluster/pool/test_ray_pool.py::a", "tests/cluster/test_ray.py::b[x::y]"],
+        "tests/project/test_docs.py",
+    )
+    workers = [MagicMock(shutting_down=False) for _ in range(2)]
+    config = MagicMock(option=MagicMock(loadscopereorder=False))
+    config.getvalue.return_value = ["2*popen"]
+    schedule = GroupScheduling(config, MagicMock())
+    for worker in workers:
+        schedule.add_node(worker)
+        schedule.add_node_collection(worker, [*ray, f"{other}::c", f"{other}::d"])
+    schedule.schedule()
+    assert [call.args for worker in workers for call in worker.send_runtest_some.call_args_list] == [
+        ([0, 1],),
+        ([2, 3],),
+    ]
 
 
 @borrowed("prometheus_client: how a bucket's bound is written")
