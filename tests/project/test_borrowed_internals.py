@@ -75,17 +75,17 @@ def entries() -> dict[str, str]:
 
 
 def test_every_entry_of_the_page_has_its_test_and_every_test_its_entry():
-    named = {heading: re.findall(r"^Test: `(\w+)`", text, re.M) for heading, text in entries().items()}
+    named = {heading: re.findall(r"^- Test: `(\w+)`", text, re.M) for heading, text in entries().items()}
     tests = {value.entry: [name] for name, value in globals().items() if hasattr(value, "entry")}
     assert named == tests
 
 
 def test_every_entry_names_the_files_that_rely_on_it():
     for heading, text in entries().items():
-        [where] = re.findall(r"^Where: (.+)$", text, re.M)
+        [where] = re.findall(r"^- Where: (.+)$", text, re.M)
         sources = "".join((ROOT / path).read_text() for path in re.findall(r"`([\w/]+\.py)`", where))
         assert sources, f"{heading}: name at least one file"
-        for symbol in re.findall(r"`([^`]+)`", re.findall(r"^Uses: (.+)$", text, re.M)[0]):
+        for symbol in re.findall(r"`([^`]+)`", re.findall(r"^- Uses: (.+)$", text, re.M)[0]):
             assert symbol in sources, f"{heading}: {symbol} is in none of its files any more"
 
 
@@ -181,7 +181,7 @@ class _Echo(flight.FlightServerBase):
 
 
 @borrowed("Arrow: memory of a received batch")
-def test_a_received_batch_has_memory_that_can_be_written_and_is_nobody_elses():
+def test_a_received_batch_has_writable_memory_that_the_receiver_alone_owns():
     with _Echo("grpc://127.0.0.1:0") as server, flight.connect(("127.0.0.1", server.port)) as client:
         reader = client.do_get(flight.Ticket(b""))
         first, second = (view_rows(reader.read_chunk().data, 8) for _ in range(2))
@@ -249,7 +249,7 @@ def test_grpc_takes_the_details_of_a_call_from_a_tuple_of_our_own():
 
 
 @borrowed("CPython: the number of references to a buffer")
-def test_a_buffer_is_used_again_only_once_nobody_holds_a_view_of_it():
+def test_a_buffer_is_reused_only_after_every_view_of_it_is_gone():
     scratch = Scratch()
     first = scratch.rows(10, 100)
     address = first.ctypes.data
@@ -261,7 +261,7 @@ def test_a_buffer_is_used_again_only_once_nobody_holds_a_view_of_it():
     assert scratch.rows(5, 100).ctypes.data != address, "a view of it is still held"
     del first, view
     address = scratch.rows(10, 100).ctypes.data
-    assert scratch.rows(8, 100).ctypes.data == address, "nobody holds it"
+    assert scratch.rows(8, 100).ctypes.data == address, "it is free"
 
 
 @borrowed("CPython: memory is free with its last reference")
