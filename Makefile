@@ -1,11 +1,12 @@
 # `make demo` and `make test` need nothing but python3 and this checkout.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARKS := hashing lookup tiny_code throughput overlap
 
-.PHONY: demo test chaos bench check protos clean
+.PHONY: demo test chaos bench check wheel protos clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -16,8 +17,8 @@ $(READY): pyproject.toml
 demo: $(READY)  ## continue real prompts: Ray, two memory shards, two reasoning workers
 	$(BIN)/python -m cluster.demo
 
-test: $(READY)  ## every test, slow ones included
-	$(BIN)/python -m pytest
+test: $(READY)  ## every test, slow ones included, in WORKERS processes
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 chaos: $(READY)  ## a quarter of an hour of hostile requests and random faults under load, every row compared
 	$(BIN)/python -m benchmarks.fuzz --requests 20000
@@ -31,8 +32,11 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+wheel: $(READY)  ## sdist and wheel of engram-memory, the memory tier for other engines, in dist/
+	$(BIN)/python -m build --no-isolation --outdir dist engram-memory
+
 protos: $(READY)  ## regenerate protos/*_pb2*.py from protos/memory.proto
 	$(BIN)/python -m protos.generate
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info engram-memory/build engram-memory/*.egg-info

@@ -1,4 +1,4 @@
-"""What a cache would have held: row accesses of a token stream, replayed through a cache or against an ideal one."""
+"""Row accesses of a token stream, replayed through the client's cache or against ideal caches."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 from memory_service.client.cache import RowCache
 
-_TOGETHER = 64  # tokens at least that one replayed call covers
+_TOGETHER = 64  # least number of tokens in a replayed call
 
 
 @dataclass(frozen=True)
 class Accesses:
-    """Rows that a series of lookups asks for, each row once a lookup."""
+    """Rows requested by a series of lookups, each row once a lookup."""
 
     ids: NDArray[np.int64]
     """[n], ascending within a lookup."""
     bounds: NDArray[np.int64]
-    """[lookups + 1]: lookup i asks for ids[bounds[i] : bounds[i + 1]]."""
+    """[lookups + 1]: lookup i requests ids[bounds[i] : bounds[i + 1]]."""
     tokens: int
-    """Tokens that the lookups cover, all together."""
+    """Tokens of all lookups."""
 
     @classmethod
     def of(cls, rows: NDArray[np.int64], tokens_a_lookup: int) -> Accesses:
@@ -36,7 +36,7 @@ class Accesses:
         return cls(asked[first], bounds, lookups * tokens_a_lookup)
 
     def select(self, chosen: NDArray[np.bool_]) -> Accesses:
-        """Only some of the accesses, by the same lookups."""
+        """The chosen accesses only, in the same lookups."""
         bounds = np.concatenate([[0], np.cumsum(chosen)])[self.bounds]
         return Accesses(self.ids[chosen], bounds, self.tokens)
 
@@ -52,7 +52,7 @@ def interleave(tokens: int, streams: int, chunk: int) -> NDArray[np.int64]:
 def replay(accesses: Accesses, cache: RowCache) -> NDArray[np.bool_]:
     """Which accesses the client's cache answers, bool [n]: each lookup asks it, then puts the rows it lacked.
 
-    Lookups of few tokens are replayed some together; a row that comes again within them is a hit.
+    Lookups of few tokens are replayed several at a time; a row that repeats within them is a hit.
     """
     hits = np.ones(len(accesses.ids), np.bool_)
     out = np.empty((len(accesses.ids), 1), np.uint8)

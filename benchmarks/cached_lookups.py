@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from benchmarks.cache_models import interleave
 from benchmarks.hot_rows import arguments, hash_in_pieces
 from benchmarks.lookup import table_spec
-from benchmarks.report import Report, Timing, format_table
+from benchmarks.report import Report, format_table
+from benchmarks.rounds import Spread, Timing
 from benchmarks.servers import memory_shards
 from benchmarks.text_streams import CODE, deepseek_tokenizer, read_stream
 from memory_service import ClientConfig, MemoryClient, write_snapshot
@@ -27,6 +28,7 @@ from reasoning.engram.presets import PRESETS
 from reasoning.engram.token_map import TokenMap
 
 CACHE_BYTES = 256 << 20
+ROUNDS = 10  # slices of the lookups, of which each client's mean is compared
 
 
 def main() -> None:
@@ -57,13 +59,16 @@ def main() -> None:
                 seconds = race({"no cache": plain, "cache": cached}, lookups, packed)
                 stats = cached.stats()
             hits = stats.cache_hits / (stats.cache_hits + stats.cache_misses)
-            mean = {who: float(np.mean(times)) for who, times in seconds.items()}
+            slices = {who: np.array_split(times, ROUNDS) for who, times in seconds.items()}
+            means = {who: [float(np.mean(times)) for times in parts] for who, parts in slices.items()}
             report.results["timings"][name] = {
-                who: {**Timing.of(times).as_dict(), "mean_s": mean[who]} for who, times in seconds.items()
+                who: {**Timing.of([part.tolist() for part in parts]).as_dict(), "mean_s": Spread.of(means[who])}
+                for who, parts in slices.items()
             }
-            report.ratios[f"mean with / without cache, {name}"] = mean["cache"] / mean["no cache"]
-            lines.append((name, *(f"{mean[who] * 1e3:.2f} ms" for who in seconds), f"{100 * hits:.1f} %"))
-    print(format_table(("mean", "no cache", "cache", "hits"), lines), end="\n\n")
+            report.ratios[f"mean with / without cache, {name}"] = Spread.of_ratios(means["cache"], means["no cache"])
+            shown = (Spread.of([1e3 * mean for mean in series]).show("{:.2f} ms") for series in means.values())
+            lines.append((name, *shown, f"{100 * hits:.1f} %"))
+    print(format_table(("mean (range of slices)", "no cache", "cache", "hits"), lines), end="\n\n")
     report.publish(options.json)
 
 
@@ -78,14 +83,14 @@ def series(rows: NDArray[np.int64]) -> dict[str, list[NDArray[np.int64]]]:
 
 
 def connect(address: str, cache_bytes: int) -> MemoryClient:
-    """A client of the shard with a cache of so many bytes, or none."""
+    """A client of the shard with a cache of `cache_bytes`; 0 for none."""
     return MemoryClient.connect(address, config=ClientConfig(cache_bytes=cache_bytes))
 
 
 def race(
     clients: Mapping[str, MemoryClient], lookups: Sequence[NDArray[np.int64]], packed: NDArray[np.uint8]
 ) -> dict[str, list[float]]:
-    """Seconds of each client's second half of the lookups; they take turns. Checks what they answer now and then."""
+    """Seconds of each client's second half of the lookups; they take turns. Some of the answers are checked."""
     seconds: dict[str, list[float]] = {name: [] for name in clients}
     for turn, ids in enumerate(lookups):
         for name in sorted(clients, reverse=turn % 2 == 1):

@@ -1,4 +1,4 @@
-"""A memory under load while its shards are killed, frozen, slowed down, and their nodes and their number changed.
+"""A memory under load while its shards are killed, frozen, slowed down, moved off lost nodes and changed in number.
 
 Two client processes look rows up without pause and compare every row with the tables. The memory has two replicas, on a
 Ray cluster of several raylets on this machine. One fault at a time, at random; the next one once every block has both
@@ -41,9 +41,9 @@ from memory_service.tables.random_tables import random_blocks
 
 POOL = "chaos"
 REPLICAS = 2
-SHARDS = (3, 5)  # fewest and most
+SHARDS = (3, 5)  # the pool is scaled between these
 NODES = 4
-QUIET_S = 4.0  # before the next fault; latencies of this time are "before" and "after"
+QUIET_S = 4.0  # pause before the next fault; latencies within it count as "before" and "after"
 HEAL_S = 120.0
 OBJECT_STORE_BYTES = 100 << 20
 
@@ -86,7 +86,7 @@ class Fault:
 
 
 class Memory:
-    """The pool under test, and ways to hurt it."""
+    """The pool under test, and the faults that are injected into it."""
 
     def __init__(self, cluster: Any, pool: Any, nodes: list[Any]) -> None:
         self._cluster = cluster
@@ -98,15 +98,15 @@ class Memory:
         return wait_for_pool(self._pool)
 
     def kill(self, chance: random.Random) -> None:
-        """End a shard's process at once."""
+        """Kill a shard's process."""
         os.kill(self._a_shard(chance), signal.SIGKILL)
 
     def freeze(self, chance: random.Random) -> None:
-        """Stop a shard's process in its tracks; it never goes on by itself."""
+        """Stop a shard's process with SIGSTOP, for good."""
         os.kill(self._a_shard(chance), signal.SIGSTOP)
 
     def slow(self, chance: random.Random) -> None:
-        """Let a shard's process run for a fifth of the time, for some seconds."""
+        """Let a shard's process run only a fifth of the time for some seconds."""
         process = self._a_shard(chance)
         for _ in range(100):
             os.kill(process, signal.SIGSTOP)
@@ -115,13 +115,13 @@ class Memory:
             time.sleep(0.01)
 
     def remove_node(self, chance: random.Random) -> None:
-        """Take a node with its shards out of the cluster, and put an empty one in."""
+        """Remove a node with its shards from the cluster, and add an empty node."""
         node = self._nodes.pop(chance.randrange(len(self._nodes)))
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.append(add_node(self._cluster))
 
     def kill_pool(self, chance: random.Random) -> None:
-        """End the process that keeps the pool."""
+        """Kill the process of the pool."""
         os.kill(process_of(self._pool), signal.SIGKILL)
 
     def scale(self, chance: random.Random) -> None:
@@ -134,7 +134,7 @@ class Memory:
         wait_until(self._is_whole, "whole")
 
     def wait_until_at_rest(self) -> None:
-        """Wait until the memory is whole and its shards are spread over the nodes, so that each can be done without."""
+        """Wait until the memory is whole and its shards are spread, so that it survives the loss of any node."""
         wait_until(lambda: self._is_whole() and self._is_at_rest(), "at rest")
 
     def _is_whole(self) -> bool:
@@ -153,7 +153,7 @@ class Memory:
         return described is not None and described.at_rest
 
     def _described(self) -> PoolDescription | None:
-        """What the pool says; None while its process is coming back."""
+        """The pool's status; None while its process restarts."""
         import ray
 
         try:
@@ -172,7 +172,7 @@ class Memory:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for the memory to be something again; end the run if that takes too long."""
+    """Wait until a condition holds; end the run if that takes too long."""
     deadline = time.monotonic() + HEAL_S
     while not condition():
         if time.monotonic() > deadline:
@@ -181,7 +181,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def has_all_replicas(assigned: np.ndarray) -> bool:
-    """Whether a placement gives each block as many replicas as it should have."""
+    """Whether a placement gives each block its full number of replicas."""
     return bool(((assigned != NOBODY).sum(axis=0) >= REPLICAS).all())
 
 
@@ -231,7 +231,7 @@ def running(snapshot: Path) -> Iterator[Memory]:
 
 
 def break_it(memory: Memory, chance: random.Random, seconds: float) -> list[Fault]:
-    """Every kind of fault in random order, again and again until the time is up."""
+    """Inject every kind of fault in random order, repeatedly until the time is up."""
     kinds: list[Callable[[random.Random], None]] = [
         memory.kill,
         memory.freeze,
@@ -256,21 +256,21 @@ def break_it(memory: Memory, chance: random.Random, seconds: float) -> list[Faul
 
 
 def summarise(report: Report, faults: list[Fault], load: Load) -> None:
-    """Print and note the latencies by kind of fault."""
+    """Print and record the latencies by kind of fault."""
     by_kind: dict[str, list[Fault]] = defaultdict(list)
     for fault in faults:
         by_kind[fault.kind].append(fault)
     lines = []
-    for kind, some in by_kind.items():
+    for kind, group in by_kind.items():
         spans = (
-            [load.between(f.began - QUIET_S, f.began) for f in some],
-            [load.between(f.began, f.healed) for f in some],
+            [load.between(f.began - QUIET_S, f.began) for f in group],
+            [load.between(f.began, f.healed) for f in group],
         )
-        after = [load.between(f.healed, f.healed + QUIET_S) for f in some]
+        after = [load.between(f.healed, f.healed + QUIET_S) for f in group]
         p99 = [float(np.nanpercentile(np.concatenate(span), 99) * 1e3) for span in (*spans, after)]
-        heal = float(np.median([fault.healed - fault.began for fault in some]))
-        report.results[kind] = {"faults": len(some), "p99_ms": p99, "heal_s": heal}
-        lines.append((kind, len(some), *(f"{value:.1f} ms" for value in p99), f"{heal:.1f} s"))
+        heal = float(np.median([fault.healed - fault.began for fault in group]))
+        report.results[kind] = {"faults": len(group), "p99_ms": p99, "heal_s": heal}
+        lines.append((kind, len(group), *(f"{value:.1f} ms" for value in p99), f"{heal:.1f} s"))
     report.results |= {"lookups": len(load.times), "failures": load.failures, "clients": load.stats}
     print(format_table(("fault", "times", "p99 before", "during", "after", "whole again in"), lines))
     print(f"{len(load.times):,} lookups by {CLIENTS} clients, {len(load.failures)} failed or wrong")

@@ -1,4 +1,4 @@
-"""One client of `benchmarks.chaos`: looks rows up without pause, compares every row with the tables it was made from.
+"""A client of `benchmarks.chaos`: looks rows up without pause and compares each with the tables they were made from.
 
 Prints a line for each lookup that failed or was wrong, and writes when each lookup began and how long it took.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from memory_service import ClientConfig, LocalMemory, MemoryClient, MemoryServiceError
 
 _MOST_ROWS = 2000
-_PAUSE_S = 0.002  # a decoding step computes as well
+_PAUSE_S = 0.002  # stands for the computation of a decoding step
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def lookups(client: MemoryClient, reference: LocalMemory, seed: int) -> Iterator[tuple[float, float]]:
-    """Look rows up for ever; (moment of the monotonic clock, seconds) of each, seconds NaN for one that failed."""
+    """Look rows up until stopped: (monotonic time, seconds) of each lookup, seconds NaN for a failed one."""
     rng = np.random.default_rng(seed)
     names = sorted(reference.specs)
     while True:

@@ -1,4 +1,4 @@
-"""The load of `benchmarks.chaos`: its client processes, and what they have to say in the end."""
+"""The load of `benchmarks.chaos`: its client processes and their results."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ CLIENTS = 2
 
 
 class Load:
-    """Client processes, and what they say."""
+    """Client processes and their results."""
 
     def __init__(self, processes: list[subprocess.Popen[str]], records: list[Path]) -> None:
         self._processes = processes
         self._records = records
         self.failures: list[str] = []
-        """What clients said of lookups that failed or were wrong."""
+        """Messages of clients about lookups that failed or returned wrong rows."""
         self.stats: list[str] = []
-        """Counters of each client in the end."""
+        """Counters of each client at the end."""
         self.times = np.empty((0, 2))
-        """Moment and seconds of every lookup, once stopped."""
+        """Monotonic time and seconds of every lookup; filled by `stop`."""
         self._readers = [threading.Thread(target=self._read, args=(process,)) for process in processes]
         for reader in self._readers:
             reader.start()
@@ -61,7 +61,7 @@ class Load:
         self.times = np.concatenate([np.load(path) for path in self._records])
 
     def between(self, low: float, high: float) -> np.ndarray:
-        """Seconds of the lookups that began within a time."""
+        """Seconds of the lookups that began within a period."""
         began = self.times[:, 0]
         return self.times[(began >= low) & (began < high), 1]
 

@@ -1,4 +1,4 @@
-"""A memory as if it were further away: answers arrive some time after they are there, at no processor time."""
+"""A memory with added latency: answers are held back for a fixed time, without using the processor."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from memory_service.metrics.metrics import Sample
 
 
 class FarMemory:
-    """Another memory behind a longer way. Close it when done: it has a thread."""
+    """A memory whose answers come later. Close it when done: it has a thread."""
 
     def __init__(self, memory: Memory, delay_s: float) -> None:
-        """`delay_s` is added to every lookup; zero hands answers through as they come."""
+        """`delay_s` is added to every lookup; zero passes answers on as they come."""
         self.delay_s = delay_s
         self._memory = memory
         self._due: list[tuple[float, int, Future[Rows], Future[Rows]]] = []
@@ -58,15 +58,15 @@ class FarMemory:
                     self._changed.wait(self._due[0][0] - time.perf_counter() if self._due else None)
 
     def stats(self) -> MemoryStats:
-        """Counters of the memory behind."""
+        """Counters of the delayed memory."""
         return self._memory.stats()
 
     def collect(self) -> Iterator[Sample]:
-        """Samples of the memory behind."""
+        """Metrics of the delayed memory."""
         return self._memory.collect()
 
     def close(self) -> None:
-        """End the thread, and forget answers on their way. The memory behind stays open, others may use it."""
+        """End the thread and drop pending answers. The delayed memory stays open, others may use it."""
         with self._changed:
             self._open = False
             self._changed.notify()

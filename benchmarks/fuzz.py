@@ -31,33 +31,37 @@ from memory_service.tables.random_tables import random_blocks
 
 _BATCH = 250  # hostile requests between two checks
 _TIMEOUT_S = 5.0
-_MAX_GROWTH = 256 << 20  # of the shard's memory
-_MAX_THREADS = 64  # more than before, of the shard: each stream has one, and all streams have ended
+_MAX_GROWTH = 256 << 20  # bytes by which the shard's memory may grow
+_MAX_THREADS = 64  # threads that the shard may gain: each stream has one, and all streams have ended
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 class SiegeError(Exception):
-    """What must not happen, with the requests sent since the last time that all was well."""
+    """The shard failed a check; the message lists the requests sent since the check before."""
 
 
 @dataclass
 class Outcome:
-    """What became of the requests."""
+    """Results of a run."""
 
     codes: Counter[str] = field(default_factory=Counter)
-    """How many ended in each gRPC code; "bytes" for those that were no calls."""
+    """Number of requests by the gRPC code that they ended in; "bytes" for those that were no calls."""
     checks: int = 0
     peak_growth: int = 0
-    """Bytes by which the shard's memory grew at most."""
+    """Largest growth of the shard's memory, in bytes."""
 
     @property
     def requests(self) -> int:
-        """How many were sent."""
+        """Number of requests sent."""
         return self.codes.total()
 
 
 def fuzz(requests: int, seed: int) -> Outcome:
-    """Send hostile requests to a shard of its own; SiegeError if it falls, swells or answers wrongly."""
+    """Send hostile requests to a shard started for it.
+
+    Raises:
+        SiegeError: the shard ended, grew too large or returned wrong rows.
+    """
     spec = TableSpec(
         name="engram.1",
         layer=1,
@@ -141,7 +145,7 @@ class _Siege:
         return call.code().name
 
     def _check(self, batch: list[Request]) -> None:
-        """The shard runs, serves under the placement that it had, and every row is right."""
+        """Check that the shard runs, serves under its placement, and returns every row right."""
         try:
             with contextlib.closing(MemoryClient.connect(self._address, 10)) as client:
                 rows = client.lookup(self._spec.name, np.arange(self._spec.rows), 20).result()
@@ -172,7 +176,7 @@ class _Siege:
 
 
 def _send_bytes(address: str, content: bytes) -> str:
-    """Send, and hang up without a farewell."""
+    """Send bytes and close the connection at once."""
     door = parse_address(address)
     with contextlib.suppress(OSError), socket.create_connection((door.host, door.port), _TIMEOUT_S) as connection:
         connection.sendall(content)

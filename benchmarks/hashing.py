@@ -1,7 +1,7 @@
 """Hash real text into memory rows: DeepSeek-V4.1-Flash geometry, 2 layers x 24 columns, on one thread.
 
-The rival is hashing as one writes it down from the formula: layer by layer, order by order, head by head, over whole
-arrays in numpy. Both must select the same rows before either is timed.
+The rival is the formula written down in numpy: layer by layer, order by order, head by head, over whole arrays. Both
+must select the same rows before either is timed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import Report, format_table, parse_arguments, time_interleaved
+from benchmarks.report import Report, format_table, parse_arguments
+from benchmarks.rounds import time_interleaved
 from reasoning.engram.hashing import NgramHasher
 from reasoning.engram.presets import PRESETS
 from reasoning.engram.token_map import TokenMap
@@ -43,13 +44,13 @@ def main() -> None:
     columns = len(hasher.layer_ids) * hasher.geometry.columns
     report.results = {"tokens": len(tokens), "columns": columns, "source": source}
     report.results["timings"] = {name: timing.as_dict() for name, timing in timings.items()}
-    ours, plain = timings["hash, whole text"].p50, timings["plain numpy, whole text"].p50
-    report.results["rows_per_s"] = round(len(tokens) * columns / ours)
-    report.ratios["plain numpy / hash"] = plain / ours
+    ours = timings["hash, whole text"]
+    report.results["rows_per_s"] = round(len(tokens) * columns / ours.p50)
+    report.ratios["plain numpy / hash"] = timings["plain numpy, whole text"].over(ours)
 
     print(f"{len(tokens):,} tokens x {columns} columns of {source}")
-    lines = [(name, f"{t.p50 * 1e3:.2f} ms", f"{t.p99 * 1e3:.2f} ms", t.runs) for name, t in timings.items()]
-    print(format_table(("", "p50", "p99", "runs"), lines))
+    lines = [(name, *t.milliseconds(2), t.runs) for name, t in timings.items()]
+    print(format_table(("", "p50", "p99", "rounds", "runs"), lines))
     print(f"hash: {report.results['rows_per_s'] / 1e6:.1f} M rows/s")
     report.publish(options.json)
 

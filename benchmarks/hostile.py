@@ -1,4 +1,4 @@
-"""Requests to both doors of a shard as they should be, and the hostile ones made from them."""
+"""Valid requests to both doors of a shard, and hostile ones made from them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent to a door: messages of one call, or bytes without any gRPC around them."""
+    """A request to a door: the messages of one call, or raw bytes without gRPC."""
 
     door: str
     """"control" or "rows"."""
     method: str
-    """Path of the gRPC method; empty for bare bytes."""
+    """Path of the gRPC method; empty for raw bytes."""
     messages: tuple[bytes, ...]
     hang_up: bool = False
     """Break off in the middle."""
@@ -51,7 +51,7 @@ class Hostility:
         self._all = [message for call in (*self._control, *self._rows) for message in call.messages]
 
     def next(self) -> Request:
-        """One more."""
+        """The next request."""
         kind = self._rng.choices(("control", "rows", "bytes"), (35, 55, 10))[0]
         if kind == "bytes":
             return self._bare_bytes()
@@ -72,7 +72,7 @@ class Hostility:
         return Request(seed.door, seed.method, tuple(messages), hang_up=rng.random() < 0.05)
 
     def _is_an_order(self, request: Request) -> bool:
-        """Whether this is no damage but another valid command, which the shard is right to obey."""
+        """Whether the mutated request is another valid command, which the shard may obey."""
         name = request.method.rpartition("/")[2]
         if not request.method.startswith(f"/{_CONTROL.full_name}/") or name not in _CONTROL.methods_by_name:
             return False
@@ -108,7 +108,7 @@ class Hostility:
         ]
 
     def _filled(self, descriptor: Descriptor) -> bytes:
-        """A message of a request with plausible fields, whatever the protocol grows to."""
+        """A request message with plausible values in every field of its type."""
         message = GetMessageClass(descriptor)()
         for field in message.DESCRIPTOR.fields:
             if field.message_type is pb.Placement.DESCRIPTOR:
@@ -182,7 +182,7 @@ def _standard_calls() -> list[Request]:
 
 
 def _frame(rng: random.Random) -> bytes:
-    """An HTTP/2 frame that is right in form only, if at all."""
+    """An HTTP/2 frame that is well-formed at best."""
     payload = rng.randbytes(rng.choice((0, 4, 8, 40)))
     length = rng.choice((len(payload), len(payload), 0, (1 << 24) - 1))
     head = length.to_bytes(3, "big") + bytes((rng.randrange(12), rng.randrange(256)))
@@ -190,6 +190,6 @@ def _frame(rng: random.Random) -> bytes:
 
 
 def describe(request: Request) -> str:
-    """A line that finds a request again in a report."""
+    """A line that identifies a request in a report."""
     sizes: Sequence[int] = [len(message) for message in request.messages]
     return f"{request.door} {request.method or 'bare bytes'} {sizes}{' hung up' * request.hang_up}"

@@ -32,21 +32,21 @@ from reasoning.engram.token_map import TokenMap
 
 LOOKUP_TOKENS = (1, 8, 32, 128, 512, 2048, 8192)
 DECODING_STREAMS = (1, 4, 16, 64, 256)
-PREFILL = 512  # tokens of one prompt that a lookup covers
+PREFILL = 512  # tokens of a prompt in one lookup
 WAYS = 8
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is replayed."""
+    """Size of a study."""
 
     tokens: int
-    """Of each kind of text."""
+    """Tokens of each kind of text."""
     sizes: tuple[int, ...]
-    """Cache sizes of a table, MiB."""
+    """Cache sizes for one table, MiB."""
     some_sizes: tuple[int, ...]
-    """Those of the side questions."""
+    """Cache sizes for the side questions, MiB."""
 
 
 FULL = Scale(2_000_000, (16, 64, 256, 512, 1024, 2048, 4096, 8192), (64, 256, 1024, 2048))
@@ -144,7 +144,7 @@ def hash_in_pieces(hasher: NgramHasher, tokens: NDArray[np.int64], layer: int) -
 
 
 def distinct_share(study: Study) -> dict[str, Any]:
-    """Distinct rows of a lookup as a share of those asked for."""
+    """Distinct rows of a lookup as a share of the rows requested."""
     found: dict[str, dict[str, list[float]]] = {}
     for kind in ("code", "prose"):
         rows = study.rows[kind]
@@ -157,7 +157,7 @@ def distinct_share(study: Study) -> dict[str, Any]:
         for streams in DECODING_STREAMS
     }
     for name, lines in found.items():
-        print_table(f"distinct rows of a lookup, share of those asked for: {name}", study.orders, lines)
+        print_table(f"distinct rows of a lookup, share of the rows requested: {name}", study.orders, lines)
     return found
 
 
@@ -169,7 +169,7 @@ def distinct_by_order(rows: NDArray[np.int64], tokens_a_lookup: int) -> list[flo
 
 
 def new_rows(study: Study) -> dict[str, Any]:
-    """Rows never seen before as a share of those asked for, as the text goes by: what no cache can save."""
+    """Rows never seen before as a share of the rows requested, as the text goes by: no cache can save these."""
     found: dict[str, dict[str, list[float]]] = {}
     for kind in ("code", "prose"):
         rows = study.rows[kind]
@@ -201,7 +201,7 @@ def hit_rates(study: Study) -> dict[str, Any]:
         best = study.by_order(accesses, previous >= 0)
         found[name]["any"] = {"of orders": best[:-1], "cache": best[-1], "LRU": best[-1], "optimum": best[-1]}
         found[name]["any"]["second half"] = float((previous >= 0)[len(previous) // 2 :].mean())
-        print(f"hit rate by cache size: {name}; rows a token asked for: {rows_a_token(study, accesses):.1f}")
+        print(f"hit rate by cache size: {name}; rows requested for a token: {rows_a_token(study, accesses):.1f}")
         header = ("MiB", *(f"{order}-gram" for order in study.orders), "all", "LRU", "optimum", "all, second half")
         lines = [
             (mib, *percent([*line["of orders"], line["cache"], line["LRU"], line["optimum"], line["second half"]]))
@@ -218,7 +218,7 @@ def compare(
     distances: NDArray[np.int64],
     cache: RowCache,
 ) -> dict[str, Any]:
-    """One size: the client's cache by order, overall and once half of the text has gone by; the ideal ones overall."""
+    """One size: the client's cache by order, overall and in the second half of the text; ideal caches overall."""
     hits = replay(accesses, cache)
     *orders, overall = study.by_order(accesses, hits)
     return {
@@ -231,12 +231,12 @@ def compare(
 
 
 def rows_a_token(study: Study, accesses: Accesses) -> float:
-    """Rows that the lookups ask for, in all columns, for one token."""
+    """Rows requested for one token, in all columns."""
     return len(accesses.ids) / accesses.tokens * study.heads
 
 
 def concurrency(study: Study) -> dict[str, Any]:
-    """What crosses the network by streams at a time: rows a token, of 24, and the share of lookups that need none."""
+    """Network traffic by number of streams: rows a token, of 24, and the share of lookups that need none."""
     cases = {f"prefill, {streams} streams": study.prefill("both", streams) for streams in DECODING_STREAMS}
     cases |= {f"decoding, {streams} streams": study.decoding("both", streams) for streams in DECODING_STREAMS}
     rows: dict[str, list[float]] = {}

@@ -1,8 +1,8 @@
 """Does a table's size cost anything? Lookups of 384 rows in a table of millions of rows, and how fast a shard loads.
 
 Random 264-byte rows, written as snapshots into a temporary directory and served by one shard process each, as
-`engram memory serve` does. Loading is timed from the page cache, less the time that a shard of a tiny table takes to
-start. Set TMPDIR to a disk with room for the tables.
+`engram memory serve` does. Loading is timed from the page cache, less the median time in which a shard of a tiny table
+starts. Set TMPDIR to a disk with room for the tables.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
 from benchmarks.lookup import table_spec
-from benchmarks.report import Report, argument_parser, format_table, time_interleaved
+from benchmarks.report import Report, argument_parser, format_table
+from benchmarks.rounds import Spread, Timing, take_turns, time_interleaved
 from benchmarks.servers import memory_shards
 from memory_service import MemoryClient, TableSpec, write_snapshot
 from memory_service.tables.random_tables import random_block, random_blocks
@@ -27,6 +29,8 @@ SMALL_ROWS = 1 * MILLION
 FULL_ROWS = 64 * MILLION
 LOADED_ROWS = 8 * MILLION
 LOOKUP_ROWS = 384
+IN_A_ROW = 10
+LOAD_ROUNDS = 5
 MEMORY_SHARE = 0.6
 GOAL_RATIO, GOAL_RATE = 1.5, 0.8
 
@@ -40,19 +44,20 @@ def main() -> None:
     report = Report("large_table", options.quick)
     with tempfile.TemporaryDirectory() as directory:
         rate = load_rate(Path(directory), SMALL_ROWS if options.quick else LOADED_ROWS)
-        p50 = lookup_p50(Path(directory), [SMALL_ROWS, rows], rounds=50 if options.quick else 500)
-    report.results = {"load_gb_per_s": rate, "rows": rows, "p50_s": p50}
-    lines = [(f"{rows:,} rows", f"{seconds * 1e3:.3f} ms") for rows, seconds in p50.items()]
-    print(format_table((f"{LOOKUP_ROWS} rows a request", "p50"), lines))
-    print(f"a shard loads {rate:.2f} GB/s from the page cache (goal: at least {GOAL_RATE:g})")
-    report.ratios[f"p50 at {rows:,} rows / at {SMALL_ROWS:,} (goal: at most {GOAL_RATIO:g})"] = (
-        p50[rows] / p50[SMALL_ROWS]
+        timings = time_lookups(Path(directory), [SMALL_ROWS, rows], rounds=10 if options.quick else 50)
+    report.results = {"load_gb_per_s": rate, "rows": rows}
+    report.results["timings"] = {size: timing.as_dict() for size, timing in timings.items()}
+    lines = [(f"{size:,} rows", *timing.milliseconds(3)) for size, timing in timings.items()]
+    print(format_table((f"{LOOKUP_ROWS} rows a request", "p50", "p99", "rounds"), lines))
+    print(f"a shard loads {rate.show('{:.2f}')} GB/s from the page cache (goal: at least {GOAL_RATE:g})")
+    report.ratios[f"{rows:,} rows / {SMALL_ROWS:,} rows (goal: at most {GOAL_RATIO:g})"] = timings[rows].over(
+        timings[SMALL_ROWS]
     )
     report.publish(options.json)
 
 
 def fitting_rows() -> int:
-    """The largest table, in whole millions of rows, that fits into 60 % of the memory that is free now."""
+    """Rows of the largest table that fits into 60 % of the free memory, in whole millions."""
     fitting = int(available_bytes() * MEMORY_SHARE) // table_spec(1).row_bytes // MILLION * MILLION
     rows = max(SMALL_ROWS, min(FULL_ROWS, fitting))
     if rows < FULL_ROWS:
@@ -61,39 +66,43 @@ def fitting_rows() -> int:
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping, the page cache included."""
+    """Memory available without swapping, including the page cache."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
 
 
-def load_rate(directory: Path, rows: int) -> float:
+def load_rate(directory: Path, rows: int) -> Spread:
     """Gigabytes a second at which one shard loads a snapshot that lies in the page cache."""
     empty, table = table_spec(1), table_spec(rows // 4)
-    seconds = [start_seconds(written(directory / str(spec.rows), spec)) for spec in (empty, table)]
-    return table.rows * table.row_bytes / 1e9 / (seconds[1] - seconds[0])
+    starts = {spec: starter(written(directory / str(spec.rows), spec)) for spec in (empty, table)}
+    for start in starts.values():
+        start()  # brings the files into the page cache
+    seconds = take_turns(starts, LOAD_ROUNDS)
+    alone = median(seconds[empty])
+    loading = [max(taken - alone, alone / 100) for taken in seconds[table]]  # above 0 however busy the machine is
+    return Spread.of([table.rows * table.row_bytes / 1e9 / taken for taken in loading])
 
 
-def start_seconds(snapshot: Path, runs: int = 3) -> float:
-    """Least time from starting a shard to its serving; the first run also brings the files into the page cache."""
+def starter(snapshot: Path) -> Callable[[], float]:
+    """A function that starts a shard and returns the seconds until it serves."""
 
-    def run() -> float:
-        start = time.perf_counter()
+    def start() -> float:
+        begin = time.perf_counter()
         with memory_shards(snapshot):
-            return time.perf_counter() - start
+            return time.perf_counter() - begin
 
-    return min(run() for _ in range(runs))
+    return start
 
 
-def lookup_p50(directory: Path, sizes: Sequence[int], rounds: int) -> dict[int, float]:
-    """Median seconds of a lookup by rows of the table, the tables asked in turn."""
+def time_lookups(directory: Path, sizes: Sequence[int], rounds: int) -> dict[int, Timing]:
+    """Times of a lookup by rows of the table, the tables asked in turn."""
     with contextlib.ExitStack() as stack:
         askers = {rows: start_table(stack, directory, table_spec(rows // 4)) for rows in sizes}
-        timings = time_interleaved({str(rows): asker for rows, asker in askers.items()}, rounds, warmups=20)
-    return {int(rows): timing.p50 for rows, timing in timings.items()}
+        return time_interleaved(askers, rounds, warmups=20, in_a_row=IN_A_ROW)
 
 
 def start_table(stack: contextlib.ExitStack, directory: Path, spec: TableSpec) -> Callable[[], object]:
-    """Serve a table and return what asks it for random rows."""
+    """Serve a table; returns a function that looks random rows up in it."""
     (server,) = stack.enter_context(memory_shards(written(directory / str(spec.rows), spec)))
     client = MemoryClient.connect(server.address)
     stack.callback(client.close)

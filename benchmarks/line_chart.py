@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from math import log
 
-_WIDTH, _HEIGHT = 460, 300  # of a panel, in pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 80, 36, 48  # around its plot
+_WIDTH, _HEIGHT = 460, 300  # size of a panel in pixels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 80, 36, 48  # margins around its plot
 _COLOURS = ("#1b6ca8", "#d1495b", "#66914f", "#8d6cab", "#e09f3e", "#4d4d4d")
 
 

@@ -1,8 +1,9 @@
-"""Fetching memory rows: the service against a raw socket, plain Python gRPC, Redis, and a gather in this process.
+"""Fetching memory rows: the service against a raw socket, Python gRPC in two forms, Redis, a gather in this process.
 
-264-byte rows (256 fp8 values and 8 scales) of one random table of a gigabyte, the same random rows asked of everyone,
+264-byte rows (256 fp8 values and 8 scales) of one random table of a gigabyte, the same random rows asked of all rivals,
 every server a process of its own on this machine. The service's figures are those of its whole client: dedup, split,
-reassembly. Processor time is that of client and servers together.
+reassembly. Rivals take turns, ten lookups each; "rounds" is the range of the medians of a turn, ratios are of turns in
+the same round. Processor time is that of client and servers together.
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import Report, Timing, format_table, parse_arguments, time_interleaved
+from benchmarks.report import Report, format_table, parse_arguments
 from benchmarks.rivals import redis_mget
 from benchmarks.rivals.bare_flight import BareFlightClient
-from benchmarks.rivals.plain_grpc import PlainGrpcClient
+from benchmarks.rivals.plain_grpc import StreamingClient, UnaryClient
 from benchmarks.rivals.raw_socket import RawSocketClient
+from benchmarks.rounds import Spread, Timing, time_interleaved
 from benchmarks.servers import free_ports, memory_shards, module_server
 from memory_service import ClientConfig, MemoryClient, RowFormat, Rows, TableSpec, write_snapshot
 
 ROUNDS = {384: 60, 1_536: 40, 12_288: 20, 98_304: 6}
 QUICK_ROUNDS = {384: 10, 1_536: 10, 12_288: 4, 98_304: 1}
-IN_A_ROW = 10  # a model that generates asks all the time
+IN_A_ROW = 10  # a model that generates looks rows up all the time
 WARMUPS = 3
-GATHER, RAW, GRPC, REDIS = "gather in this process", "raw TCP socket", "plain Python gRPC", "Redis MGET"
-FLIGHT = "bare Flight stream"
+GATHER, RAW, REDIS, FLIGHT = "gather in this process", "raw TCP socket", "Redis MGET", "bare Flight stream"
+UNARY, STREAMING = "Python gRPC, unary", "Python gRPC, streaming"
 SERVICE, TWO_SHARDS, MAPPED = "service, 1 shard", "service, 2 shards", "service, by mapping"
 
 
 @dataclass(frozen=True)
 class Service:
-    """A way to use the service."""
+    """A way of using the service."""
 
     shards: int
     config: ClientConfig
@@ -50,7 +52,7 @@ SERVICES = {
 
 @dataclass(frozen=True)
 class Goal:
-    """The service is to be `at_least` so many times as fast as a rival, by p50."""
+    """The service is to be `at_least` so many times as fast as a rival."""
 
     rows: int
     rival: str
@@ -59,8 +61,10 @@ class Goal:
 
 
 GOALS = (
-    Goal(384, GRPC, SERVICE, 1.0),
-    Goal(12_288, GRPC, SERVICE, 2.5),
+    Goal(384, UNARY, SERVICE, 1.0),
+    Goal(384, STREAMING, SERVICE, 1.0),
+    Goal(12_288, UNARY, SERVICE, 2.5),
+    Goal(12_288, STREAMING, SERVICE, 1.25),
     Goal(12_288, REDIS, SERVICE, 8.0),
     Goal(12_288, RAW, SERVICE, 0.6),
     Goal(12_288, GATHER, MAPPED, 0.8),
@@ -69,11 +73,11 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Rival:
-    """Someone who finds rows by their ids."""
+    """Something that finds rows by their ids."""
 
     lookup: Callable[[np.ndarray], np.ndarray | Rows]
     pids: tuple[int, ...] = ()
-    """Its server processes."""
+    """Server processes that work for it and for no other rival."""
 
 
 def main() -> None:
@@ -119,11 +123,11 @@ def start(stack: contextlib.ExitStack, spec: TableSpec, packed: np.ndarray) -> d
     write_snapshot(directory / "snapshot", {spec: packed})
     raw = stack.enter_context(module_server("benchmarks.rivals.raw_socket", table))
     raw_client = stack.enter_context(contextlib.closing(RawSocketClient(("127.0.0.1", raw.port), spec.row_bytes)))
-    grpc = stack.enter_context(module_server("benchmarks.rivals.plain_grpc", table))
     rivals = {
         GATHER: Rival(lambda rows: packed.take(rows, axis=0)),
         RAW: Rival(raw_client.lookup, (raw.pid,)),
-        GRPC: Rival(PlainGrpcClient(grpc.address, spec.row_bytes).lookup, (grpc.pid,)),
+        UNARY: start_grpc(stack, table, UnaryClient, spec.row_bytes),
+        STREAMING: start_grpc(stack, table, StreamingClient, spec.row_bytes),
     }
     if reason := redis_mget.missing():
         print(f"{REDIS} is left out: {reason}")
@@ -131,6 +135,15 @@ def start(stack: contextlib.ExitStack, spec: TableSpec, packed: np.ndarray) -> d
         rivals[REDIS] = start_redis(stack, packed)
     rivals[FLIGHT] = start_flight(stack, spec, directory / "snapshot")
     return rivals | {name: start_service(stack, spec, directory / "snapshot", how) for name, how in SERVICES.items()}
+
+
+def start_grpc(
+    stack: contextlib.ExitStack, table: str, client: type[UnaryClient | StreamingClient], row_bytes: int
+) -> Rival:
+    """Start a server of plain gRPC, and a client of one of the two kinds."""
+    server = stack.enter_context(module_server("benchmarks.rivals.plain_grpc", table))
+    connected = stack.enter_context(contextlib.closing(client(server.address, row_bytes)))
+    return Rival(connected.lookup, (server.pid,))
 
 
 def start_redis(stack: contextlib.ExitStack, packed: np.ndarray) -> Rival:
@@ -143,7 +156,7 @@ def start_redis(stack: contextlib.ExitStack, packed: np.ndarray) -> Rival:
 
 
 def start_flight(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path) -> Rival:
-    """Start a shard that serves the table, and ask it without the service's client."""
+    """Start a shard that serves the table, and a client other than the service's."""
     (server,) = stack.enter_context(memory_shards(snapshot))
     client = stack.enter_context(contextlib.closing(BareFlightClient(server.address, spec.name)))
     return Rival(client.lookup, (server.pid,))
@@ -159,7 +172,11 @@ def start_service(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path, 
 
 
 def check(rivals: Mapping[str, Rival], packed: np.ndarray, rows: np.ndarray) -> None:
-    """Every rival must return the right bytes before any is timed."""
+    """Check that every rival returns the right rows before any is timed.
+
+    Raises:
+        RuntimeError: one does not.
+    """
     for name, rival in rivals.items():
         found = rival.lookup(rows)
         if isinstance(found, Rows):
@@ -173,13 +190,13 @@ def measure(rivals: Mapping[str, Rival], table_rows: int, rows: int, rounds: int
     rng = np.random.default_rng(rows)
     requests = [rng.integers(0, table_rows, rows) for _ in range(WARMUPS + rounds * IN_A_ROW)]
 
-    def asker(rival: Rival) -> Callable[[], object]:
+    def candidate(rival: Rival) -> Callable[[], object]:
         following = itertools.cycle(requests)
         return lambda: rival.lookup(next(following))
 
-    askers = {name: asker(rival) for name, rival in rivals.items()}
+    candidates = {name: candidate(rival) for name, rival in rivals.items()}
     servers = {name: rival.pids for name, rival in rivals.items()}
-    return time_interleaved(askers, rounds, WARMUPS, servers, IN_A_ROW)
+    return time_interleaved(candidates, rounds, WARMUPS, servers, IN_A_ROW)
 
 
 def print_timings(rows: int, row_bytes: int, timings: Mapping[str, Timing]) -> None:
@@ -187,24 +204,25 @@ def print_timings(rows: int, row_bytes: int, timings: Mapping[str, Timing]) -> N
     lines = [
         (
             name,
-            f"{t.p50 * 1e3:.3f} ms",
-            f"{t.p99 * 1e3:.3f} ms",
+            *t.milliseconds(3),
             f"{rows / t.p50 / 1e6:.2f}",
             f"{t.cpu / (rows * row_bytes) * 1e9:.2f}",
-            *(f"{t.p50 / timings[service].p50:.2f}x" for service in SERVICES),
+            *(f"{t.over(timings[service]).median:.2f}x" for service in SERVICES),
         )
         for name, t in timings.items()
     ]
     print(f"{rows:,} rows a request")
-    print(format_table(("", "p50", "p99", "M rows/s", "CPU s/GB", *(f"/ {name}" for name in SERVICES)), lines))
+    header = ("", "p50", "p99", "rounds", "M rows/s", "CPU s/GB", *(f"/ {name}" for name in SERVICES))
+    print(format_table(header, lines))
     print()
 
 
-def goal_ratios(rows: int, timings: Mapping[str, Timing]) -> dict[str, float]:
+def goal_ratios(rows: int, timings: Mapping[str, Timing]) -> dict[str, Spread]:
     """How many times as fast as its rivals the service is, where there is a goal for it."""
     return {
-        f"{rows:,} rows: {goal.rival} / {goal.service} (goal {goal.at_least:g})": timings[goal.rival].p50
-        / timings[goal.service].p50
+        f"{rows:,} rows: {goal.rival} / {goal.service} (goal {goal.at_least:g})": timings[goal.rival].over(
+            timings[goal.service]
+        )
         for goal in GOALS
         if goal.rows == rows and goal.rival in timings
     }

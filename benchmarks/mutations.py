@@ -6,13 +6,13 @@ import random
 from collections.abc import Callable, Sequence
 
 _INTERESTING = [0, 1, 127, 128, 255, 1 << 15, (1 << 16) - 1, 1 << 31, (1 << 32) - 1, 1 << 62, 1 << 63, (1 << 64) - 1]
-_MAX_BYTES = 1 << 20  # of a mutant
+_MAX_BYTES = 1 << 20  # largest mutant
 
 Mutation = Callable[[random.Random, bytes], bytes]
 
 
 def mutate(rng: random.Random, data: bytes, others: Sequence[bytes] = ()) -> bytes:
-    """One to four kinds of damage, one upon another; `others` are messages to splice with."""
+    """Apply one to four mutations in a row; `others` are messages to splice with."""
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         mutation = rng.choice(_MUTATIONS)
         data = splice(rng, data, rng.choice(others)) if others and rng.random() < 0.1 else mutation(rng, data)
@@ -20,7 +20,7 @@ def mutate(rng: random.Random, data: bytes, others: Sequence[bytes] = ()) -> byt
 
 
 def reorder(rng: random.Random, messages: Sequence[bytes]) -> list[bytes]:
-    """Messages of a stream dropped, doubled or in another order."""
+    """Drop, repeat or reorder messages of a stream."""
     messages = list(messages)
     kind = rng.choice(("drop", "double", "shuffle", "cut"))
     if kind == "shuffle":
@@ -37,7 +37,7 @@ def reorder(rng: random.Random, messages: Sequence[bytes]) -> list[bytes]:
 
 
 def flip_bits(rng: random.Random, data: bytes) -> bytes:
-    """A few bits the other way round."""
+    """Flip a few bits."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8))):
         if changed:
@@ -46,30 +46,30 @@ def flip_bits(rng: random.Random, data: bytes) -> bytes:
 
 
 def truncate(rng: random.Random, data: bytes) -> bytes:
-    """Only the beginning."""
+    """Truncate."""
     return data[: rng.randrange(len(data) + 1)]
 
 
 def repeat(rng: random.Random, data: bytes) -> bytes:
-    """A piece several times."""
+    """Repeat a piece."""
     start, end = _span(rng, data)
     return data[:start] + data[start:end] * rng.choice((2, 3, 100)) + data[end:]
 
 
 def remove(rng: random.Random, data: bytes) -> bytes:
-    """Without a piece of it."""
+    """Remove a piece."""
     start, end = _span(rng, data)
     return data[:start] + data[end:]
 
 
 def insert(rng: random.Random, data: bytes) -> bytes:
-    """With random bytes in between."""
+    """Insert random bytes."""
     at = rng.randrange(len(data) + 1)
     return data[:at] + rng.randbytes(rng.choice((1, 4, 8, 64, 4096))) + data[at:]
 
 
 def overwrite_number(rng: random.Random, data: bytes) -> bytes:
-    """An integer of 1 to 8 bytes that is at the edge of something, where one of that alignment may be."""
+    """Overwrite an aligned integer of 1 to 8 bytes with a boundary value."""
     width = rng.choice((1, 2, 4, 8))
     if len(data) < width:
         return data
@@ -79,12 +79,12 @@ def overwrite_number(rng: random.Random, data: bytes) -> bytes:
 
 
 def splice(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """The beginning of one message and the end of another."""
+    """Join the beginning of one message to the end of another."""
     return data[: rng.randrange(len(data) + 1)] + other[rng.randrange(len(other) + 1) :]
 
 
 def edit_field(rng: random.Random, data: bytes) -> bytes:
-    """A protobuf message with a field dropped, doubled, renumbered, of another value or damaged within."""
+    """Drop, repeat, renumber, change or damage a field of a protobuf message."""
     try:
         fields = parse_fields(data)
     except ValueError:
@@ -124,14 +124,18 @@ _MUTATIONS: tuple[Mutation, ...] = (
 
 
 def encode_field(number: int, value: int | bytes) -> bytes:
-    """A protobuf field: a varint, or bytes with their length."""
+    """Encode a protobuf field: a varint, or length-delimited bytes."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 
 def parse_fields(data: bytes) -> list[tuple[int, int | bytes]]:
-    """The fields of a message of varints and lengths; ValueError for anything else."""
+    """Parse the fields of a message of varints and length-delimited bytes.
+
+    Raises:
+        ValueError: it holds anything else.
+    """
     fields: list[tuple[int, int | bytes]] = []
     at = 0
     while at < len(data):

@@ -1,4 +1,4 @@
-"""What it costs to keep the memory elsewhere: tables on the device, in its host's memory, and in shard processes.
+"""Cost of offloading the memory: tables on the device, in its host's memory, and in shard processes.
 
 The experiment of arXiv 2601.07372, section 6.4, with this engine: 512 sequences with prompts of 100 to 1,024 tokens and
 64 new ones each, through a dense backbone of 4 B parameters with random weights in bf16 and Engram layers 1 and 14
@@ -9,9 +9,10 @@ The experiment of arXiv 2601.07372, section 6.4, with this engine: 512 sequences
   shards      in shard processes on this machine, asked over loopback
   large       like shards, as large as the machine's memory holds
 
-The first three have the same rows, as many as the GPU has room for. Each way runs everything twice, the second time
-counts. Token ids are drawn evenly, so that hardly two n-grams are alike: no row is asked for twice, which is the worst
-case. `--quick` is a tiny model on a few sequences and tells nothing about speed.
+The first three have the same rows, as many as the GPU has room for. It has room for one of the ways at a time, so they
+cannot take turns: each generates everything four times, of which the first does not count, and ratios have the widest
+range that their figures allow. Token ids are drawn evenly, so that hardly two n-grams are alike: no row is asked for
+twice, the worst case. `--quick` is a tiny model on a few sequences and tells nothing about speed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks.large_table import available_bytes
 from benchmarks.random_shard import random_shards
 from benchmarks.report import Report, argument_parser, describe_device, format_table
 from benchmarks.resident_memory import ResidentMemory, device_table, locked_table
+from benchmarks.rounds import Spread
 from memory_service import Memory, MemoryClient, RowFormat, TableSpec
 from reasoning.architectures.deepseek_v3.backbone import Transformer
 from reasoning.architectures.deepseek_v3.config import ModelConfig
@@ -70,30 +72,34 @@ TINY = ModelConfig(
     v_head_dim=16,
 )
 GEOMETRY = PRESETS["deepseek-v4.1-flash"]
-"""Of the tables, but for their number of rows."""
+"""Geometry of the tables, except for their number of rows."""
 ROW_FORMAT = RowFormat.FP8_E4M3_UE8M0
 PLACES = ("none", "device", "pinned", "shards", "large")
+BASES = ("device", "none")
+"""Places that the others are compared with."""
+ROUNDS = 3
+"""Timed runs of each way, after one that is not."""
 HOST_SHARE = 0.7
-"""Of the free memory of the host, what the largest tables take."""
+"""Share of the host's free memory that the largest tables take."""
 DEVICE_MARGIN = 8 << 30
-"""What a model with Engram layers needs on the device beyond one without, and room to spare."""
+"""Device memory that Engram layers need in addition to the backbone, with a margin."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run."""
+    """Size of a run."""
 
     backbone: ModelConfig
     layers: tuple[int, ...]
-    """Those with a memory."""
+    """Layers with a memory."""
     sequences: int
     prompt: tuple[int, int]
-    """Shortest and longest."""
+    """Tokens of the shortest and the longest prompt."""
     new_tokens: int
     prefill_tokens: int
     shards: int
     table_bytes: int | None = None
-    """Of all tables together; None fills the device, or for "large" the host."""
+    """Bytes of all tables together; None fills the device, or for "large" the host."""
 
 
 FULL = Scale(BACKBONE, (1, 14), 512, (100, 1024), 64, 8192, 4)
@@ -102,22 +108,22 @@ QUICK = Scale(TINY, (1, 3), 6, (10, 90), 6, 128, 2, table_bytes=4 << 20)
 
 @dataclass(frozen=True)
 class Run:
-    """What a run came to."""
+    """Figures of one place of the tables."""
 
     place: str
     table_gb: float
-    seconds: float
-    tokens_per_s: float
-    """Prompt and new tokens."""
-    new_tokens_per_s: float
-    exposed: float
-    """Part of the time in which the host waited for rows; the device may have been busy meanwhile."""
+    tokens_per_s: Spread
+    """Prompt and new tokens a second."""
+    new_tokens_per_s: Spread
+    """New tokens a second."""
+    exposed: Spread
+    """Share of the time in which the host waited for rows; the device may have been busy meanwhile."""
     sha256: str
-    """Of all new tokens."""
+    """Digest of all new tokens."""
 
 
 class Bench:
-    """A device, a tokenizer, and the requests that all ways of keeping tables run."""
+    """A device, a tokenizer, and the requests that run with every place of the tables."""
 
     def __init__(self, scale: Scale, device: torch.device, directory: Path):
         self.scale, self.device, self.directory = scale, device, directory
@@ -133,7 +139,7 @@ class Bench:
         self.prompt_tokens = int(lengths.sum())
 
     def config(self, table_bytes: int) -> ModelConfig:
-        """The backbone with Engram layers whose tables together have about so many bytes."""
+        """The backbone with Engram layers whose tables together have about `table_bytes`."""
         row_bytes = ROW_FORMAT.row_bytes(GEOMETRY.head_dim)
         rows = table_bytes // (len(self.scale.layers) * GEOMETRY.columns * row_bytes)
         return replace(
@@ -154,7 +160,7 @@ class Bench:
 
     @contextlib.contextmanager
     def memory(self, place: str, specs: Sequence[TableSpec]) -> Iterator[Memory | None]:
-        """Tables in their place, filled."""
+        """Filled tables in the given place."""
         with contextlib.ExitStack() as stack:
             if place == "none":
                 yield None
@@ -169,26 +175,30 @@ class Bench:
                 yield ResidentMemory(tables, self.device)
 
     def run(self, place: str, table_bytes: int) -> Run:
-        """Generate for all requests twice, and measure the second time."""
+        """Generate for all requests, once unmeasured and then in measured rounds."""
         config = self.scale.backbone if place == "none" else self.config(table_bytes)
         specs = self.specs(config) if config.engram_layer_ids else []
         begin = time.perf_counter()
         with self.memory(place, specs) as memory, contextlib.closing(self.engine(config, memory)) as engine:
             print(f"{place}: model and tables made in {time.perf_counter() - begin:.0f} s", flush=True)
-            generated_tokens(engine, self.requests)
-            before, begin = engine.stats(), time.perf_counter()
             tokens = generated_tokens(engine, self.requests)
-            seconds, after = time.perf_counter() - begin, engine.stats()
+            rounds = [self.timed(engine) for _ in range(ROUNDS)]
         made = sum(map(len, tokens))
         return Run(
             place,
             sum(spec.rows * spec.row_bytes for spec in specs) / 1e9,
-            seconds,
-            (self.prompt_tokens + made) / seconds,
-            made / seconds,
-            (after.waited_s - before.waited_s) / (after.busy_s - before.busy_s),
+            Spread.of([(self.prompt_tokens + made) / seconds for seconds, _ in rounds]),
+            Spread.of([made / seconds for seconds, _ in rounds]),
+            Spread.of([exposed for _, exposed in rounds]),
             hashlib.sha256(str(tokens).encode()).hexdigest(),
         )
+
+    def timed(self, engine: Engine) -> tuple[float, float]:
+        """Seconds of generating for all requests, and the part of them in which the host waited for rows."""
+        before, begin = engine.stats(), time.perf_counter()
+        generated_tokens(engine, self.requests)
+        seconds, after = time.perf_counter() - begin, engine.stats()
+        return seconds, (after.waited_s - before.waited_s) / (after.busy_s - before.busy_s)
 
     def engine(self, config: ModelConfig, memory: Memory | None) -> Engine:
         """An engine with room for all requests at once."""
@@ -208,7 +218,7 @@ class Bench:
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """A model with random weights, made on its device; the same however large its tables are."""
+    """A model with random weights, made on its device; they do not depend on the size of the tables."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -220,14 +230,14 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 
 
 def plain_tokenizer(vocab_size: int, directory: Path) -> Tokenizer:
-    """A tokenizer of so many words, no two of which compress to one."""
+    """A tokenizer of `vocab_size` words, no two of which compress to the same id."""
     words = {f"w{i}": i for i in range(vocab_size)}
     tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(directory / "tokenizer.json"))
     return Tokenizer.from_file(directory)
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """What the device still had to give when it had the most to hold; huge for a CPU."""
+    """Device memory that was free at the peak of its use so far; huge for a CPU."""
     if device.type != "cuda":
         return 1 << 62
     total = torch.cuda.mem_get_info(device)[1]
@@ -255,7 +265,7 @@ def main() -> None:
 
 
 def run_places(bench: Bench, places: Sequence[str]) -> list[Run]:
-    """Run one place after the other, the plain backbone first: it shows what the device has room for."""
+    """Run one place after the other, the plain backbone first: it shows how much room the device has left."""
     runs: list[Run] = []
     host_bytes = int(available_bytes() * HOST_SHARE)
     same_bytes = bench.scale.table_bytes
@@ -271,25 +281,25 @@ def run_places(bench: Bench, places: Sequence[str]) -> list[Run]:
 
 
 def print_runs(runs: Sequence[Run], report: Report) -> None:
-    """The table, and how much is lost against tables on the device and against no memory at all."""
+    """Print the table, and the ratios to tables on the device and to no memory at all."""
     rates = {run.place: run.tokens_per_s for run in runs}
     lines = [
         (
             run.place,
             f"{run.table_gb:.1f} GB",
-            f"{run.tokens_per_s:,.0f}",
-            f"{run.new_tokens_per_s:,.0f}",
-            f"{run.exposed:.1%}",
-            *(f"{run.tokens_per_s / rates[base] - 1:+.1%}" if base in rates else "" for base in ("device", "none")),
+            run.tokens_per_s.show("{:,.0f}"),
+            run.new_tokens_per_s.show("{:,.0f}"),
+            f"{run.exposed.median:.1%}",
+            *(f"{rates[run.place].against(rates[base]).median - 1:+.1%}" if base in rates else "" for base in BASES),
         )
         for run in runs
     ]
     header = ("tables", "size", "tok/s", "new tok/s", "host waits", "against device", "against none")
     print(format_table(header, lines))
     for place in rates:
-        for base in ("device", "none"):
+        for base in BASES:
             if base in rates and place != base:
-                report.ratios[f"{place} / {base}, tokens a second"] = rates[place] / rates[base]
+                report.ratios[f"{place} / {base}, tokens a second"] = rates[place].against(rates[base])
 
 
 if __name__ == "__main__":

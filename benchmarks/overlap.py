@@ -1,12 +1,12 @@
-"""What a far memory costs: throughput and exposed wait with 0 to 10 ms added to each lookup, with and without overlap.
+"""Cost of a distant memory: throughput and exposed wait with 0 to 10 ms added to lookups, with and without overlap.
 
 The model has the size of benchmarks.throughput, with random weights, and Engram layers where the paper's 30-layer model
 has them, after the first layer and in the middle: the first of 8 layers is all that can hide a trip. The tables are in
 this process, random, 24 columns as in V4.1; answers are held back by a timer. Prompts are real code. "decoding" is a
 number of sequences that all decode; "mixed" keeps as many busy with requests of 32 to 96 prompt tokens and 24 to 40 new
-ones, of which a few wait at any time. All ways of running take turns on a slice of work, at every distance; the
-medians are of slices, and of ratios to the slice of the same round at 0 ms. Exposed is the part of the time of steps in
-which the engine waited for rows.
+ones, of which a few wait at any time. All ways of running take turns on a slice of work, at every distance; figures are
+medians of the slices, with the range of the ratios to the slice of the same round at 0 ms. Exposed is the part of the
+time of steps in which the engine waited for rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from benchmarks.far_memory import FarMemory
 from benchmarks.hashing import load_tokens
 from benchmarks.report import Report, argument_parser, format_table
+from benchmarks.rounds import Spread, take_turns
 from benchmarks.text_streams import deepseek_tokenizer
 from benchmarks.throughput import CONFIG
 from memory_service import LocalMemory
@@ -54,19 +55,19 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 LOADS = ("decoding", "mixed")
 GOAL_MS = 5
-PROMPT_TOKENS = 24  # of those who only decode
+PROMPT_TOKENS = 24  # of sequences that only decode
 QUEUED = 4
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """Size of a measurement."""
 
     delays_ms: tuple[int, ...]
-    """The first is what the others are compared with."""
+    """Added latencies; the others are compared with the first."""
     sequences: tuple[int, ...]
     warmup: int
-    """Tokens of each sequence before the first slice: the engine has chosen its cohorts by then."""
+    """Tokens of each sequence before the first slice, in which the engine chooses its cohorts."""
     slice: int
     """Tokens of each sequence in a slice."""
     rounds: int
@@ -78,18 +79,18 @@ QUICK = Scale((0, 5), (16,), warmup=1, slice=3, rounds=2)
 
 @dataclass(frozen=True)
 class Slice:
-    """What a slice came to."""
+    """Figures of one slice of work."""
 
     tokens_per_s: float
     exposed: float
-    """Part of the time of steps spent waiting for rows."""
+    """Share of the time of steps spent waiting for rows."""
 
 
 class Load:
-    """An engine that is kept busy."""
+    """An engine that is kept supplied with requests."""
 
     def __init__(self, kind: str, sequences: int, engine: Engine, tokens: np.ndarray):
-        """`tokens` is text from which prompts are cut."""
+        """`tokens` are the text that prompts are cut from."""
         self.engine, self._sequences = engine, sequences
         self._tokens = tokens
         self._requests = self._mixed() if kind == "mixed" else self._decoding()
@@ -99,12 +100,12 @@ class Load:
             self._step()
 
     def _decoding(self) -> Iterator[Request]:
-        """Requests that go on for ever, or nearly so."""
+        """Requests that outlast the measurement."""
         for number in itertools.count():
             yield self._request(number, PROMPT_TOKENS, 4000)
 
     def _mixed(self) -> Iterator[Request]:
-        """Requests that end; the first ones at different moments."""
+        """Requests that end, the first ones at different times."""
         rng = np.random.default_rng(0)
         for number in itertools.count():
             new_tokens = int(rng.integers(24, 41))
@@ -122,7 +123,7 @@ class Load:
             self.engine.add(next(self._requests))
 
     def run(self, tokens: int) -> Slice:
-        """Generate so many tokens of each sequence on average; the rows of its first steps are here already."""
+        """Generate `tokens` of each sequence on average, after two steps whose rows have landed already."""
         for _ in range(2):
             self._step()
         before = after = self.engine.stats()
@@ -135,7 +136,7 @@ class Load:
 
 
 class Bench:
-    """A model and its memory, and engines that run it."""
+    """A model, its memory, and the engines that run it."""
 
     def __init__(self) -> None:
         self.tokenizer: Tokenizer = deepseek_tokenizer()
@@ -145,27 +146,24 @@ class Bench:
         self.tokens, _, self.source = load_tokens(50_000)
 
     def load(self, stack: ExitStack, kind: str, sequences: int, delay_ms: int, way: str) -> Load:
-        """An engine that is `delay_ms` away from its memory; the stack closes it."""
+        """An engine whose memory is `delay_ms` away; the stack closes it."""
         config = EngineConfig(
             max_batch=sequences, max_context=256, prefix_cache=False, drafts="none", **WAYS[way]
-        )  # whatever tokens a random model repeats should neither be guessed nor shared
+        )  # repetitions of a random model must be neither drafted nor shared
         memory = stack.enter_context(closing(FarMemory(self.memory, delay_ms / 1e3)))
         return Load(kind, sequences, Engine(self.model, self.tokenizer, memory, config), self.tokens)
 
     def measure(self, kind: str, sequences: int, scale: Scale) -> dict[str, dict[int, list[Slice]]]:
         """Slices by way of running and delay."""
-        slices: dict[str, dict[int, list[Slice]]] = {way: {delay: [] for delay in scale.delays_ms} for way in WAYS}
         with ExitStack() as stack:
             loads = {
                 (way, delay): self.load(stack, kind, sequences, delay, way) for way in WAYS for delay in scale.delays_ms
             }
             for load in loads.values():
                 load.run(scale.warmup)
-            for _ in range(scale.rounds):
-                for (way, delay), load in loads.items():
-                    slices[way][delay].append(load.run(scale.slice))
+            slices = take_turns({key: partial(load.run, scale.slice) for key, load in loads.items()}, scale.rounds)
             self.cohorts = {delay: loads["chosen", delay].engine.stats().cohorts for delay in scale.delays_ms}
-        return slices
+        return {way: {delay: slices[way, delay] for delay in scale.delays_ms} for way in WAYS}
 
 
 def main() -> None:
@@ -188,23 +186,24 @@ def main() -> None:
     report.publish(options.json)
 
 
-def summary(slices: dict[str, dict[int, list[Slice]]]) -> dict[str, dict[int, dict[str, float]]]:
-    """Medians by way of running and delay; `ratio` is the throughput relative to that without delay."""
+def summary(slices: dict[str, dict[int, list[Slice]]]) -> dict[str, dict[int, dict[str, Spread]]]:
+    """Figures by way of running and delay; `ratio` is the throughput relative to that without delay."""
     return {
-        way: {delay: _medians(some, by_delay[0]) for delay, some in by_delay.items()}
+        way: {delay: _figures(group, by_delay[0]) for delay, group in by_delay.items()}
         for way, by_delay in slices.items()
     }
 
 
-def _medians(some: Sequence[Slice], near: Sequence[Slice]) -> dict[str, float]:
+def _figures(group: Sequence[Slice], near: Sequence[Slice]) -> dict[str, Spread]:
+    rates = [slice.tokens_per_s for slice in group]
     return {
-        "tokens_per_s": median(one.tokens_per_s for one in some),
-        "exposed": median(one.exposed for one in some),
-        "ratio": median(one.tokens_per_s / other.tokens_per_s for one, other in zip(some, near, strict=True)),
+        "tokens_per_s": Spread.of(rates),
+        "exposed": Spread.of([slice.exposed for slice in group]),
+        "ratio": Spread.of_ratios(rates, [slice.tokens_per_s for slice in near]),
     }
 
 
-def print_results(name: str, results: dict[str, dict[int, dict[str, float]]], cohorts: dict[int, int]) -> None:
+def print_results(name: str, results: dict[str, dict[int, dict[str, Spread]]], cohorts: dict[int, int]) -> None:
     """A table: a line for each way of running, for each delay throughput, its change, and what waiting took."""
     delays = list(cohorts)
     print(f"{name}: tok/s, change against 0 ms, exposed wait")
@@ -214,8 +213,9 @@ def print_results(name: str, results: dict[str, dict[int, dict[str, float]]], co
     print(flush=True)
 
 
-def _cell(result: dict[str, float]) -> str:
-    return f"{result['tokens_per_s']:.0f} {result['ratio'] - 1:+.1%} {result['exposed']:.1%}"
+def _cell(result: dict[str, Spread]) -> str:
+    rate, ratio, exposed = (result[name].median for name in ("tokens_per_s", "ratio", "exposed"))
+    return f"{rate:.0f} {ratio - 1:+.1%} {exposed:.1%}"
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ CONFIG: dict[str, Any] = {
 SHIPPED = Path(__file__).parents[1] / "models" / "tiny-code"
 PROMPTS = ("def quicksort(", "class Node:\n    def __init__", "import os\n\n", "for i in range(")
 TOLERANCE = 1e-3
-"""Of the spread of logits, their largest difference in fp32."""
+"""Largest difference of logits in fp32, as a share of their spread."""
 BF16_ERROR = 1.5
-"""Times transformers' own error in bf16."""
+"""Largest error in bf16, in multiples of transformers' own."""
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 Checks = dict[str, tuple[str, bool]]
-"""What was compared -> what was found, and whether that is good enough."""
+"""Comparison -> its result, and whether that is good enough."""
 
 
 @torch.inference_mode()
@@ -111,8 +111,8 @@ def compare_with_cpu(device: torch.device, new_tokens: int) -> Checks:
     requests = [Request(str(i), prompt) for i, prompt in enumerate(PROMPTS)]
     found = []
     for where in (device, torch.device("cpu")):
-        with engine(SHIPPED, where, "fp32") as one:
-            found.append(our_tokens(one, requests, new_tokens))
+        with engine(SHIPPED, where, "fp32") as opened:
+            found.append(our_tokens(opened, requests, new_tokens))
     return {"shipped model, greedy tokens as on the CPU": _equal(*found)}
 
 
@@ -140,7 +140,7 @@ def our_logits(engine: Engine, prompt: list[int]) -> Tensor:
 
 
 def their_logits(model: Any, prompt: list[int]) -> Tensor:
-    """The same by transformers."""
+    """Logits of every position by transformers, in fp32."""
     return model(torch.tensor([prompt], device=model.device)).logits[0].float()
 
 

@@ -13,7 +13,7 @@ from memory_service import TableSpec
 from memory_service.tables.random_tables import random_block
 
 _WINDOW = 256
-"""Blocks that are made before the first of them is handed on: about 256 MB."""
+"""Blocks made ahead of the consumer: about 256 MB."""
 
 
 def random_blocks(spec: TableSpec, blocks: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:

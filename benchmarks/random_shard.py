@@ -25,7 +25,7 @@ from memory_service.shard.table import ShardTable
 
 
 class RandomShard(Shard):
-    """A shard that makes its blocks up where others read them."""
+    """A shard that generates its blocks where others read them."""
 
     def __init__(self, name: str, specs: Sequence[TableSpec]) -> None:
         super().__init__(name)
@@ -41,7 +41,7 @@ class RandomShard(Shard):
 
 @contextlib.contextmanager
 def random_shards(specs: Sequence[TableSpec], shards: int, directory: Path) -> Iterator[str]:
-    """Serve tables of random rows from some processes; yields an address. They end with the block."""
+    """Serve tables of random rows from several processes until the block ends; yields an address."""
     path = directory / "specs.json"
     path.write_text(json.dumps([spec.to_json() for spec in specs]))
     ports = ",".join(map(str, free_ports(shards)))
@@ -56,7 +56,7 @@ def random_shards(specs: Sequence[TableSpec], shards: int, directory: Path) -> I
 def main() -> None:
     """Serve until standard input ends, as it does with the process that started this one."""
     path, ports, index = sys.argv[1:]
-    specs = [TableSpec.from_json(one) for one in json.loads(Path(path).read_text())]
+    specs = [TableSpec.from_json(spec) for spec in json.loads(Path(path).read_text())]
     addresses = [ShardAddress(f"shard-{i}", f"127.0.0.1:{port}") for i, port in enumerate(ports.split(","))]
     me = addresses[int(index)]
     placement = Placement.build(1, addresses, specs)

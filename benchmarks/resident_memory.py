@@ -1,4 +1,4 @@
-"""Tables on the device itself, or in page-locked memory of its host, which it reads without help of a processor."""
+"""Tables in device memory, or in page-locked host memory that the device reads by itself."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from reasoning.model.devices import to_device
 
 
 class ResidentMemory:
-    """A memory whose lookups are gathers by the device. Rows stay there: what it hands out are tensors.
+    """A memory whose lookups are gathers by the device. It returns tensors, so rows stay on the device.
 
-    The host hashes for it as for every memory, so that places differ in nothing but where their rows lie.
+    The host hashes for it as for every memory, so that places differ only in where their rows lie.
     """
 
     def __init__(self, tables: Mapping[TableSpec, Tensor], device: torch.device) -> None:
@@ -36,7 +36,7 @@ class ResidentMemory:
         self._thread = ThreadPoolExecutor(1, "resident-memory")
 
     def lookup(self, table: str, rows: np.ndarray, timeout_s: float | None = None) -> Future[Rows]:
-        """See Memory.lookup; the deadline is not kept, as nothing but the device is waited for."""
+        """See Memory.lookup; there is no deadline, as only the device is waited for."""
         return self._thread.submit(self._lookup, require_table(self.specs, table), rows)
 
     def _lookup(self, spec: TableSpec, rows: np.ndarray) -> Rows:
@@ -46,20 +46,20 @@ class ResidentMemory:
             found = gather(self._tables[spec.name], ids.flatten())
             inverse = torch.arange(ids.numel(), device=self._device).view(ids.shape)
         if self._stream is not None:
-            self._stream.synchronize()  # whoever has the answer may use it on any stream
+            self._stream.synchronize()  # the caller may use the answer on any stream
         self._counters.answered(spec, rows.size, rows.size, time.perf_counter() - begin)
         return Rows(found, inverse)  # type: ignore[arg-type]
 
     def stats(self) -> MemoryStats:
-        """Counters since construction; rows are not told apart."""
+        """Counters since construction; every row counts as distinct."""
         return self._counters.snapshot()
 
     def collect(self) -> Iterator[Sample]:
-        """The same and more as samples of metrics."""
+        """Counters and latencies as metrics."""
         return self._counters.collect()
 
     def close(self) -> None:
-        """End the thread and let go of the tables."""
+        """End the thread and free the tables."""
         self._thread.shutdown()
         self._tables = {}
 

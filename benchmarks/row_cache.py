@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import Report, Timing, format_table, parse_arguments, time_interleaved
+from benchmarks.report import Report, format_table, parse_arguments
+from benchmarks.rounds import Timing, time_interleaved
 from memory_service.client.cache import RowCache
 
 TABLE_ROWS, ROW_BYTES = 384_000_000, 264
 SIZES = (384, 12_288)
+IN_A_ROW = 5
 
 
 def main() -> None:
@@ -28,12 +30,12 @@ def main() -> None:
         put(cache, fresh(rng, max(SIZES)), packed)
     report.results = {"cache_bytes": cache.nbytes, "slots": cache.slots, "timings": {}}
     for rows in SIZES:
-        timings = measure(cache, packed, rows, rng, rounds=10 if options.quick else 100)
+        timings = measure(cache, packed, rows, rng, rounds=4 if options.quick else 20)
         report.results["timings"][rows] = {name: timing.as_dict() for name, timing in timings.items()}
-        report.ratios[f"get / numpy.take, {rows:,} rows"] = timings["get"].p50 / timings["numpy.take"].p50
+        report.ratios[f"get / numpy.take, {rows:,} rows"] = timings["get"].over(timings["numpy.take"])
         print(f"{rows:,} rows, {cache.nbytes >> 20:,} MiB of cache")
-        lines = [(name, f"{t.p50 * 1e3:.3f} ms", f"{t.p99 * 1e3:.3f} ms") for name, t in timings.items()]
-        print(format_table(("", "p50", "p99"), lines), end="\n\n")
+        print(format_table(("", "p50", "p99", "rounds"), [(name, *t.milliseconds(3)) for name, t in timings.items()]))
+        print()
     report.publish(options.json)
 
 
@@ -43,7 +45,8 @@ def measure(
     """Time gets of rows put shortly before, puts of rows never seen, and takes from an array as large."""
     out = np.empty((rows, ROW_BYTES), np.uint8)
     table = np.ones((cache.slots, ROW_BYTES), np.uint8)
-    recent = [fresh(rng, rows) for _ in range(rounds + 1)]
+    calls = rounds * IN_A_ROW + 1
+    recent = [fresh(rng, rows) for _ in range(calls)]
     for ids in recent:
         put(cache, ids, packed)
     held = [ids[cache.get(ids, out[: len(ids)])[0]] for ids in recent]
@@ -51,12 +54,13 @@ def measure(
         {
             "numpy.take": each(
                 lambda places: table.take(places, axis=0, out=out, mode="clip"),
-                rng.integers(0, len(table), (rounds + 1, rows)),
+                rng.integers(0, len(table), (calls, rows)),
             ),
             "get": each(lambda ids: cache.get(ids, out[: len(ids)]), held),
-            "put": each(lambda ids: put(cache, ids, packed), [fresh(rng, rows) for _ in range(rounds + 1)]),
+            "put": each(lambda ids: put(cache, ids, packed), [fresh(rng, rows) for _ in range(calls)]),
         },
         rounds,
+        in_a_row=IN_A_ROW,
     )
 
 

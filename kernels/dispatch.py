@@ -20,7 +20,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def use_triton(*tensors: Tensor) -> bool:
-    """Whether the kernel is to work on `tensors`, rather than its reference in torch.
+    """Whether to run the kernel on `tensors` rather than its torch reference.
 
     Raises:
         ValueError: ENGRAM_KERNELS has an unknown value, or is `triton` where no kernel can run.
@@ -37,12 +37,12 @@ def use_triton(*tensors: Tensor) -> bool:
 
 
 def forced() -> bool:
-    """Whether the environment asks for kernels, also where something else would be preferred."""
+    """Whether ENGRAM_KERNELS forces kernels."""
     return os.environ.get(VARIABLE) == "triton"
 
 
 def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
-    """What keeps a kernel from these tensors, and the remedy."""
+    """Why no kernel can run on these tensors, with the remedy; None if one can."""
     if not _installed():
         return "Triton is not installed; run `pip install triton`"
     if not _runs_on(tensors[0].device):

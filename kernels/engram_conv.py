@@ -12,14 +12,14 @@ from kernels.dispatch import use_triton
 def engram_conv(
     h: Tensor, y: Tensor, seen: Tensor, sources: Tensor, weight: Tensor, kept: Tensor | None = None
 ) -> Tensor:
-    """Return h + y + SiLU(conv(seen)): a depthwise causal convolution whose taps are told where to read.
+    """Return h + y + SiLU(conv(seen)): a depthwise causal convolution whose taps read from given rows.
 
-    Differentiable in all but `sources` and `kept`. For the gradient in `seen`, no row of it may be the same tap's
-    source for two positions: so it is where sequences share nothing, as in training.
+    Differentiable in all but `sources` and `kept`. The gradient in `seen` requires that no row is the source of one tap
+    for two positions, which holds where sequences share nothing, as in training.
 
     Args:
         h: hidden streams, [T, G, d].
-        y: what the gate let through, [T, G, d].
+        y: output of the gate, [T, G, d].
         seen: the convolution's inputs, rms(y) of these positions and others, [N, G * d].
         sources: row of `seen` that each tap of each position reads, the oldest first, or -1 for one before the
             sequence began; [T, taps] int64.
@@ -40,5 +40,5 @@ def engram_conv(
 
 
 def _tap(seen: Tensor, source: Tensor) -> Tensor:
-    """What one tap reads, [T, G * d] fp32; unwritten rows, whatever they hold, are out of its reach."""
+    """Input of one tap, [T, G * d] fp32; zero before the sequence began, whatever unwritten rows hold."""
     return seen.index_select(0, source.clamp_min(0)).masked_fill(source[:, None] < 0, 0.0).float()

@@ -1,4 +1,4 @@
-"""Products of each expert's rows with that expert's matrix, the rows lying together by expert."""
+"""Grouped matrix products: the rows of each expert, which lie together, times that expert's matrix."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor, each: int = 0) -> 
 
 
 def round_up(routing: Routing) -> Routing:
-    """Return the same visits with idle rows among them, so that experts' rows come in few numbers.
+    """Return the same pairs padded with idle rows, so that numbers of rows repeat from step to step.
 
     For a CPU in less than fp32, where torch prepares a product anew for every number of rows, which takes longer than
     the product. While the experts have few rows all get equally many, and one batched product serves them all. An idle

@@ -13,7 +13,7 @@ from kernels.spans import Spans
 def mla_decode(
     query: Tensor, queries: Spans, latents: Tensor, pages: Tensor, lengths: Tensor, rank: int, scale: float
 ) -> Tensor:
-    """Attend latents with queries that key expansion is folded into ("absorbed"). For inference: no gradient.
+    """Attend latents with absorbed queries, into which key expansion is folded. For inference: no gradient.
 
     A latent is key and, by its first `rank` values, value of all heads. The tokens of a sequence are the last of its
     context and attend causally: with one token each this is decoding, with several it checks drafts.

@@ -1,4 +1,4 @@
-"""What a token's experts return, added up by their weights."""
+"""Weighted sum of the outputs of each token's experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which experts each token visits, with what weight, and the order that lays each expert's tokens together."""
+"""Routing: the experts of each token, their weights, and an order that groups tokens by expert."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kernels.routing import RouteRule, Routing
 def moe_route(logits: Tensor, bias: Tensor, rule: RouteRule) -> Routing:
     """Route tokens as DeepSeek-V3 does (arXiv 2412.19437, section 2.1.2). Differentiable in `logits`.
 
-    Scores are sigmoid(logits) in fp32. The bias decides who is chosen but not with what weight. Among equally good
-    experts or groups the lowest wins.
+    Scores are sigmoid(logits) in fp32. The bias affects the choice but not the weights. Among equal experts or groups
+    the lowest index wins.
 
     Args:
         logits: [T, E].

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, alone or of a sum that the residual stream goes on with."""
+"""Root-mean-square normalisation, alone or fused with the addition to the residual stream."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         eps: added to the mean square.
 
     Returns:
-        Both like `x`; the sum is rounded before it is normalised, so that either path of the model sees one number.
+        Both like `x`; the sum is rounded before it is normalised, so that both use the same number.
     """
     if use_triton(x, residual, weight):
         from kernels.gpu.rms_norm import AddRmsNorm

@@ -1,4 +1,4 @@
-"""Rotary position embedding of interleaved pairs, whose halves come out apart."""
+"""Rotary position embedding: interleaved pairs in, halves out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What routing tokens to experts is told and what it returns."""
+"""Rule and result of routing tokens to experts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RouteRule:
-    """How experts are chosen; the defaults choose among all of them at once."""
+    """Rule by which experts are chosen. By default they are not grouped."""
 
     top: int
     """Experts a token visits."""
@@ -21,15 +21,15 @@ class RouteRule:
     """Groups a token may choose from: those whose two best experts are best together."""
 
     normalise: bool = True
-    """Whether a token's weights are made to add up to `scaling`."""
+    """Whether a token's weights are normalised to add up to `scaling`."""
 
     scaling: float = 1.0
-    """What every weight is multiplied with."""
+    """Factor of every weight."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Where T tokens go. A *pair* is one visit: pair `t * top + k` is token t at its k-th expert."""
+    """Experts of T tokens. A *pair* is one token at one expert: pair `t * top + k` is token t at its k-th expert."""
 
     weights: Tensor
     """[T, top] fp32, by descending biased score; differentiable."""

@@ -1,4 +1,4 @@
-"""Packed unique rows and an inverse index -> embeddings; and decoded rows, whose gradients are summed by row."""
+"""Packed unique rows and an inverse index -> embeddings; decoded rows with gradients summed by row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels.dispatch import use_triton
 def row_unpack(
     unique: Tensor, inverse: Tensor, row_format: str, dim: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Decode rows and expand them to the positions that asked for them.
+    """Decode unique rows and expand them to positions.
 
     `out[i] = decode(unique[inverse[i]])`; a `fp8_e4m3_ue8m0` row is `dim` e4m3 values followed by one
     scale byte b for each 32 of them, value * 2**(b - 127).

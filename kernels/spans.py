@@ -17,7 +17,7 @@ class Spans:
     """[B + 1] int64, on the rows' device; the first is 0, the last the number of rows."""
 
     longest: int
-    """Rows of the longest sequence, known to the host, which sizes its launches by it."""
+    """Rows of the longest sequence, known to the host, which sizes launches by it."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Spans:

@@ -33,6 +33,8 @@ from memory_service.snapshots.writer import extend_snapshot, write_snapshot
 from memory_service.tables.rows import RowFormat, pack_rows, unpack_rows
 from memory_service.tables.spec import TableSpec
 
+__version__ = "0.1.0"  # of both distributions, see pyproject.toml and engram-memory/pyproject.toml
+
 __all__ = [
     "BearerToken",
     "ClientConfig",

@@ -1,8 +1,9 @@
 """Every kernel on shapes of real models: time, GB/s or TFLOP/s, and the share of what the device reaches in this run.
 
 The ceilings are a copy of 1 GiB and a product of large bf16 matrices by cuBLAS; the rivals are the reference in torch
-eager and under torch.compile, on the same data. A kernel whose results are not those of its reference is not timed,
-and the run fails. Without a GPU nothing is timed: the results are compared on a few tokens in Triton's interpreter.
+eager and under torch.compile, on the same data. All three take turns, and figures are medians of the rounds with their
+range. A kernel whose results are not those of its reference is not timed, and the run fails. Without a GPU nothing is
+timed: the results are compared on a few tokens in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def time_on_gpu(cases: Iterable[Case], report: Report) -> bool:
             continue
         report.results["rows"].append(asdict(row))
         scaled = row.rate / (1e9 if row.bound == "GB/s" else 1e12)
-        shares = (f"{row.ceiling:.0%}", f"{row.eager:.1f}x", f"{row.compiled:.1f}x")
-        lines.append((row.name, f"{row.seconds * 1e6:.0f} µs", f"{scaled:,.0f} {row.bound}", *shares))
+        shares = (f"{row.ceiling:.0%}", row.eager.show("{:.1f}x"), row.compiled.show("{:.1f}x"))
+        lines.append((row.name, f"{row.seconds.median * 1e6:.0f} µs", f"{scaled:,.0f} {row.bound}", *shares))
     print(
         f"{report.machine['gpu']}: copy {ceilings.copy / 1e9:,.0f} GB/s, product {ceilings.product / 1e12:,.0f} TFLOP/s"
     )

@@ -1,4 +1,4 @@
-"""One row of the kernel benchmark: a public function of `kernels`, and what it is given."""
+"""One row of the kernel benchmark: a public function of `kernels` and its arguments."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Case:
     shape: str
     """The model whose shape it is, for the table; the number of tokens is added."""
     function: Callable[..., Any]
-    """Public function, of `make`'s results."""
+    """Public function to time; called with the results of `make`."""
     make: Callable[[torch.device, int], tuple[Any, ...]]
-    """Arguments for a device (`meta` too: nothing may be read back) and a number of tokens."""
+    """Makes the arguments for a device and a number of tokens. On `meta` nothing may be read back."""
     tokens: int
-    """Tokens that are timed."""
+    """Number of tokens in the timed runs."""
     gradient: tuple[int, ...] = ()
-    """Arguments by position: time the backward pass that gives their gradients, instead of the function."""
+    """Positions of arguments: if any, the backward pass to their gradients is timed instead of the function."""
     flops: Callable[[int], float] | None = None
-    """Floating point operations for a number of tokens, where they and not bytes are what bounds the kernel."""
+    """Floating point operations for a number of tokens; None for a kernel that is bound by memory."""
     moved: Callable[..., int] | None = None
-    """Bytes that must be moved, of (arguments, results), for a backward pass with the gradients that it starts from
-    among the arguments; None: every tensor among them once."""
+    """Bytes that must be moved, from (arguments, results); the arguments of a backward pass include the gradients that
+    it starts from. None counts every tensor once."""
     tolerance: float = 2**-6
-    """Largest difference from the reference, as a share of the largest value: bf16 rounds twice on the way."""
+    """Largest permitted difference from the reference, as a share of the largest value; bf16 rounds twice."""
 
     def __str__(self) -> str:
         direction = " backward" if self.gradient else ""
@@ -57,7 +57,7 @@ class Case:
         return Call(lambda: torch.autograd.grad(results, leaves, weights, retain_graph=True), (*arguments, *weights))
 
     def bytes_moved(self, arguments: tuple[Any, ...], results: Results) -> int:
-        """Bytes that no implementation can avoid to move."""
+        """Bytes that every implementation must move."""
         if self.moved is not None:
             return self.moved(arguments, results)
         return nbytes(*arguments, *results)
@@ -65,12 +65,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Call:
-    """A function with everything that it reads."""
+    """A function with its arguments."""
 
     run: Callable[[], Results]
     """Run it."""
     arguments: tuple[Any, ...]
-    """What it reads: the arguments, and for a backward pass the gradients that it starts from."""
+    """Its arguments; for a backward pass with the gradients that it starts from."""
 
 
 @contextmanager
@@ -88,18 +88,18 @@ def forced(mode: str) -> Iterator[None]:
 
 
 def nbytes(*values: object) -> int:
-    """Bytes of the tensors among these."""
+    """Bytes of the tensors among `values`."""
     return sum(x.numel() * x.element_size() for x in values if isinstance(x, Tensor))
 
 
 def as_results(returned: Tensor | Results) -> Results:
-    """One tensor or several, as several."""
+    """The results of a function that returns one tensor or several, as a tuple."""
     return returned if isinstance(returned, tuple) else (returned,)
 
 
 def largest_difference(got: Results, wanted: Results) -> float:
     """Largest difference of any value, as a share of the largest value of its tensor; NaN counts as infinite."""
-    shares = [_share(one, other) for one, other in zip(got, wanted, strict=True) if one.numel()]
+    shares = [_share(result, expected) for result, expected in zip(got, wanted, strict=True) if result.numel()]
     return max(shares, default=0.0)
 
 

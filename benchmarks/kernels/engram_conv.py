@@ -28,7 +28,7 @@ def _case(model: str, tokens: int, gradient: tuple[int, ...] = (), masked: bool 
 
 
 def _moved_backward(arguments: tuple[Tensor | None, ...], results: tuple[Tensor, ...]) -> int:
-    """All but h and y, which no gradient depends on, and h's gradient, which is the one that came."""
+    """All but h and y, which no gradient depends on, and h's gradient, which is the incoming one."""
     return nbytes(*arguments[2:], *results[1:])
 
 

@@ -25,7 +25,7 @@ class Mixture:
     rule: RouteRule
 
     def route(self, device: torch.device, tokens: int) -> Routing:
-        """Where random tokens go."""
+        """Routing of random tokens."""
         return moe_route(*self.scored(device, tokens))
 
     def scored(self, device: torch.device, tokens: int) -> tuple[Tensor, Tensor, RouteRule]:
@@ -44,7 +44,7 @@ def _bf16(device: torch.device, *shape: int) -> Tensor:
 
 
 def _weights(logits: Tensor, bias: Tensor, rule: RouteRule) -> Tensor:
-    """Weights alone: where two scores differ by a rounding, order and experts may differ from the reference's."""
+    """Only the weights: where scores differ by a rounding, order and experts may differ from the reference."""
     return moe_route(logits, bias, rule).weights
 
 

@@ -1,19 +1,24 @@
-"""Times on a GPU: a kernel, torch eager and torch.compile on the same data, beside what the device reaches at best."""
+"""Times on a GPU: a kernel, torch eager and torch.compile by turns, beside what the device reaches at best."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton.testing
 
 from benchmarks.kernels.case import Case, forced, largest_difference
+from benchmarks.rounds import Spread, take_turns
+
+ROUNDS = 5
+_WARMUP_MS, _MEASURED_MS = 10, 30  # of each candidate in each round
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device was seen to do in this run."""
+    """What the device reached in this run."""
 
     copy: float
     """Bytes a second that a copy of 1 GiB reads and writes."""
@@ -32,22 +37,22 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one case."""
+    """Figures of one case."""
 
     name: str
     """Kernel, shape and tokens."""
-    seconds: float
-    """Median time of the kernel."""
+    seconds: Spread
+    """Time of the kernel."""
     rate: float
-    """Bytes or floating point operations a second."""
+    """Bytes or floating point operations a second, at the median time."""
     bound: str
     """"GB/s" or "TFLOP/s": what the rate counts."""
     ceiling: float
-    """Rate as a share of what the device was seen to do."""
-    eager: float
-    """Time of torch eager, in times of the kernel."""
-    compiled: float
-    """Time of torch.compile, likewise."""
+    """Rate as a share of what the device reached in this run."""
+    eager: Spread
+    """Time of torch eager over that of the kernel."""
+    compiled: Spread
+    """Time of torch.compile over that of the kernel."""
 
 
 def measure(case: Case, ceilings: Ceilings) -> Row:
@@ -63,20 +68,25 @@ def measure(case: Case, ceilings: Ceilings) -> Row:
     with forced("torch"):
         eager = case.ready(device, case.tokens)
         _check(case, largest_difference(results, eager.run()))  # before either is run again: it may work in place
-        eager_taken = seconds(eager.run)
-        compiled_taken = seconds(case.ready(device, case.tokens, torch.compile).run)
-    with forced("triton"):
-        taken = seconds(kernel.run)
+        compiled = case.ready(device, case.tokens, torch.compile)
+    runs = {"kernel": ("triton", kernel.run), "eager": ("torch", eager.run), "compiled": ("torch", compiled.run)}
+    times = take_turns({name: partial(_seconds_forced, *how) for name, how in runs.items()}, ROUNDS)
+    taken = Spread.of(times["kernel"])
     work = case.flops(case.tokens) if case.flops else case.bytes_moved(kernel.arguments, results)
     best, bound = (ceilings.product, "TFLOP/s") if case.flops else (ceilings.copy, "GB/s")
-    rate = work / taken
-    name = f"{case}, {case.tokens} tokens"
-    return Row(name, taken, rate, bound, rate / best, eager_taken / taken, compiled_taken / taken)
+    rate = work / taken.median
+    eager_ratio, compiled_ratio = (Spread.of_ratios(times[name], times["kernel"]) for name in ("eager", "compiled"))
+    return Row(f"{case}, {case.tokens} tokens", taken, rate, bound, rate / best, eager_ratio, compiled_ratio)
 
 
 def seconds(run: Callable[[], object]) -> float:
     """Median time by CUDA events, with cold level-2 cache."""
-    return triton.testing.do_bench(run, quantiles=[0.5]) / 1e3
+    return triton.testing.do_bench(run, warmup=_WARMUP_MS, rep=_MEASURED_MS, quantiles=[0.5]) / 1e3
+
+
+def _seconds_forced(mode: str, run: Callable[[], object]) -> float:
+    with forced(mode):
+        return seconds(run)
 
 
 def _check(case: Case, difference: float) -> None:

@@ -30,7 +30,7 @@ class Attention:
 
     @property
     def scale(self) -> float:
-        """What scores are multiplied with."""
+        """Factor of the scores."""
         return (self.nope + self.rope) ** -0.5
 
 

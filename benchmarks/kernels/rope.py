@@ -26,7 +26,7 @@ def _case(model: str, tokens: int, function: Callable[..., Tensor] = rope, gradi
 
 
 def _moved_backward(arguments: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> int:
-    """Angles and gradients: what was rotated is not asked for again."""
+    """Angles and gradients; the backward pass does not read the rotated values."""
     return nbytes(*arguments[1:], *results)
 
 

@@ -1,4 +1,4 @@
-"""Rows of `row_unpack` and `row_expand`: a third of the positions ask for a row that another one asks for too."""
+"""Rows of `row_unpack` and `row_expand`: a third of the positions share their row with another position."""
 
 from __future__ import annotations
 

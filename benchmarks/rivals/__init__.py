@@ -1,1 +1,1 @@
-"""What a user would build or install instead, as small as it can honestly be."""
+"""Rivals of the lookup and throughput benchmarks: what a user would build or install instead, kept minimal."""

@@ -1,6 +1,6 @@
-"""One lookup after the other down an Arrow Flight stream to a shard of ours, by the thread that asks.
+"""Lookups one after the other down an Arrow Flight stream to a shard of this project, in the caller's thread.
 
-No dedup, no deadline, no second shard, no retry: what the transport and the shard cost, and so a bound for the client.
+No dedup, deadline, second shard or retry: the cost of transport and shard alone, and so a bound for the client.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pyarrow import flight
 
 from memory_service.control.client import ControlClient
 from memory_service.protocol.addresses import parse_address
-from memory_service.server.rows_door import LOOKUP
+from memory_service.protocol.flight_paths import LOOKUP
 from memory_service.tables.arrow_rows import ID_SCHEMA, view_rows
 from protos import memory_pb2 as pb
 
@@ -22,7 +22,7 @@ _TIMEOUT_MS = 60_000
 
 
 class BareFlightClient:
-    """Asks one shard, which holds the whole table."""
+    """Client of one shard that holds the whole table."""
 
     def __init__(self, address: str, table: str):
         with ControlClient(address) as control:

@@ -1,7 +1,7 @@
 """Rows over a bare TCP socket: length-prefixed frames, one `numpy.take` on the server, a thread for each connection.
 
-`python -m benchmarks.rivals.raw_socket TABLE.npy` serves it and prints the port. No checks, no errors, no deadlines:
-what the network and the copies cost, and so a bound for any protocol in Python.
+`python -m benchmarks.rivals.raw_socket TABLE.npy` serves it and prints the port. No checks, errors or deadlines:
+the cost of network and copies alone, and so a bound for any protocol in Python.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class RawSocketClient:
-    """Asks the server below; ids and rows travel as they lie in memory."""
+    """Client of the server below; ids and rows travel as they lie in memory."""
 
     def __init__(self, address: tuple[str, int], row_bytes: int):
         self._socket = socket.create_connection(address)
@@ -56,7 +56,7 @@ def _answer(connection: socket.socket, table: np.ndarray) -> None:
     ids, found = np.empty(0, np.int64), np.empty((0, table.shape[1]), np.uint8)
     while size := _read_length(connection):
         count = size // ids.itemsize
-        if count > len(ids):  # both buffers are kept: fresh memory would cost a page fault for every 4 KiB
+        if count > len(ids):  # both buffers are kept, as new memory costs a page fault for every 4 KiB
             ids, found = np.empty(count, np.int64), np.empty((count, table.shape[1]), np.uint8)
         _read_into(connection, ids[:count].data.cast("B"))
         np.take(table, ids[:count], axis=0, out=found[:count], mode="clip")
@@ -65,7 +65,7 @@ def _answer(connection: socket.socket, table: np.ndarray) -> None:
 
 
 def _read_length(connection: socket.socket) -> int:
-    """The length of the next frame; 0 once the other side has left."""
+    """Length of the next frame; 0 once the peer has closed the connection."""
     header = connection.recv(_LENGTH.size, socket.MSG_WAITALL)
     return _LENGTH.unpack(header)[0] if header else 0
 

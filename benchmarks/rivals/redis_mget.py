@@ -20,7 +20,7 @@ _STORED = b"+OK\r\n"
 
 
 class RedisClient:
-    """Asks a Redis server over TCP."""
+    """Client of a Redis server over TCP."""
 
     def __init__(self, port: int, row_bytes: int):
         import redis
@@ -39,7 +39,7 @@ class RedisClient:
 
 
 def missing() -> str | None:
-    """What has to be installed before Redis can take part; None if nothing."""
+    """What must be installed before Redis can take part; None if nothing."""
     if shutil.which("redis-server") is None:
         return "no redis-server on the path: `apt-get install redis-server`"
     if find_spec("redis") is None or find_spec("hiredis") is None:

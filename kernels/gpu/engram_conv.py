@@ -89,7 +89,7 @@ def weight_backward_kernel(
     grad_mixed, seen, sources, partial, tokens, CHANNELS: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Shares of a strip of positions in the weight's gradient, `partial` [strips, TAPS, CHANNELS]."""
+    """Partial sums of the weight's gradient over a strip of positions, `partial` [strips, TAPS, CHANNELS]."""
     strip, tap = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     channel = (tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK))[None, :]
     total = tl.zeros([BLOCK], tl.float32)
@@ -153,7 +153,7 @@ def _weight_gradient(grad_mixed: Tensor, seen: Tensor, sources: Tensor, sizes: d
 
 
 def _invert(sources: Tensor, rows: int) -> Tensor:
-    """Position whose tap reads a row, or -1: [rows, taps]. Reads of nothing go to a row past the last."""
+    """Inverse of `sources`: the position whose tap reads a row, or -1, [rows, taps]."""
     readers = torch.full((rows + 1, sources.shape[1]), -1, device=sources.device)
     positions = torch.arange(len(sources), device=sources.device)[:, None].expand_as(sources)
     return readers.scatter_(0, torch.where(sources < 0, rows, sources), positions)[:rows].contiguous()

@@ -17,7 +17,7 @@ from kernels.gpu.tuning import STRIPS, autotune, row_tile, warps
 
 @triton.jit
 def open_gate(s, SQRT: tl.constexpr):
-    """The gate, and its slope in s."""
+    """The gate and its derivative in s."""
     if SQRT:
         size = tl.sqrt(tl.maximum(tl.abs(s), 1e-6))
         gate = tl.sigmoid(tl.where(s > 0, size, tl.where(s < 0, -size, 0.0)))
@@ -176,7 +176,7 @@ class EngramGate(torch.autograd.Function):
 
 
 def _constants(h: Tensor, sqrt: bool, masked: bool, residual: bool) -> dict[str, int | bool]:
-    """What the kernels of the gate are compiled for."""
+    """Compile-time constants of the gate's kernels."""
     _, streams, size = h.shape
     rows, block = row_tile(size)
     options = {"SQRT": sqrt, "MASKED": masked, "RESIDUAL": residual, "STREAMS": streams, "SIZE": size}

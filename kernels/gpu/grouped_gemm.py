@@ -16,7 +16,7 @@ from kernels.gpu.product import add_product
 from kernels.gpu.tuning import autotune
 from kernels.routing import Routing
 
-_GROUP = 8  # tiles of rows that are done column by column together, so that the columns' weights stay in L2
+_GROUP = 8  # row tiles processed together column by column, so that weights stay in the L2 cache
 
 _TILES = [
     triton.Config({"COLUMNS": columns, "DEPTH": depth}, num_warps=warps, num_stages=stages)
@@ -68,7 +68,7 @@ def product_kernel(
         return
     row = first + tl.arange(0, ROWS)
     inside = row < end
-    source = tl.where(inside, row, first).to(tl.int64)  # rows and columns outside compute what nobody stores
+    source = tl.where(inside, row, first).to(tl.int64)  # results of rows and columns outside are not stored
     if SWIGLU:
         source = tl.load(order + source) // top
     column = strip * COLUMNS + tl.arange(0, COLUMNS)
@@ -216,10 +216,10 @@ def _product(
 
 
 def _row_tile(average: float, dtype: torch.dtype) -> int:
-    """Rows of a tile for so many rows an expert: half a tile an expert is wasted."""
+    """Rows of a tile, by the average number of rows of an expert: half a tile of each expert is wasted."""
     if average < 32:
         return 16
-    return 64 if average < 256 or dtype == torch.float32 else 128  # single precision does without tensor cores
+    return 64 if average < 256 or dtype == torch.float32 else 128  # fp32 does not use tensor cores
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, counts: Tensor, order: Tensor | None = None) -> Tensor:

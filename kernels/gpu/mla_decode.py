@@ -17,8 +17,8 @@ from kernels.gpu.product import add_product
 from kernels.gpu.tuning import autotune, warps
 from kernels.spans import Spans
 
-_PROGRAMS = 512  # wanted at least: about four for each multiprocessor of an H100
-_ROWS = 16  # (token, head) pairs of a tile at least, as tensor cores ask for
+_PROGRAMS = 512  # least number of programs: about four for each multiprocessor of an H100
+_ROWS = 16  # least (token, head) pairs of a tile, as tensor cores require
 _MOST_ROWS = 64  # what registers hold of 512 values each; single precision, which these cores do not take, stays at 16
 
 _TILES = [
@@ -45,7 +45,7 @@ def stretch_kernel(
     inside, seen = row < count * HEADS, length - count + row // HEADS + 1
     row += begin * HEADS
     stored, first = row + stretch.to(tl.int64) * rows, stretch * span
-    if first >= length:  # nothing is seen here; of what is left in `partial` nothing will be read
+    if first >= length:  # no position is visible; `partial` is not read
         tl.store(sums + stored, float("-inf"), mask=inside)
         return
     start = query + row[:, None] * (RANK + ROPE)
@@ -69,7 +69,7 @@ def stretch_kernel(
         total = total * shrink + tl.sum(weights, 1)
         mixed = add_product(weights.to(latent.dtype), latent, mixed * shrink[:, None])
         highest = higher
-    total = tl.where(total == 0.0, 1.0, total)  # of a pair that saw nothing here; `highest` says so
+    total = tl.where(total == 0.0, 1.0, total)  # pairs without a visible position, marked by `highest`
     tl.store(sums + stored, highest + tl.log2(total), mask=inside)
     store_rows(partial + stored[:, None] * RANK, inside, mixed / total[:, None], RANK)
 
@@ -77,7 +77,7 @@ def stretch_kernel(
 @autotune(warps(1, 2, 4), key=("RANK",))
 @triton.jit
 def combine_kernel(partial, sums, out, stretches, RANK: tl.constexpr, LANES: tl.constexpr):
-    """Average one pair's outputs over the stretches that it saw anything of."""
+    """Combine one pair's outputs over the stretches with visible positions."""
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     highest = tl.full((), float("-inf"), tl.float32)

@@ -1,4 +1,4 @@
-"""Triton kernels of `mla_prefill`: attention that never writes its weights down (arXiv 2205.14135), and its gradient.
+"""Triton kernels of `mla_prefill`: attention without materialised weights (arXiv 2205.14135), and its gradient.
 
 With weights p = softmax(s), gradient g of the output o and d = <g, o>: d v = p^T g, d s = p (g v^T - d), and d query
 and d key follow from d s as in any product. The weights are computed again from the logarithm of their sum, to base 2.
@@ -56,7 +56,7 @@ def _load_context(
 
 @triton.jit
 def _load_slopes(grad, sums, dots, pair, inside, VALUE: tl.constexpr, VALUE_LANES: tl.constexpr):
-    """What is known of the outputs of pairs [n]: gradient, logarithm of the weights' sum, and <gradient, output>."""
+    """Gradient of the outputs of pairs [n], logarithm of the weights' sum, and <gradient, output>."""
     logarithm, dot = tl.load(sums + pair, mask=inside, other=0.0), tl.load(dots + pair, mask=inside, other=0.0)
     return load_rows(grad + pair[:, None] * VALUE, inside, VALUE, VALUE_LANES), logarithm, dot
 
@@ -68,7 +68,7 @@ def forward_kernel(
     HEADS: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, VALUE: tl.constexpr, NOPE_LANES: tl.constexpr,
     ROPE_LANES: tl.constexpr, VALUE_LANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Attention of a block of tokens of one head: the last block, which sees most, first."""
+    """Attention of a block of tokens of one head; the last block, with the longest context, comes first."""
     head, sequence = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     begin, count = _span(queries, sequence)
     origin, length = _span(contexts, sequence)
@@ -227,6 +227,6 @@ class MlaPrefill(torch.autograd.Function):
 
 
 def _sizes(key: Tensor, rotary: Tensor, value: Tensor) -> dict[str, int]:
-    """Sizes of a head, and the lanes that hold them."""
+    """Sizes of a head, and their lanes."""
     sizes = {"NOPE": key.shape[-1], "ROPE": rotary.shape[-1], "VALUE": value.shape[-1]}
     return sizes | {f"{name}_LANES": lanes(size) for name, size in sizes.items()}

@@ -1,4 +1,4 @@
-"""Triton kernels of `moe_combine`: every program adds up, or hands out, a stretch of one token's visits."""
+"""Triton kernels of `moe_combine`: a program sums, or in the backward pass distributes, columns of one token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.gpu.tuning import autotune, warps
 
-_COLUMNS = 1024  # of a token that a program of the forward pass adds up, at most
+_COLUMNS = 1024  # most columns of a program of the forward pass
 
 
 @autotune(warps(2, 4, 8), key=("SIZE", "TOP"))

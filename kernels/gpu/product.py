@@ -1,4 +1,4 @@
-"""The product of two tiles, as every kernel with matrices takes it."""
+"""The product of two tiles, for every kernel that multiplies matrices."""
 
 from __future__ import annotations
 

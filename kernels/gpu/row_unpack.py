@@ -67,7 +67,7 @@ class RowExpand(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows: Tensor, inverse: Tensor) -> Tensor:
-        """Keep the index and how many rows there are."""
+        """Keep the index and the number of rows."""
         ctx.save_for_backward(inverse)
         ctx.rows, ctx.dtype = len(rows), rows.dtype
         return _expand(rows.contiguous(), inverse, rows.dtype)
@@ -80,7 +80,7 @@ class RowExpand(torch.autograd.Function):
 
 
 def row_unpack(unique: Tensor, inverse: Tensor, row_format: str, dim: int, dtype: torch.dtype) -> Tensor:
-    """`kernels.row_unpack.row_unpack` by a kernel."""
+    """The kernel behind `kernels.row_unpack.row_unpack`."""
     unique = unique.contiguous()
     if row_format != "fp8_e4m3_ue8m0":
         return _expand(unique.view(torch.bfloat16 if row_format == "bf16" else torch.float32), inverse, dtype)

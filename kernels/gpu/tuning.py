@@ -1,4 +1,4 @@
-"""What all kernels share at launch: autotuning over a few committed configurations, and how work is cut into strips."""
+"""Shared launch settings of all kernels: autotuning over a few committed configurations, and sizes of strips."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import triton
 
 STRIPS = 256
-"""Programs that share the rows where each sums over its rows: the sum depends on this number, not on the device."""
-_TILE = 2048  # values that four warps hold in 16 registers a thread
+"""Number of programs in kernels that sum over rows: fixed, so that sums do not depend on the device."""
+_TILE = 2048  # values of a tile: four warps hold them in 16 registers a thread
 
 
 def autotune(
@@ -29,7 +29,7 @@ def autotune(
 
 
 def warps(*counts: int) -> list[triton.Config]:
-    """Configurations that differ in nothing but the number of warps."""
+    """Configurations that differ only in the number of warps."""
     return [triton.Config({}, num_warps=count) for count in counts]
 
 

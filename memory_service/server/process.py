@@ -72,13 +72,16 @@ def _metrics(server: ShardServer, config: ServeConfig) -> Iterator[None]:
     if config.metrics_port is None:
         yield
         return
-    from memory_service.server.metrics_door import MetricsDoor
-
     shard, locks = server.shard, config.security if config.metrics_secure else ServerSecurity()
     try:
+        from memory_service.server.metrics_door import MetricsDoor
+
         metrics = MetricsDoor(
             shard.collect, {"shard": shard.name}, config.metrics_host, config.metrics_port, locks, config.advertised
         )
+    except ModuleNotFoundError as error:
+        server.stop()
+        raise ValueError(f"metrics_port: {error.name} is missing: pip install 'engram-memory[server]'") from error
     except OSError:
         server.stop()
         raise

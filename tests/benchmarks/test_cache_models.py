@@ -53,7 +53,7 @@ def test_accesses_name_each_row_once_a_lookup() -> None:
     assert (some.ids.tolist(), some.bounds.tolist()) == ([8, 9, 9], [0, 2, 3])
 
 
-def test_streams_take_turns() -> None:
+def test_equal_streams_take_turns_chunk_by_chunk() -> None:
     assert interleave(13, streams=2, chunk=2).tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import lookup
-from benchmarks.report import Timing
 from benchmarks.rivals import redis_mget
-from benchmarks.rivals.plain_grpc import PlainGrpcClient
+from benchmarks.rivals.plain_grpc import StreamingClient, UnaryClient
 from benchmarks.rivals.raw_socket import RawSocketClient
+from benchmarks.rounds import Spread, Timing
 from benchmarks.servers import free_ports, module_server
 
 
@@ -26,19 +26,25 @@ def check(packed, client):
         np.testing.assert_array_equal(client.lookup(rows), packed[rows])
 
 
-def test_raw_socket_and_plain_grpc(packed, tmp_path):
+def test_a_raw_socket_returns_the_rows_asked_for(packed, tmp_path):
     np.save(tmp_path / "table.npy", packed)
     with (
         module_server("benchmarks.rivals.raw_socket", str(tmp_path / "table.npy")) as server,
         contextlib.closing(RawSocketClient(("127.0.0.1", server.port), 20)) as client,
     ):
         check(packed, client)
+
+
+def test_both_clients_of_plain_grpc_return_the_rows_asked_for(packed, tmp_path):
+    np.save(tmp_path / "table.npy", packed)
     with module_server("benchmarks.rivals.plain_grpc", str(tmp_path / "table.npy")) as server:
-        check(packed, PlainGrpcClient(server.address, 20))
+        for kind in (UnaryClient, StreamingClient):
+            with contextlib.closing(kind(server.address, 20)) as client:
+                check(packed, client)
 
 
 @pytest.mark.skipif(redis_mget.missing() is not None, reason=str(redis_mget.missing()))
-def test_redis(packed):
+def test_redis_returns_the_rows_asked_for(packed):
     (port,) = free_ports(1)
     with redis_mget.redis_server(port):
         redis_mget.fill(port, packed)
@@ -53,6 +59,7 @@ def test_a_rival_that_returns_other_rows_is_not_timed(packed):
 
 
 def test_goals_are_kept_for_their_size_and_for_rivals_that_took_part():
-    timings = {lookup.SERVICE: Timing(0.002, 0.002, 1, 0), lookup.RAW: Timing(0.001, 0.002, 1, 0)}
-    assert lookup.goal_ratios(12_288, timings) == {"12,288 rows: raw TCP socket / service, 1 shard (goal 0.6)": 0.5}
+    timings = {lookup.SERVICE: Timing.of([[0.002], [0.004]]), lookup.RAW: Timing.of([[0.001], [0.003]])}
+    expected = {"12,288 rows: raw TCP socket / service, 1 shard (goal 0.6)": Spread(0.625, 0.5, 0.75, 2)}
+    assert lookup.goal_ratios(12_288, timings) == expected
     assert lookup.goal_ratios(1_536, timings) == {}

@@ -17,7 +17,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(backend)
 
 
-def test_page_becomes_its_text() -> None:
+def test_a_page_becomes_its_text_without_markup() -> None:
     page = "<head><style>p {x}</style></head><h1>A  title</h1><p>One\nline &amp; <b>more</b></p><script>var x</script>"
     assert text_of_html(page) == "A title\nOne line & more"
 

@@ -92,9 +92,9 @@ def cluster():
     cluster.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray(cluster):
-    """The `ray` module, connected to the cluster."""
+    """The `ray` module, connected to the cluster; tests of other modules find themselves without a connection."""
     with ray_session(cluster.address) as ray:
         yield ray
 

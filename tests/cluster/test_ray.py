@@ -45,7 +45,7 @@ SAMPLING = SamplingParams(max_new_tokens=6, seed=0)
 IDENTITY = JobIdentity("tiny", vars(SAMPLING))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def executor(ray, tiny_model):
     with open_executor(tiny_model, ClusterOptions(workers=2, shards=2, engine=EngineConfig(max_batch=4))) as executor:
         yield executor

@@ -36,19 +36,19 @@ def far_rows(randn, device):
     return place
 
 
-def test_norm_of_far_rows(far_rows, randn):
+def test_rows_far_apart_are_normalised(far_rows, randn):
     far, near = far_rows(16)
     weight = randn(16)
     assert torch.equal(rms_norm(far, weight, 1e-6), rms_norm(near, weight, 1e-6))
 
 
-def test_rotation_of_far_rows(far_rows, randn):
+def test_rows_far_apart_are_rotated(far_rows, randn):
     far, near = far_rows(2, 16)
     cos, sin = randn(4, 8), randn(4, 8)
     assert torch.equal(rope(far, cos, sin), rope(near, cos, sin))
 
 
-def test_gate_of_far_keys_and_values(far_rows, randn):
+def test_keys_and_values_far_apart_are_gated(far_rows, randn):
     far, near = far_rows(3, 16)
     h, weight = randn(4, 2, 16), randn(2, 16)
     got, wanted = (engram_gate(h, x[:, :2], x[:, 2], weight, weight, "sqrt", 1e-6) for x in (far, near))
@@ -56,7 +56,7 @@ def test_gate_of_far_keys_and_values(far_rows, randn):
 
 
 @pytest.mark.parametrize(("row_format", "row_bytes"), [("bf16", 64), ("fp8_e4m3_ue8m0", 33)])
-def test_rows_far_down_a_table(device, row_format, row_bytes):
+def test_rows_far_down_a_table_are_unpacked(device, row_format, row_bytes):
     count = 2**31 // row_bytes * (3 if row_format == "bf16" else 1) + 2
     table = torch.empty(count, row_bytes, dtype=torch.uint8, device=device)
     rows = torch.randint(1, 100, (2, row_bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -66,7 +66,7 @@ def test_rows_far_down_a_table(device, row_format, row_bytes):
     assert torch.equal(got, row_unpack(table[-2:], inverse, row_format, 32))
 
 
-def test_pages_far_down_a_cache(randn, device):
+def test_pages_far_down_a_cache_are_attended(randn, device):
     page, width = 64, 32
     count = 2**31 // (page * width) + 2
     latents = torch.empty(count, page, width, dtype=torch.bfloat16, device=device)
@@ -77,7 +77,7 @@ def test_pages_far_down_a_cache(randn, device):
     assert torch.equal(got, mla_decode(query, spans, latents[-2:], pages, length, 16, 0.2))
 
 
-def test_a_convolution_of_rows_far_down_a_cache(randn, device):
+def test_rows_far_down_a_cache_are_convolved(randn, device):
     width = 1024
     count = 2**31 // width + 3
     seen = torch.empty(count, width, dtype=torch.bfloat16, device=device)

@@ -55,7 +55,7 @@ def test_the_convolution_is_its_formula(inputs, assert_near, shape, dtype):
     assert_near(out, formula(*tensors), scale=3)
 
 
-def test_no_positions_give_none(inputs):
+def test_no_positions_give_an_empty_result(inputs):
     assert engram_conv(*inputs((0,), 1, 8, 4, 3)).shape == (0, 1, 8)
 
 
@@ -93,7 +93,7 @@ def test_gradients_are_those_of_the_formula(inputs, gradients, assert_near, devi
         assert_near(one, other, scale=4 * len(h) ** 0.5)
 
 
-def test_gradients_of_half_precision(inputs, gradients, assert_near):
+def test_gradients_in_half_precision_are_those_of_the_formula(inputs, gradients, assert_near):
     h, y, seen, sources, weight = inputs((33, 7), 2, 17, 4, 3, torch.bfloat16)
     in_double = (tensor.double() for tensor in (h, y, seen, weight))
     wanted = gradients(lambda h, y, seen, weight: formula(h, y, seen, sources, weight), *in_double)

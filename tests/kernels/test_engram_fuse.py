@@ -94,7 +94,7 @@ def test_gradients_are_those_of_the_formula(inputs, gradients, assert_near, devi
         assert_near(got, one, scale=scale)
 
 
-def test_gradients_of_half_precision(inputs, gradients, assert_near):
+def test_gradients_in_half_precision_are_those_of_the_formula(inputs, gradients, assert_near):
     tensors = inputs(33, 2, 64, torch.bfloat16)
     wanted = gradients(lambda *x: formula(*x, "sqrt"), *(tensor.double() for tensor in tensors))
     for got, one in zip(gradients(lambda *x: engram_gate(*x, "sqrt", EPS), *tensors), wanted, strict=True):

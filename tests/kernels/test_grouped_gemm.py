@@ -68,7 +68,7 @@ def test_one_expert_with_many_rows_and_many_without(randn, assert_near):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients_of_the_linear(randn, assert_near, gradients, shape, dtype):
+def test_gradients_of_the_linear_layer_are_those_of_the_formula(randn, assert_near, gradients, shape, dtype):
     tokens, experts, top, size, width = shape
     counts = crowded(randn, tokens, experts, top).counts
     x, weight = randn(tokens * top, size, dtype=dtype), randn(experts, width, size, dtype=dtype)
@@ -79,7 +79,7 @@ def test_gradients_of_the_linear(randn, assert_near, gradients, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients_of_the_swiglu(randn, assert_near, gradients, shape, dtype):
+def test_gradients_of_the_swiglu_are_those_of_the_formula(randn, assert_near, gradients, shape, dtype):
     tokens, experts, top, size, width = shape
     routing = crowded(randn, tokens, experts, top)
     x, gate_up = randn(tokens, size, dtype=dtype), randn(experts, 2 * width, size, dtype=dtype) / size**0.5

@@ -75,7 +75,7 @@ def test_more_pairs_than_a_tile_holds(randn, cache, assert_near):
     decoded(randn, cache, assert_near, 17, 16, 16, [70, 9], [8, 2])
 
 
-def test_larger_pages(randn, cache, assert_near):
+def test_pages_of_more_tokens_give_the_same_attention(randn, cache, assert_near):
     decoded(randn, cache, assert_near, 4, 16, 16, [1, 130, 300], [1, 1, 2], page=128)
 
 

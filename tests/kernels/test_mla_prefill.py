@@ -61,7 +61,7 @@ def test_tokens_attend_what_came_before_them(randn, assert_near, sizes, chunks, 
     assert_near(out, formula(*tensors, *spans), scale=2)
 
 
-def test_large_scores_stay_finite(randn, assert_near):
+def test_large_scores_give_finite_results(randn, assert_near):
     (query, key, rotary, value), spans = inputs(randn, (2, 16, 16, 16), ((40,), (40,)), torch.float32)
     tensors = (30 * query, 30 * key, rotary, value)
     assert_near(attended(*tensors, *spans), formula(*tensors, *spans), scale=100)  # scores of hundreds, to 1e-7 of them

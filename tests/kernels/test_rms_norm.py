@@ -21,7 +21,7 @@ def formula(x, weight):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rows_are_normalised(randn, assert_near, shape, dtype):
+def test_rows_are_normalised_as_the_formula_says(randn, assert_near, shape, dtype):
     x, weight = randn(*shape, dtype=dtype), randn(shape[-1])
     out = rms_norm(x, weight.to(dtype), EPS)
     assert (out.dtype, out.shape) == (dtype, x.shape)
@@ -82,7 +82,7 @@ def test_gradients_through_the_sum_reach_both_terms(randn, assert_near, gradient
         assert_near(got, one, scale=4 * shape[0] ** 0.5)
 
 
-def test_gradients_of_streams(randn, assert_near, gradients):
+def test_gradients_of_several_streams_are_those_of_the_formula(randn, assert_near, gradients):
     x, weight = randn(17, 3, 40), randn(3, 40)
     wanted = gradients(formula, x.double(), weight.double())
     for got, one in zip(gradients(lambda x, w: rms_norm(x, w, EPS), x, weight), wanted, strict=True):

@@ -58,12 +58,12 @@ def test_part_of_wider_rows_turns_in_place(randn, assert_near, device, dtype):
     assert torch.equal(wide[..., :32], before[..., :32])
 
 
-def test_any_layout_is_read(randn, assert_near, device):
+def test_tensors_of_any_memory_layout_are_rotated(randn, assert_near, device):
     x, turn = randn(8, 5, 17).permute(2, 1, 0), angles(device, 17, 8)
     assert_near(rope(x, *turn), formula(x, *turn))
 
 
-def test_no_tokens_give_none(randn, device):
+def test_no_tokens_give_an_empty_result(randn, device):
     assert rope(randn(0, 2, 8), *angles(device, 0, 8)).shape == (0, 2, 8)
 
 

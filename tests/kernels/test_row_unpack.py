@@ -95,7 +95,7 @@ def indices(device, kind, positions, count):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("count", "positions", "dim"), [(1, 1, 1), (5, 17, 8), (123, 1025, 64), (40, 5, 123)])
-def test_decoded_rows_spread_exactly(randn, device, count, positions, dim, dtype):
+def test_decoded_rows_are_expanded_to_positions_bit_for_bit(randn, device, count, positions, dim, dtype):
     rows, inverse = randn(count, dim, dtype=dtype), indices(device, "spread", positions, count)
     assert torch.equal(row_expand(rows, inverse), rows[inverse])
     assert row_expand(rows, inverse.reshape(1, -1, 1)).shape == (1, positions, 1, dim)

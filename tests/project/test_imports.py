@@ -115,11 +115,14 @@ def test_a_memory_client_loads_no_module_of_the_serving_side():
     assert not {"ray", "torch", "kernels", "reasoning"}.intersection(loaded)
 
 
-def test_every_third_party_import_is_declared():
-    """What the packages import is what pyproject.toml installs."""
-    declared = (ROOT / "pyproject.toml").read_text()
+@pytest.mark.parametrize(
+    ("project", "packages"), [("", MAY_IMPORT.keys()), ("engram-memory", {"memory_service", "protos"})]
+)
+def test_every_third_party_import_is_declared(project, packages):
+    """What the packages of a distribution import is what its pyproject.toml installs."""
+    declared = (ROOT / project / "pyproject.toml").read_text()
     distributions = {"google": "protobuf", "grpc": "grpcio", "grpc_health": "grpcio-health-checking"}
     distributions |= {"grpc_reflection": "grpcio-reflection", "grpc_tools": "grpcio-tools", "yaml": "pyyaml"}
-    ours = MAY_IMPORT.keys() | set(sys.stdlib_module_names)
-    for name in sorted(set().union(*map(top_level, MODULES)) - ours):
+    imported = set().union(*(top_level(path) for path in MODULES if path.relative_to(ROOT).parts[0] in packages))
+    for name in sorted(imported - packages - set(sys.stdlib_module_names)):
         assert f'"{distributions.get(name, name)}' in declared, f"{name} is imported but not in pyproject.toml"

@@ -56,5 +56,5 @@ def test_nothing_that_is_read_is_executed(path: Path):
         "eval(text)",
     ],
 )
-def test_an_offence_is_seen(source: str):
+def test_every_way_to_execute_data_is_noticed(source: str):
     assert len(offences(source)) == 1
