@@ -18,10 +18,11 @@ from cluster.ray_runtime import fetch, ray_session
 from cluster.workers.actors import start_workers, stop_workers
 from cluster.workers.options import ClusterOptions
 from cluster.workers.worker import Locate, ReasoningWorker
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.base import ModelConfig
+from reasoning.architectures.registry import read_model_config
 from reasoning.engine.config import EngineStats
-from reasoning.engine.loading import MEMORY_DIR
 from reasoning.engine.trace import Trace
+from reasoning.engram.memory_config import MEMORY_DIR
 from reasoning.request import Request, Result
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def open_executor(model_dir: Path, options: ClusterOptions, trace: Trace | None 
         ValueError: the model or the Ray address cannot be used.
         MemoryServiceError: the memory cannot be loaded, reached, or is not the model's.
     """
-    config = ModelConfig.from_dir(model_dir)
+    config = read_model_config(model_dir)
     if options.workers == 0:
         worker = ReasoningWorker(model_dir, _fixed(options.memory), options.engine_config(), trace=trace)
         worker.ready()
@@ -97,7 +98,7 @@ class RayExecutor:
 def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> Iterator[Locate | None]:
     if options.memory is not None:
         yield _fixed(options.memory)
-    elif not config.engram_layer_ids:
+    elif config.engram is None:
         yield None
     else:
         # Workers get its name: a handle among their arguments would not survive a restart.

@@ -12,6 +12,8 @@ from reasoning.config.checks import check_types, is_number, is_whole, require
 # Keys of a YaRN description whose other values would mean another embedding than RopeConfig's.
 _ONLY_ROPE_VALUE: dict[str, tuple[Any, ...]] = {"attention_factor": (None,), "truncate": (True, None)}
 
+_LARGEST_FACTOR = 1 << 20
+
 
 @dataclass(frozen=True)
 class RopeConfig:
@@ -35,7 +37,7 @@ class RopeConfig:
     def __post_init__(self) -> None:
         require(is_number(self.theta) and self.theta > 1, "rope_theta", self.theta, "a number above 1, such as 10000")
         check_types(self, "rope_scaling.")
-        require(self.factor >= 1, "rope_scaling.factor", self.factor, "at least 1")
+        require(1 <= self.factor <= _LARGEST_FACTOR, "rope_scaling.factor", self.factor, f"1 to {_LARGEST_FACTOR}")
         for name in ("beta_fast", "beta_slow"):
             require(getattr(self, name) > 0, f"rope_scaling.{name}", getattr(self, name), "a number above 0")
 

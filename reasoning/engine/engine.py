@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 
 from memory_service import Memory
-from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.base import Backbone
 from reasoning.drafts.acceptance import accept
 from reasoning.drafts.manager import Drafting, Outcome
 from reasoning.engine.answers import Answer, Sample
 from reasoning.engine.config import EngineConfig, EngineStats
 from reasoning.engine.graphs import DecodeGraphs
 from reasoning.engine.loading import load_parts, open_lookup
-from reasoning.engine.runner import FetchError, Likeliest, ModelRunner, Output, Work
+from reasoning.engine.runner import FetchError, Likeliest, ModelRunner, Output
 from reasoning.engine.trace import Trace
 from reasoning.engine.warm_up import warm_up
 from reasoning.engram.row_lookup import PendingRows
-from reasoning.model.batch import PAGE_TOKENS, Cache, pages_for
+from reasoning.model.batch import PAGE_TOKENS, pages_for
 from reasoning.request import Completion, Delta, FinishReason, Request, RequestError, RequestFailure, Result
 from reasoning.sampling.sampler import SamplerError
 from reasoning.scheduling.cohorts import CohortTuner, Step
 from reasoning.scheduling.pages import PagePool
 from reasoning.scheduling.scheduler import Limits, Scheduler
 from reasoning.scheduling.sequence import Piece, Sequence
+from reasoning.scheduling.work import Work
 from reasoning.text.prompts import PromptReader
 from reasoning.text.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Backbone,
         tokenizer: Tokenizer | None = None,
         memory: Memory | None = None,
         config: EngineConfig | None = None,
@@ -73,11 +74,10 @@ class Engine:
         if self.lookup is not None:  # an id without a compressed id could not be hashed
             vocab_size = min(vocab_size, self.lookup.hasher.token_map.vocab_size)
         self.prompts = PromptReader(tokenizer, vocab_size, min(context, pages * PAGE_TOKENS))
-        weights = model.embed_tokens.weight
-        cache = Cache.empty(model.config, pages + 1, weights.device, weights.dtype)  # a page of nobody's, for padding
+        cache = model.new_cache(pages + 1)  # the last page belongs to no sequence: padding writes to it
         graphs = DecodeGraphs.where_possible(model, cache, config.max_batch, pages_for(self.prompts.context))
         if graphs is not None:
-            width = model.config.engram_width
+            width = model.config.engram.width if model.config.engram is not None else 0
             warm_up(graphs, cache, width, config.prefill_tokens, config.max_batch, self.prompts.context)
         self.runner = ModelRunner(model, cache, self.lookup, vocab_size, graphs)
         limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
@@ -219,7 +219,7 @@ class Engine:
         for work, logits, likeliest in zip(output.works, output.logits, output.likeliest, strict=True):
             if not work.sequence.ended:  # as it has where another sample of its request failed in this step
                 events += self._advance(work, logits, likeliest, outcomes)
-        self.drafting.learn(output, [outcome for outcome in outcomes if not outcome.work.sequence.ended])
+        self.drafting.learn(output.hidden, [outcome for outcome in outcomes if not outcome.work.sequence.ended])
         self._measure(output, began, waited_s)
         if self.trace is not None:
             self.trace.model(pieces, output)

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.dispatch import use_triton
-from reasoning.architectures.deepseek_v3.backbone import RowSource, Transformer
-from reasoning.model.batch import Batch, Cache
+from reasoning.architectures.base import Backbone, Cache, RowSource
+from reasoning.model.batch import Batch
 from reasoning.model.decode_batch import DecodeBatch
 from reasoning.model.devices import to_device
 
@@ -60,18 +59,16 @@ class DecodeGraphs:
     Steps are padded to a size that there is with sequences that write to a page of nobody's.
     """
 
-    def __init__(self, model: Transformer, cache: Cache, max_batch: int, max_pages: int, recorder: Recorder):
+    def __init__(self, model: Backbone, cache: Cache, max_batch: int, max_pages: int, recorder: Recorder):
         """Serve up to `max_batch` sequences of `max_pages` pages each; the last page of `cache` is nobody's."""
         self._model, self._cache, self._recorder = model, cache, recorder
         self._max_batch, self._max_pages = max_batch, max_pages
         self._steps: dict[int, _DecodeStep] = {}
 
     @classmethod
-    def where_possible(cls, model: Transformer, cache: Cache, max_batch: int, max_pages: int) -> DecodeGraphs | None:
-        """Graphs for a model on a GPU whose attention has a kernel there; None elsewhere."""
-        if not (cache.latents.is_cuda and use_triton(cache.latents)):
-            return None
-        return cls(model, cache, max_batch, max_pages, CudaRecorder(cache.latents.device))
+    def where_possible(cls, model: Backbone, cache: Cache, max_batch: int, max_pages: int) -> DecodeGraphs | None:
+        """Return graphs for a model that can be recorded where it is; None for others."""
+        return cls(model, cache, max_batch, max_pages, CudaRecorder(cache.device)) if model.decodes_by_graphs else None
 
     def __call__(self, batch: Batch, rows: RowSource | None, cache: Cache) -> Tensor:
         """Do what the model does when called so; the result is valid until the next call."""
@@ -97,18 +94,16 @@ class _DecodeStep:
     The first run compiles and tunes kernels for these sizes, which cannot be done while recording.
     """
 
-    def __init__(self, model: Transformer, cache: Cache, size: int, max_pages: int):
-        config, latents = model.config, cache.latents
+    def __init__(self, model: Backbone, cache: Cache, size: int, max_pages: int):
         self._model, self._cache, self._size, self._max_pages = model, cache, size, max_pages
-        self._scratch = latents.shape[1] - 1
-        self._input = torch.zeros(size * (2 + max_pages), dtype=torch.int64, device=latents.device)
+        self._scratch = cache.pages - 1
+        self._input = torch.zeros(size * (2 + max_pages), dtype=torch.int64, device=cache.device)
         tokens, contexts, pages = self._input.split((size, size, size * max_pages))
         self._tensors = tokens, contexts, pages.view(size, max_pages)
-        width = config.engram_width
-        self._rows = {layer: latents.new_zeros(size, width) for layer in config.engram_layer_ids}
+        self._rows = _places_for_rows(model, cache, size)
         self._ran = False
         self._segments: list[tuple[int | None, Replay]] = []
-        self._hidden = latents.new_empty(0)
+        self._hidden = torch.empty(0, device=cache.device)
 
     def run(self, batch: Batch, rows: RowSource | None, recorder: Recorder) -> Tensor:
         """Return final hidden states [B, hidden]."""
@@ -164,3 +159,10 @@ class _DecodeStep:
         self._hidden = self._model(self._batch(), cut, self._cache)
         segments.append((begun_with, recorder.end()))
         self._segments = segments
+
+
+def _places_for_rows(model: Backbone, cache: Cache, sequences: int) -> dict[int, Tensor]:
+    """Return for each Engram layer a tensor that takes the rows of a step, [sequences, C * D]."""
+    engram = model.config.engram
+    layers, width = (engram.layer_ids, engram.width) if engram is not None else ((), 0)
+    return {layer: torch.zeros(sequences, width, device=cache.device, dtype=cache.dtype) for layer in layers}

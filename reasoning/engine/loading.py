@@ -7,24 +7,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from memory_service import LocalMemory, Memory, MemoryClient
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.checkpoint.checkpoint import load_model
+from reasoning.architectures.base import Backbone
+from reasoning.checkpoint.load import load_model
 from reasoning.engine.config import EngineConfig
+from reasoning.engram.memory_config import MEMORY_DIR
 from reasoning.engram.model_hasher import build_hasher, table_specs
 from reasoning.engram.row_lookup import RowLookup
 from reasoning.model.devices import choose_device, choose_dtype
-from reasoning.model.packed_linear import pack_linears
 from reasoning.text.tokenizer import TOKENIZER_FILE, Tokenizer
-
-MEMORY_DIR = "memory"
-"""Where a model directory has its tables."""
 
 
 @contextmanager
 def load_parts(
     directory: Path, memory: Memory | str | None, config: EngineConfig
-) -> Iterator[tuple[Transformer, Tokenizer | None, Memory | None]]:
+) -> Iterator[tuple[Backbone, Tokenizer | None, Memory | None]]:
     """Load a model, its tokenizer if it has one, and open the memory that it needs.
 
     Whoever takes the parts closes the memory; it is closed here when that fails.
@@ -39,12 +35,10 @@ def load_parts(
         MemoryServiceError: the memory cannot be reached or loaded.
     """
     device = choose_device(config.device)
-    needs_memory = bool(ModelConfig.from_dir(directory).engram_layer_ids)
-    model = load_model(directory, device, choose_dtype(config.dtype, device))
-    pack_linears(model)
+    model = load_model(directory, device, choose_dtype(config.dtype, device), read_only=True)
     tokenizer = Tokenizer.from_file(directory) if (directory / TOKENIZER_FILE).is_file() else None
     with ExitStack() as opened:
-        if not needs_memory:
+        if model.config.engram is None:
             memory = None
         elif memory is None:
             memory = LocalMemory.load(str(directory / MEMORY_DIR))
@@ -57,7 +51,7 @@ def load_parts(
 
 
 def open_lookup(
-    model: Transformer, tokenizer: Tokenizer | None, memory: Memory | None, timeout_s: float
+    model: Backbone, tokenizer: Tokenizer | None, memory: Memory | None, timeout_s: float
 ) -> RowLookup | None:
     """Return what asks a memory for the rows of a model's tokens; None for a model without Engram layers.
 
@@ -65,12 +59,12 @@ def open_lookup(
         ValueError: the tokenizer or the memory is missing, or does not fit the model.
         FingerprintMismatch: the memory holds other tables than the model was trained with.
     """
-    config, weights = model.config, model.embed_tokens.weight
-    if not config.engram_layer_ids:
+    engram = model.config.engram
+    if engram is None:
         return None
     if tokenizer is None:
         raise ValueError("tokenizer: a model with Engram layers hashes its tokens by it; add its tokenizer.json")
     if memory is None:
         raise ValueError("memory: a model with Engram layers needs one; give a shard's address or a snapshot")
-    hasher = build_hasher(config, tokenizer)
-    return RowLookup(hasher, table_specs(config, hasher), memory, timeout_s, weights.device, weights.dtype)
+    hasher = build_hasher(engram, tokenizer)
+    return RowLookup(hasher, table_specs(engram, hasher), memory, timeout_s, model.device, model.dtype)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from memory_service import MemoryServiceError
-from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.base import Backbone, Cache
 from reasoning.engine.graphs import DecodeGraphs
 from reasoning.engram.row_lookup import RowLookup
-from reasoning.model.batch import Batch, Cache
+from reasoning.model.batch import Batch
 from reasoning.model.devices import to_device
-from reasoning.scheduling.sequence import Fetch, Piece, Sequence
+from reasoning.scheduling.sequence import Fetch, Piece
+from reasoning.scheduling.work import Work, works_of
 
 Likeliest = tuple[tuple[int, float], ...]
 """For each position the likeliest token and its logit."""
@@ -29,42 +30,6 @@ class FetchError(Exception):
     def __init__(self, fetch: Fetch, error: MemoryServiceError):
         super().__init__(str(error))
         self.fetch = fetch
-
-
-@dataclass(frozen=True)
-class Work:
-    """A sequence's part of a step: pieces that follow each other, taken as one."""
-
-    sequence: Sequence
-    pieces: tuple[Piece, ...]
-    logits: int
-    """Positions at the end whose logits are needed: the last known token's and each draft's."""
-
-    @property
-    def start(self) -> int:
-        """Position of its first token."""
-        return self.pieces[0].start
-
-    @property
-    def end(self) -> int:
-        """Position after its last token."""
-        return self.pieces[-1].end
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens of all pieces."""
-        return [token for piece in self.pieces for token in piece.token_ids]
-
-    @property
-    def drafts(self) -> list[int]:
-        """The guesses among the tokens."""
-        last = self.pieces[-1]
-        return last.token_ids[len(last.token_ids) - last.drafts :]
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it is a running sequence's next token, with or without drafts."""
-        return self.end - self.start == 1 + self.pieces[-1].drafts
 
 
 @dataclass(frozen=True)
@@ -84,7 +49,7 @@ class Output:
     batch: Batch
     """What the model ran: the tokens of all works end to end."""
     hidden: Tensor
-    """Their final hidden states, [T, hidden]."""
+    """Their hidden states, [T, ...]."""
     logits: tuple[Tensor, ...]
     """For each work [its logits, vocabulary] in the model's dtype."""
     likeliest: tuple[Likeliest, ...]
@@ -117,7 +82,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Backbone,
         cache: Cache,
         lookup: RowLookup | None,
         vocab_size: int,
@@ -133,7 +98,7 @@ class ModelRunner:
             graphs: run the model in its place, where there are any.
         """
         self.model, self.cache, self.lookup, self.vocab_size = model, cache, lookup, vocab_size
-        self.device, self._forward = cache.latents.device, graphs or model
+        self.device, self._forward = cache.device, graphs or model
 
     def run(self, pieces: Several[Piece]) -> Output:
         """Extend the cache by the pieces' tokens. Running the same pieces again does no harm.
@@ -176,18 +141,6 @@ def _highest(logits: np.ndarray) -> tuple[int, float]:
     """The same of one row on the CPU, where numpy takes a tenth of torch's time."""
     token = int(logits.argmax())
     return token, float(logits[token])
-
-
-def works_of(pieces: Several[Piece]) -> list[Work]:
-    """Put the pieces of each sequence together, in the order of their first ones."""
-    by_sequence: dict[Sequence, list[Piece]] = {}
-    for piece in pieces:
-        by_sequence.setdefault(piece.sequence, []).append(piece)
-    return [Work(sequence, tuple(some), _logits(some[-1])) for sequence, some in by_sequence.items()]
-
-
-def _logits(last: Piece) -> int:
-    return last.drafts + 1 if last.final else 0
 
 
 def batch_of(works: Several[Work], device: torch.device) -> Batch:

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reasoning.architectures.deepseek_v3.backbone import RowSource
-from reasoning.model.batch import PAGE_TOKENS, Batch, Cache, pages_for
+from reasoning.architectures.base import Cache, RowSource
+from reasoning.model.batch import PAGE_TOKENS, Batch, pages_for
 
 Forward = Callable[[Batch, RowSource | None, Cache], Tensor]
 
@@ -30,7 +30,8 @@ def warm_up(forward: Forward, cache: Cache, row_width: int, prompt_tokens: int, 
         context: most positions of one sequence.
     """
     for batch in _batches(cache, prompt_tokens, sequences, context):
-        forward(batch, partial(_no_rows, cache.latents.new_zeros(len(batch.token_ids), row_width)), cache)
+        zeros = torch.zeros(len(batch.token_ids), row_width, device=cache.device, dtype=cache.dtype)
+        forward(batch, partial(_no_rows, zeros), cache)
 
 
 def _no_rows(zeros: Tensor, layer: int) -> Tensor:
@@ -38,7 +39,7 @@ def _no_rows(zeros: Tensor, layer: int) -> Tensor:
 
 
 def _batches(cache: Cache, prompt_tokens: int, sequences: int, context: int) -> list[Batch]:
-    pages, device = cache.latents.shape[1] - 1, cache.latents.device
+    pages, device = cache.pages - 1, cache.device
     length = min(prompt_tokens, context, pages * PAGE_TOKENS)
     count = min(max(1, prompt_tokens // length), pages // pages_for(length))
     sequences = min(sequences, pages)

@@ -1,16 +1,15 @@
-"""What one forward pass works on: chunks of several sequences laid end to end, and the paged cache of them."""
+"""What one forward pass works on: chunks of several sequences laid end to end, and where the cache keeps them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from kernels.spans import Spans
-from reasoning.architectures.deepseek_v3.config import ModelConfig
 from reasoning.model.devices import to_device
 
 PAGE_TOKENS = 64
@@ -201,26 +200,3 @@ class Chunks:
     queries: Spans  # how the t tokens divide
     contexts: Spans  # how the contexts' S positions divide, laid end to end, the sequence's own tokens included
     places: Tensor | None = None  # [S] places in the cache; None without one, where a context is the tokens themselves
-
-
-@dataclass
-class Cache:
-    """What the model keeps of the tokens that it has seen, in pages that sequences own or share.
-
-    Nothing needs clearing: a position is read by sequences that have written it, and by those that they share it with.
-    The input of the short convolution is kept of every position, so that a shared prefix, a sequence that runs again
-    and a draft that was rejected need no state besides their pages.
-    """
-
-    latents: Tensor  # [cached_layers, pages, PAGE_TOKENS, latent_size]
-    conv: dict[int, Tensor] = field(default_factory=dict)  # layer -> [pages, PAGE_TOKENS, hidden]
-
-    @classmethod
-    def empty(
-        cls, config: ModelConfig, pages: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Cache:
-        """Allocate `pages` pages."""
-        page = (pages, PAGE_TOKENS)
-        latents = torch.zeros(config.cached_layers, *page, config.latent_size, device=device, dtype=dtype)
-        layers = config.engram_layer_ids if config.conv_history else ()
-        return cls(latents, {i: torch.zeros(*page, config.hidden_size, device=device, dtype=dtype) for i in layers})

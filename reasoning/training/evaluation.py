@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.base import Backbone
 from reasoning.engram.row_lookup import RowLookup
 from reasoning.model.batch import Batch
 from reasoning.training.corpus import Stream
@@ -47,7 +47,7 @@ class _Window:
 
 
 @torch.inference_mode()
-def held_out_loss(model: Transformer, lookup: RowLookup | None, stream: Stream, window: int = 512) -> HeldOutLoss:
+def held_out_loss(model: Backbone, lookup: RowLookup | None, stream: Stream, window: int = 512) -> HeldOutLoss:
     """Score every token of every document, each with at least half a window of context where there is one.
 
     Args:

@@ -9,9 +9,9 @@ from pathlib import Path
 from tokenizers import Tokenizer as BpeTokenizer
 
 from memory_service import write_snapshot
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.checkpoint.checkpoint import save_model
-from reasoning.engine.loading import MEMORY_DIR
+from reasoning.architectures.base import Backbone
+from reasoning.checkpoint.save import save_model
+from reasoning.engram.memory_config import MEMORY_DIR
 from reasoning.engram.model_hasher import table_specs
 from reasoning.text.tokenizer import TOKENIZER_FILE
 from reasoning.training.loop import Trainer
@@ -26,14 +26,14 @@ def export(trainer: Trainer, bpe: BpeTokenizer, directory: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     save_model(_with_map_size(trainer), fresh)
     bpe.save(str(fresh / TOKENIZER_FILE), pretty=False)
-    specs = table_specs(trainer.model.config, trainer.hasher)
+    specs = table_specs(trainer.engram, trainer.hasher)
     write_snapshot(fresh / MEMORY_DIR, {spec: trainer.tables.packed_blocks(spec) for spec in specs})
     shutil.rmtree(directory, ignore_errors=True)
     fresh.rename(directory)
 
 
-def _with_map_size(trainer: Trainer) -> Transformer:
+def _with_map_size(trainer: Trainer) -> Backbone:
     """Record in the configuration which token map the rows were trained under."""
-    size = trainer.hasher.token_map.size
-    trainer.model.config = dataclasses.replace(trainer.model.config, engram_compressed_vocab_size=size)
+    engram = dataclasses.replace(trainer.engram, compressed_vocab_size=trainer.hasher.token_map.size)
+    trainer.model.config = dataclasses.replace(trainer.model.config, engram=engram)  # type: ignore[type-var]
     return trainer.model

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from memory_service.learning.row_adam import AdamConfig
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.architectures.deepseek_v3.moe import MixtureOfExperts
+from reasoning.architectures.base import ModelConfig
+from reasoning.architectures.registry import build_backbone
+from reasoning.config.engram import EngramConfig
 from reasoning.engram.hashing import NgramHasher
 from reasoning.engram.model_hasher import table_specs
 from reasoning.model.batch import Batch
@@ -37,6 +36,13 @@ class Progress:
     seconds: float
 
 
+def memory_of(config: ModelConfig) -> EngramConfig:
+    """Return the Engram layers of a model; ValueError where it has none."""
+    if config.engram is None:
+        raise ValueError("engram_layer_ids: a model without Engram layers has no tables to train; name a layer")
+    return config.engram
+
+
 class Trainer:
     """A model, its tables, and the optimizers of both."""
 
@@ -44,12 +50,12 @@ class Trainer:
         positions = model_config.max_position_embeddings
         if config.window > positions:
             raise ValueError(f"window={config.window}: the model has {positions} positions; use at most that many")
-        self.config, self.hasher, self.stream = config, hasher, stream
+        self.config, self.hasher, self.stream, self.engram = config, hasher, stream, memory_of(model_config)
         generator = torch.Generator().manual_seed(config.seed)
-        self.model = Transformer(model_config).initialise(generator)
+        self.model = build_backbone(model_config).initialise(generator)
         adam = AdamConfig(learning_rate=config.learning_rate * config.table_rate_factor)
         self.tables = TrainableTables(
-            table_specs(model_config, hasher), adam, model_config.initializer_range, config.seed
+            table_specs(self.engram, hasher), adam, model_config.initializer_range, config.seed
         )
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
@@ -113,10 +119,6 @@ class Trainer:
     @torch.no_grad()
     def _balance(self) -> None:
         """Nudge each router towards experts that got less than their share (arXiv 2408.15664)."""
-        for moe in self._mixtures():
-            assert moe.load is not None, "a mixture of experts has not run"
-            load: Tensor = moe.load.float()
-            moe.gate.e_score_correction_bias += self.config.balance_rate * (load.mean() - load).sign()
-
-    def _mixtures(self) -> Iterator[MixtureOfExperts]:
-        return (module for module in self.model.modules() if isinstance(module, MixtureOfExperts))
+        for bias, load in self.model.expert_loads():
+            share = load.float()
+            bias += self.config.balance_rate * (share.mean() - share).sign()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.config.engram import EngramConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TrainingConfig:
             raise ValueError(f"warm_up={self.warm_up}: use a share of the run above 0 and below 1, such as 0.02")
 
 
-TINY_CODE = ModelConfig(
+TINY_CODE = DeepseekV3Config(
     vocab_size=8192,
     hidden_size=256,
     intermediate_size=704,
@@ -65,15 +66,17 @@ TINY_CODE = ModelConfig(
     tie_word_embeddings=True,
     bos_token_id=0,
     eos_token_id=(0,),
-    engram_layer_ids=(1, 4),
-    engram_max_ngram_size=3,
-    engram_n_heads=4,
-    engram_head_dim=32,
-    engram_vocab_size=(24000, 24000),
-    engram_pad_token_id=1,
-    engram_gate="sqrt",
-    engram_conv_kernel=4,
-    engram_row_format="fp8_e4m3_ue8m0",
+    engram=EngramConfig(
+        layer_ids=(1, 4),
+        max_ngram_size=3,
+        n_heads=4,
+        head_dim=32,
+        vocab_size=(24000, 24000),
+        pad_token_id=1,
+        gate="sqrt",
+        conv_kernel=4,
+        row_format="fp8_e4m3_ue8m0",
+    ),
 )
 """The shipped model: 9 M backbone parameters and two tables of 192,000 rows."""
 

@@ -12,12 +12,12 @@ import torch
 from tokenizers import Tokenizer as BpeTokenizer
 from tqdm import tqdm
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.base import ModelConfig
 from reasoning.engram.model_hasher import build_hasher
 from reasoning.text.tokenizer import Tokenizer
 from reasoning.training.corpus import Corpus, Stream, train_tokenizer
 from reasoning.training.export import export
-from reasoning.training.loop import Progress, Trainer
+from reasoning.training.loop import Progress, Trainer, memory_of
 from reasoning.training.recipe import TrainingConfig
 
 LOG_FILE = "training.jsonl"
@@ -38,7 +38,7 @@ def train(model: ModelConfig, config: TrainingConfig, output: Path, data: Path |
     _refuse_foreign(output)
     corpus = Corpus.find(data)
     bpe = train_tokenizer(corpus.train, model.vocab_size)
-    hasher = build_hasher(model, Tokenizer(bpe))
+    hasher = build_hasher(memory_of(model), Tokenizer(bpe))
     trainer = Trainer(model, hasher, Stream.encode(bpe, corpus.train), config)
     with _fast_products():
         _Run(trainer, bpe, output).to_the_end()

@@ -10,7 +10,7 @@ from kernels.dispatch import forced, use_triton
 from kernels.mla_decode import mla_decode
 from kernels.mla_prefill import mla_prefill
 from kernels.rope import rope, rope_
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.model.batch import Batch, Chunks, Decoding, Group
 from reasoning.model.norm import RMSNorm
 from reasoning.model.rope import softmax_scale
@@ -27,7 +27,7 @@ class LatentAttention(nn.Module):
     nothing but latents. Both compute the same function, by kernels where `kernels.dispatch` says so.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: DeepseekV3Config):
         super().__init__()
         hidden, heads = config.hidden_size, config.num_attention_heads
         self.heads, self.rank = heads, config.kv_lora_rank

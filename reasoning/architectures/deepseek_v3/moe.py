@@ -1,4 +1,4 @@
-"""Feed-forward layers: SwiGLU, and the mixture of experts of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2)."""
+"""The mixture of experts of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2)."""
 
 from __future__ import annotations
 
@@ -6,25 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.grouped_gemm import grouped_linear, grouped_swiglu, round_up
+from kernels.grouped_gemm import grouped_linear, grouped_swiglu, rounded_for
 from kernels.moe_combine import moe_combine
 from kernels.moe_route import moe_route
 from kernels.routing import RouteRule, Routing
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) over the last dimension."""
-
-    def __init__(self, hidden: int, width: int):
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden, width, bias=False)
-        self.up_proj = nn.Linear(hidden, width, bias=False)
-        self.down_proj = nn.Linear(width, hidden, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, hidden] -> [T, hidden]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.model.swiglu import SwiGLU
 
 
 class Router(nn.Module):
@@ -32,7 +19,7 @@ class Router(nn.Module):
 
     e_score_correction_bias: Tensor
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: DeepseekV3Config):
         super().__init__()
         self.rule = RouteRule(
             top=config.num_experts_per_tok,
@@ -52,7 +39,10 @@ class Router(nn.Module):
 class MixtureOfExperts(nn.Module):
     """Routed experts plus shared experts that every token visits."""
 
-    def __init__(self, config: ModelConfig):
+    multiplied = ("gate_up", "down")
+    """Names of the parameters that are matrices of products, which `reasoning.model.cpu_weights` arranges."""
+
+    def __init__(self, config: DeepseekV3Config):
         super().__init__()
         hidden, width, experts = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
         self.gate = Router(config)
@@ -65,8 +55,7 @@ class MixtureOfExperts(nn.Module):
         """[T, hidden] -> [T, hidden]."""
         routing = self.gate(x)
         self.load = routing.counts
-        if x.device.type == "cpu" and x.dtype != torch.float32:
-            routing = round_up(routing)
+        routing = rounded_for(x, routing)
         inner = grouped_swiglu(x, self.gate_up, routing)
         routed = moe_combine(grouped_linear(inner, self.down, routing.counts, routing.each), routing)
         return routed if self.shared_experts is None else routed + self.shared_experts(x)

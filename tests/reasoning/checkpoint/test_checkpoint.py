@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import DeepseekV3ForCausalLM
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.architectures.deepseek_v3.moe import Router
-from reasoning.checkpoint.checkpoint import INDEX, SINGLE, load_model, save_model
+from reasoning.checkpoint.files import INDEX, SINGLE
+from reasoning.checkpoint.load import load_model
+from reasoning.checkpoint.save import save_model
 from reasoning.model.batch import Batch
 from tests.reasoning.conftest import TINY, TINY_ENGRAM, change_tensors, random_model
 
@@ -19,7 +21,7 @@ IDS = torch.arange(20)[None] * 7 % 257
 
 
 def tiny(**changes):
-    model = random_model(ModelConfig.from_dict({**TINY, **changes}))
+    model = random_model(DeepseekV3Config.from_dict({**TINY, **changes}))
     for module in model.modules():
         if isinstance(module, Router):
             module.e_score_correction_bias.normal_(0, 0.1)
@@ -68,7 +70,7 @@ def test_shards_stay_below_their_size_and_the_index_names_every_tensor(tmp_path)
 @pytest.mark.parametrize("order", [(1 << 30, 10_000), (10_000, 1 << 30)], ids=["then sharded", "then single"])
 def test_a_save_replaces_an_earlier_one(tmp_path, order):
     for seed, shard_bytes in enumerate(order):
-        model = random_model(ModelConfig.from_dict(TINY), seed)
+        model = random_model(DeepseekV3Config.from_dict(TINY), seed)
         save_model(model, tmp_path, torch.float32, shard_bytes)
     assert torch.equal(load_model(tmp_path).lm_head.weight, model.lm_head.weight)
     assert (tmp_path / INDEX).is_file() != (tmp_path / SINGLE).is_file()
@@ -169,7 +171,11 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=rf"{second.name} does not exist; copy the whole checkpoint"):
         load_model(tmp_path)
     (tmp_path / INDEX).unlink()
-    with pytest.raises(ValueError, match=r"model\.safetensors does not exist"):
+    with pytest.raises(ValueError, match=rf"{second.name} does not exist; .* other files count \d+"):
+        load_model(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors does not exist; copy the whole checkpoint"):
         load_model(tmp_path)
 
 

@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.checkpoint.checkpoint import load_model, save_model
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.checkpoint.load import load_model
+from reasoning.checkpoint.save import save_model
 from tests.reasoning.conftest import TINY, change_tensors, random_model
 
 BLOCKS = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
@@ -16,7 +17,7 @@ BLOCKS = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [1
 
 def save(directory, config, **changes):
     """Write a tiny model, and then some more keys into its config.json."""
-    save_model(random_model(ModelConfig.from_dict({**TINY, **changes})), directory, torch.float32)
+    save_model(random_model(DeepseekV3Config.from_dict({**TINY, **changes})), directory, torch.float32)
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.checkpoint.checkpoint import load_model, save_model
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.checkpoint.load import load_model
+from reasoning.checkpoint.save import save_model
 from reasoning.model.batch import Batch
 from tests.reasoning.architectures.deepseek_v3.conftest import SMALL
 
 
 @torch.inference_mode()
 def test_a_loaded_model_is_input_major_and_computes_the_same(tmp_path):
-    model = Transformer(ModelConfig.from_dict(SMALL)).initialise(torch.Generator().manual_seed(0)).eval()
+    model = DeepseekV3Backbone(DeepseekV3Config.from_dict(SMALL)).initialise(torch.Generator().manual_seed(0)).eval()
     save_model(model, tmp_path / "first", dtype=torch.float32)
     loaded = load_model(tmp_path / "first")
     untouched = ("gate.weight", "embed_tokens.weight", "_expansion")
@@ -28,7 +29,7 @@ def test_a_loaded_model_is_input_major_and_computes_the_same(tmp_path):
 
 
 def test_a_tied_head_keeps_the_order_that_embedding_reads(tmp_path):
-    save_model(Transformer(ModelConfig.from_dict({**SMALL, "tie_word_embeddings": True})), tmp_path)
+    save_model(DeepseekV3Backbone(DeepseekV3Config.from_dict({**SMALL, "tie_word_embeddings": True})), tmp_path)
     loaded = load_model(tmp_path)
     assert loaded.lm_head.weight is loaded.embed_tokens.weight
     assert loaded.embed_tokens.weight.is_contiguous()

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.model.batch import Batch
-from reasoning.model.packed_linear import PackedLinear, pack_linears
+from reasoning.model.cpu_weights import PackedLinear, pack_for_cpu
 from tests.reasoning.architectures.deepseek_v3.conftest import SMALL
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
@@ -30,11 +30,11 @@ def test_a_product_is_that_of_the_layer(rows, dtype):
 def test_a_model_in_bf16_computes_the_same_with_all_its_linear_layers_packed():
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN does no bf16 on this processor")
-    config = ModelConfig.from_dict({**SMALL, "tie_word_embeddings": True})
-    model = Transformer(config).initialise(torch.Generator().manual_seed(0)).eval().bfloat16()
+    config = DeepseekV3Config.from_dict({**SMALL, "tie_word_embeddings": True})
+    model = DeepseekV3Backbone(config).initialise(torch.Generator().manual_seed(0)).eval().bfloat16()
     batch = Batch.of_whole_sequences(torch.arange(24).view(2, 12))
     expected, embedded = model.logits(model(batch)), model.embed_tokens.weight.clone()
-    pack_linears(model)
+    pack_for_cpu(model)
     assert not [module for module in model.modules() if isinstance(module, nn.Linear)]
     torch.testing.assert_close(model.logits(model(batch)), expected, atol=2e-2, rtol=2e-2)
     assert torch.equal(model.embed_tokens.weight, embedded)
@@ -42,5 +42,5 @@ def test_a_model_in_bf16_computes_the_same_with_all_its_linear_layers_packed():
 
 def test_in_fp32_only_large_matrices_are_packed():
     model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(1 << 8, 1 << 14, bias=False))
-    pack_linears(model)
+    pack_for_cpu(model)
     assert [type(layer) for layer in model] == [nn.Linear, PackedLinear]

@@ -29,7 +29,7 @@ def test_an_export_holds_what_the_trainer_holds(parts, bpe, tmp_path):
         export(trainer, bpe, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     engine = Engine.from_pretrained(tmp_path / "model")
-    assert engine.model.config.engram_compressed_vocab_size == parts[0].token_map.size
+    assert engine.model.config.engram.compressed_vocab_size == parts[0].token_map.size
     for name, tensor in trainer.model.state_dict().items():
         np.testing.assert_allclose(engine.model.state_dict()[name], tensor, rtol=2**-8, atol=0)
     memory = LocalMemory.load(tmp_path / "model" / "memory")
