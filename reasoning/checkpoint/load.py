@@ -108,6 +108,8 @@ def _refuse_unknown(names: list[str], stored: Mapping[str, StoredTensor]) -> Non
     """Raise ValueError if there is a name that belongs neither to the model nor to a weight as its scale."""
     scales = {scale_of(name, stored) for name in stored}
     for name in names:
+        if 0 in stored[name].shape:  # transformers writes those of no shared experts
+            continue
         if activation_scale(name):
             raise ValueError(
                 f"checkpoint: tensor {brief(name)} is a scale of activations; quantisation with static activation "
