@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as BpeTokenizer
 from tqdm import tqdm
 
+from memory_service import LocalMemory
 from reasoning.architectures.base import ModelConfig
-from reasoning.engram.model_hasher import build_hasher
+from reasoning.checkpoint.load import load_model
+from reasoning.engram.hashing import NgramHasher
+from reasoning.engram.memory_config import MEMORY_DIR
+from reasoning.engram.model_hasher import build_hasher, table_specs
+from reasoning.engram.row_lookup import RowLookup
 from reasoning.text.tokenizer import Tokenizer
 from reasoning.training.corpus import Corpus, Stream, train_tokenizer
+from reasoning.training.evaluation import HeldOutLoss, held_out_loss
 from reasoning.training.export import export
 from reasoning.training.loop import Progress, Trainer, memory_of
 from reasoning.training.recipe import TrainingConfig
 
 LOG_FILE = "training.jsonl"
+HELD_OUT_BYTES = 128 << 10
+"""Bytes of held-out files that a run is judged by at its end: enough for two digits, in seconds."""
+_LOOKUP_TIMEOUT_S = 60.0
 
 
-def train(model: ModelConfig, config: TrainingConfig, output: Path, data: Path | None = None) -> None:
+def train(model: ModelConfig, config: TrainingConfig, output: Path, data: Path | None = None) -> HeldOutLoss:
     """Train a tokenizer, a backbone and its memory on a folder of Python files, and write `output`.
 
     Args:
@@ -31,6 +41,9 @@ def train(model: ModelConfig, config: TrainingConfig, output: Path, data: Path |
         config: the run.
         output: model directory, replaced by each export; training.jsonl in it has the loss of every step.
         data: folder of .py files; None takes the interpreter's standard library.
+
+    Returns:
+        The loss of what was written on files that were held out, HELD_OUT_BYTES of them or a little more.
 
     Raises:
         ValueError: `data` has too few files, or `output` holds something that is no model.
@@ -42,6 +55,21 @@ def train(model: ModelConfig, config: TrainingConfig, output: Path, data: Path |
     trainer = Trainer(model, hasher, Stream.encode(bpe, corpus.train), config)
     with _fast_products():
         _Run(trainer, bpe, output).to_the_end()
+    return _held_out_loss(output, hasher, Stream.encode(bpe, _some(corpus.held_out)), config.window)
+
+
+def _some(files: Sequence[Path]) -> list[Path]:
+    """Return the first files, until they have HELD_OUT_BYTES."""
+    before = itertools.accumulate((path.stat().st_size for path in files), initial=0)
+    return [path for path, size in zip(files, before, strict=False) if size < HELD_OUT_BYTES]
+
+
+def _held_out_loss(model_dir: Path, hasher: NgramHasher, stream: Stream, window: int) -> HeldOutLoss:
+    """Evaluate a model directory, with its weights and rows as they were rounded for it."""
+    model = load_model(model_dir)
+    with closing(LocalMemory.load(str(model_dir / MEMORY_DIR))) as memory:
+        lookup = RowLookup(hasher, table_specs(memory_of(model.config), hasher), memory, _LOOKUP_TIMEOUT_S)
+        return held_out_loss(model, lookup, stream, window)
 
 
 @contextmanager
