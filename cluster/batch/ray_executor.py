@@ -41,12 +41,12 @@ def open_executor(model_dir: Path, options: ClusterOptions, trace: Trace | None 
         ValueError: the model or the Ray address cannot be used.
         MemoryServiceError: the memory cannot be loaded, reached, or is not the model's.
     """
-    config = read_model_config(model_dir)
     if options.workers == 0:
         worker = ReasoningWorker(model_dir, _fixed(options.memory), options.engine_config(), trace=trace)
         worker.ready()
         yield InProcessExecutor(worker)
         return
+    config = read_model_config(model_dir)
     with ray_session(options.address, options.workers), _memory(model_dir, config, options) as locate:
         # No try: after a failure, leaving Ray ends the actors, and sooner than stopping them in the midst of work.
         actors = start_workers(model_dir, options, locate)

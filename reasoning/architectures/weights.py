@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,22 +11,20 @@ from torch import Tensor
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A parameter or buffer of a backbone, or a slice of it."""
 
     name: str
     """Its name in the backbone's state dict."""
-    index: tuple[int | slice, ...] = ()
+    part: tuple[int | slice, ...] = ()
     """The slice that is meant; empty for all of it."""
 
     def of(self, state: Mapping[str, Tensor]) -> Tensor:
         """Return the storage, which is a view of the state dict's tensor."""
-        return state[self.name][self.index]
+        return state[self.name][self.part] if self.part else state[self.name]
 
 
-@dataclass(frozen=True)
-class Weight:
+class Weight(NamedTuple):
     """A tensor of a checkpoint and the storage that it fills.
 
     Where there are several places, the tensor's rows are divided among them by turns: `turns` times, some rows go to
@@ -47,8 +45,13 @@ class Weight:
 
     def fill(self, state: Mapping[str, Tensor], tensor: Tensor) -> None:
         """Copy the checkpoint's tensor to its places."""
-        for place, part in zip(self._storage(state), self._divide(state, tensor), strict=True):
-            place.copy_(part)
+        storage = self._storage(state)
+        if len(storage) == 1:
+            storage[0].copy_(tensor)
+            return
+        turns = tensor.unflatten(0, (self.turns, -1)).split([place.shape[1] for place in storage], dim=1)
+        for place, rows in zip(storage, turns, strict=True):
+            place.copy_(rows)
 
     def gather(self, state: Mapping[str, Tensor]) -> Tensor:
         """Return the checkpoint's tensor, put together from its places."""
@@ -57,8 +60,3 @@ class Weight:
 
     def _storage(self, state: Mapping[str, Tensor]) -> list[Tensor]:
         return [place.of(state) for place in self.places]
-
-    def _divide(self, state: Mapping[str, Tensor], tensor: Tensor) -> tuple[Tensor, ...]:
-        if len(self.places) == 1:
-            return (tensor,)
-        return tensor.unflatten(0, (self.turns, -1)).split([part.shape[1] for part in self._storage(state)], dim=1)

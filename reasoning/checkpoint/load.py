@@ -106,7 +106,7 @@ def _check_shape(weight: Weight, stored: StoredTensor) -> None:
 
 def _refuse_unknown(names: list[str], stored: Mapping[str, StoredTensor]) -> None:
     """Raise ValueError if there is a name that belongs neither to the model nor to a weight as its scale."""
-    scales = {scale_of(name, stored) for name in stored}
+    scales = {scale_of(name, stored) for name in stored} if names else set()
     for name in names:
         if 0 in stored[name].shape:  # transformers writes those of no shared experts
             continue

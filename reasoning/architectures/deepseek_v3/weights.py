@@ -145,8 +145,9 @@ class _Layer:
         """Yield three tensors of each expert, as DeepSeek releases them."""
         hidden, width = self.config.hidden_size, self.config.moe_intermediate_size
         gate_up, down = f"{self.place}mlp.gate_up", f"{self.place}mlp.down"
+        gate, up = slice(width), slice(width, None)
         for expert in range(self.config.n_routed_experts):
             name = f"{self.name}mlp.experts.{expert}."
-            yield Weight(f"{name}gate_proj.weight", (width, hidden), (Place(gate_up, (expert, slice(width))),))
-            yield Weight(f"{name}up_proj.weight", (width, hidden), (Place(gate_up, (expert, slice(width, None))),))
+            yield Weight(f"{name}gate_proj.weight", (width, hidden), (Place(gate_up, (expert, gate)),))
+            yield Weight(f"{name}up_proj.weight", (width, hidden), (Place(gate_up, (expert, up)),))
             yield Weight(f"{name}down_proj.weight", (hidden, width), (Place(down, (expert,)),))

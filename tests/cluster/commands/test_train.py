@@ -17,7 +17,6 @@ def test_a_run_ends_with_its_bits_a_byte_on_held_out_files(monkeypatch, tmp_path
 
     monkeypatch.setattr(run, "train", train)
     assert main(["train", "--output", str(tmp_path / "m"), "--steps", "4"]) == 0
-    assert (
-        capsys.readouterr().out == f"{tmp_path / 'm'}: 1.500 bits a byte on 2,000 bytes of files held out of training\n"
-    )
+    said = capsys.readouterr().out
+    assert said == f"{tmp_path / 'm'}: 1.500 bits a byte on 2,000 bytes of files held out of training\n"
     assert (given[0], given[1].steps, given[2]) == (TINY_CODE, 4, tmp_path / "m")

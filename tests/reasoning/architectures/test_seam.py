@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,3 +128,16 @@ def test_a_model_type_that_is_absent_means_deepseek_v3(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     config: ModelConfig = registry.read_model_config(tmp_path)
     assert config.to_dict()["model_type"] == "deepseek_v3"
+
+
+def test_only_the_registry_and_the_recipe_of_the_shipped_model_name_an_architecture():
+    root = Path(__file__).parents[3]
+    named = [
+        path.relative_to(root).as_posix()
+        for package in ("reasoning", "cluster")
+        for path in (root / package).rglob("*.py")
+        if re.search(r"reasoning\.architectures\.(?!base|registry|weights)\w+", path.read_text())
+    ]
+    inside = [name for name in named if name.startswith("reasoning/architectures/deepseek_v3/")]
+    assert len(inside) > 5
+    assert sorted(set(named) - set(inside)) == ["reasoning/architectures/registry.py", "reasoning/training/recipe.py"]
