@@ -75,8 +75,7 @@ def match(
         if weight.copy:
             copies.add(weight.name)
         elif weight.name in stored:
-            _check_shape(weight, stored[weight.name])
-            quantisation.check(stored[weight.name], stored)
+            quantisation.check(stored[weight.name], weight.shape, stored)
             found[weight.name] = weight
         else:
             missing.append(weight.name)
@@ -94,14 +93,6 @@ def _absent(count: str, names: list[str], config: ModelConfig) -> ValueError:
         f"checkpoint: {count} are missing, such as {', '.join(sorted(names)[:3])}; is a shard file absent, or is this "
         f"config.json, with num_hidden_layers={config.num_hidden_layers}, of another model?"
     )
-
-
-def _check_shape(weight: Weight, stored: StoredTensor) -> None:
-    if weight.shape != stored.shape:
-        raise ValueError(
-            f"checkpoint: tensor {weight.name} has shape {stored.shape}, config.json asks for {weight.shape}; "
-            "do they belong together?"
-        )
 
 
 def _refuse_unknown(names: list[str], stored: Mapping[str, StoredTensor]) -> None:

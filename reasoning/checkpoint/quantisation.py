@@ -62,15 +62,18 @@ class Quantisation:
             raise ValueError(f"quantization_config: {what} is not supported; expected [rows, columns]")
         return cls((block[0], block[1]))
 
-    def check(self, weight: StoredTensor, stored: Mapping[str, StoredTensor]) -> None:
-        """Check by the headers that a weight can be read.
+    def check(self, weight: StoredTensor, shape: Shape, stored: Mapping[str, StoredTensor]) -> None:
+        """Check by the headers that a tensor can be read as a weight of some shape.
 
         Raises:
-            ValueError: its type holds no weights, or its scales are missing or do not fit.
+            ValueError: it has another shape, its type holds no weights, or its scales are missing or do not fit.
         """
+        name = weight.name
+        if weight.shape != shape:
+            wanted = f"config.json asks for {shape}; do they belong together?"
+            raise ValueError(f"checkpoint: tensor {name} has shape {weight.shape}, {wanted}")
         if weight.dtype in _WIDE:
             return
-        name = weight.name
         if weight.dtype not in _FP8:
             kinds = f"{', '.join(_WIDE)}, or {' or '.join(_FP8)} with scales"
             raise ValueError(f"checkpoint: tensor {name} is stored as {weight.dtype}, but weights are {kinds}")
