@@ -1,4 +1,4 @@
-"""Drafts for every sequence of an engine: by multi-token prediction where the checkpoint has it, else by n-grams."""
+"""Drafts for all sequences of an engine: by multi-token prediction where the checkpoint has it, else by n-grams."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ KINDS = ("auto", "ngram", "mtp", "none")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step meant for one sequence that goes on."""
+    """The result of a step for a sequence that continues."""
 
     work: Work
+    """What the sequence ran."""
     accepted: int
-    """Drafts that proved right."""
+    """Number of drafts that were right."""
     following: list[int]
     """The token after each position that the step ran and the sequence keeps."""
 
 
 @dataclass
 class _State:
-    """What is known about drafting for one sequence."""
+    """The state of drafting for a sequence."""
 
     drafter: Drafter
     length: DraftLength
 
 
 class Drafting:
-    """Proposes drafts for sequences and learns from what became of them."""
+    """Proposes drafts for sequences and adapts to how many were right."""
 
     def __init__(self, kind: str, policy: DraftPolicy, model: Backbone, cache: Cache, vocab_size: int):
-        """Draft by "ngram", "mtp", either ("auto") or not at all ("none").
+        """Draft by n-grams ("ngram"), multi-token prediction ("mtp"), the better one ("auto") or not at all ("none").
 
         Raises:
-            ValueError: the kind is unknown, or the checkpoint lacks what it takes.
+            ValueError: the kind is unknown, or the checkpoint has no multi-token prediction.
         """
         if kind not in KINDS:
             raise ValueError(f"drafts: {kind!r} is unknown; use one of {', '.join(KINDS)}")
@@ -72,11 +73,11 @@ class Drafting:
         return self._states[sequence]
 
     def learn(self, hidden: Tensor, outcomes: list[Outcome]) -> None:
-        """Take in what a step ran, of all sequences that go on, and draft anew where that takes a model.
+        """Record what a step ran, for all sequences that continue, and compute drafts if that takes a model.
 
         Args:
             hidden: hidden states of the step's tokens, [T, ...].
-            outcomes: of the works whose sequences go on.
+            outcomes: results of the works whose sequences continue.
         """
         for outcome in outcomes:
             drafts = outcome.work.drafts
@@ -90,7 +91,7 @@ class Drafting:
             self._compute(self._mtp, hidden, outcomes)
 
     def _compute(self, mtp: MtpDrafter, hidden: Tensor, outcomes: list[Outcome]) -> None:
-        """Let multi-token prediction see the step's positions, and keep what it drafts."""
+        """Run multi-token prediction over the step's positions, and keep its drafts."""
         index = [o.work.offset + i for o in outcomes for i in range(len(o.following))]
         following = torch.tensor([token for o in outcomes for token in o.following])
         batch = Batch(
@@ -106,5 +107,5 @@ class Drafting:
                 state.drafter.offer(drafts)
 
     def forget(self, sequence: Sequence) -> None:
-        """Drop what is known about a sequence that has ended."""
+        """Drop the state of a sequence that has ended."""
         self._states.pop(sequence, None)

@@ -1,4 +1,4 @@
-"""Drafts by multi-token prediction, for all sequences of a step at once."""
+"""Drafts by multi-token prediction, computed for all sequences of a step together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reasoning.model.batch import PAGE_TOKENS, Batch
 
 
 class MtpDrafter:
-    """Drafts for all sequences of a step at once."""
+    """Computes drafts with a backbone's multi-token prediction."""
 
     def __init__(self, model: Backbone, vocab_size: int):
         """Draft token ids below `vocab_size` with the multi-token prediction of `model`.
@@ -25,22 +25,21 @@ class MtpDrafter:
         self._model, self._vocab_size = model, vocab_size
 
     def draft(self, hidden: Tensor, batch: Batch, counts: Sequence[int], cache: Cache) -> list[list[int]]:
-        """Take in what a step brought and guess what comes after it.
+        """Run the prediction over the positions of a step, and draft what follows them.
 
-        Every position that the backbone runs and keeps should come by here once, before any later one of its sequence:
-        drafts are worse where attention meets latents of something else. At the end of a shared page it may, as there
-        they depend on the token with which the page's first owner went on.
+        Every position that the backbone ran and keeps should pass through here once, in order: drafts are worse where
+        attention meets cached state of other tokens. At the end of a shared page it may, because the state there
+        depends on the token that followed in the page's first sequence.
 
         Args:
-            hidden: final hidden states of the T positions that the step ran, without those of rejected drafts,
-                [T, ...].
-            batch: these positions, in `token_ids` the token that *follows* each: the prompt's, or the one chosen.
-            counts: drafts wanted for each sequence; 0 where the prompt goes on.
+            hidden: hidden states of the T positions that the step ran, without those of rejected drafts, [T, ...].
+            batch: these positions; its `token_ids` are the tokens that *follow* each: from the prompt, or as chosen.
+            counts: number of drafts for each sequence; 0 where the prompt continues.
             cache: extended with the T positions; those of drafts are overwritten once the backbone has run them.
 
         Returns:
-            For each sequence its drafts, the likeliest tokens after `token_ids`' last: as many as are wanted, or as
-            its pages have room for.
+            The drafts of each sequence, the most likely tokens after the last of its `token_ids`: as many as requested,
+            or as its pages have room for.
         """
         counts = [min(count, room + 1) for count, room in zip(counts, _room(batch), strict=True)]
         ahead = self._model.predict_ahead(hidden, batch, cache)[batch.last_tokens]
@@ -58,18 +57,18 @@ class MtpDrafter:
 
 
 def _room(batch: Batch) -> list[int]:
-    """Positions that each sequence's pages have left after the batch."""
+    """Return how many positions the pages of each sequence have left after the batch."""
     ends = (start + length for start, length in zip(batch.starts, batch.lengths, strict=True))
     return [len(pages) * PAGE_TOKENS - end for pages, end in zip(batch.pages, ends, strict=True)]
 
 
 def _one_further(batch: Batch, tokens: Tensor, sequences: list[int], step: int) -> Batch:
-    """The position `step` after the end of each of some sequences, followed by its latest draft."""
+    """Return the positions `step` after the end of some sequences, each followed by its latest draft."""
     starts = tuple(batch.starts[i] + batch.lengths[i] + step - 1 for i in sequences)
     return Batch(tokens, (1,) * len(sequences), starts, tuple(batch.pages[i] for i in sequences))
 
 
 def _by_sequence(tokens: list[Tensor], counts: Sequence[int]) -> list[list[int]]:
-    """Deal out the drafts of each step, which are of the sequences that wanted as many."""
+    """Distribute the drafts of each step among the sequences that requested as many."""
     steps = [iter(step) for step in torch.cat(tokens).cpu().split([len(step) for step in tokens])] if tokens else []
     return [[int(next(step)) for step in steps[:count]] for count in counts]

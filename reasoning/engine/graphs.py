@@ -1,4 +1,4 @@
-"""CUDA graphs for decoding: a step of one token a sequence is replayed, from one wait for rows to the next."""
+"""CUDA graphs for decoding: a step of one token a sequence is replayed in segments, between the waits for rows."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from reasoning.model.decode_batch import DecodeBatch
 from reasoning.model.devices import to_device
 
 Replay = Callable[[], None]
-"""Does on the device once more what was recorded, with what its tensors hold by then."""
+"""Repeats on the device what was recorded, on the current contents of the recorded tensors."""
 
 
 class Recorder(Protocol):
-    """Records what the device is told to do, instead of having it done. One recording at a time."""
+    """Records the device's work instead of running it. One recording at a time."""
 
     def begin(self) -> None:
-        """Begin a recording."""
+        """Start a recording."""
 
     def end(self) -> Replay:
-        """End it."""
+        """End the recording and return its replay."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs. What they allocate shares one pool, as they never run at once."""
+    """Records CUDA graphs. Their allocations share one pool, because they never run at the same time."""
 
     def __init__(self, device: torch.device):
         self._pool = torch.cuda.graph_pool_handle()
@@ -38,29 +38,29 @@ class CudaRecorder:
         self._open: tuple[torch.cuda.CUDAGraph, torch.cuda.graph] | None = None
 
     def begin(self) -> None:
-        """Record what this thread does; others go on copying rows meanwhile, on streams of their own."""
+        """Record the work of this thread; other threads keep copying rows on their own streams."""
         graph = torch.cuda.CUDAGraph()
         context = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
         context.__enter__()
         self._open = graph, context
 
     def end(self) -> Replay:
-        """Return the graph's replay, which runs on the stream that is current by then."""
-        assert self._open is not None, "nothing was begun"
+        """Return the graph's replay, which runs on the stream that is current when it is called."""
+        assert self._open is not None, "no recording was started"
         (graph, context), self._open = self._open, None
         context.__exit__(None, None, None)
         return graph.replay
 
 
 class DecodeGraphs:
-    """Runs a model; its decoding steps by graphs, one set for each power of two up to the largest batch.
+    """Runs a model: decode steps by graphs, one set for each power of two up to the largest batch, others directly.
 
-    A graph reads tokens, pages and lengths from tensors that stay where they are and takes contexts of any length.
-    Steps are padded to a size that there is with sequences that write to a page of nobody's.
+    A graph reads tokens, pages and lengths from tensors that stay in place, and takes contexts of any length. Steps are
+    padded to a recorded size with sequences that write to a page which no real sequence holds.
     """
 
     def __init__(self, model: Backbone, cache: Cache, max_batch: int, max_pages: int, recorder: Recorder):
-        """Serve up to `max_batch` sequences of `max_pages` pages each; the last page of `cache` is nobody's."""
+        """Serve up to `max_batch` sequences of `max_pages` pages each; the last page of `cache` is for padding."""
         self._model, self._cache, self._recorder = model, cache, recorder
         self._max_batch, self._max_pages = max_batch, max_pages
         self._steps: dict[int, _DecodeStep] = {}
@@ -71,7 +71,7 @@ class DecodeGraphs:
         return cls(model, cache, max_batch, max_pages, CudaRecorder(cache.device)) if model.decodes_by_graphs else None
 
     def __call__(self, batch: Batch, rows: RowSource | None, cache: Cache) -> Tensor:
-        """Do what the model does when called so; the result is valid until the next call."""
+        """Do what the model does for the same arguments; the result is valid until the next call."""
         assert cache is self._cache, "graphs read and write the cache that they were recorded with"
         size = self._size(batch)
         if size is None:
@@ -81,7 +81,7 @@ class DecodeGraphs:
         return self._steps[size].run(batch, rows, self._recorder)
 
     def _size(self, batch: Batch) -> int | None:
-        """Sequences of the graph that a batch is padded to; None if it does not merely decode."""
+        """Return the number of sequences to pad a batch to; None if it is no plain decode step."""
         count = len(batch.lengths)
         if batch.kept is not None or max(batch.lengths) > 1 or count > self._max_batch:
             return None
@@ -89,7 +89,7 @@ class DecodeGraphs:
 
 
 class _DecodeStep:
-    """Decoding with one number of sequences: first as usual, then recorded, from then on replayed.
+    """Decode steps with one number of sequences: the first runs directly, the second is recorded, others are replayed.
 
     The first run compiles and tunes kernels for these sizes, which cannot be done while recording.
     """
@@ -125,15 +125,15 @@ class _DecodeStep:
         return DecodeBatch.of(*self._tensors)
 
     def _fill(self, batch: Batch) -> None:
-        """Copy what a batch consists of to where graphs read it, in one go."""
+        """Copy a batch to where graphs read it, in one transfer."""
         count, size = len(batch.lengths), self._size
         host = np.zeros(size * (2 + self._max_pages), np.int64)
         host[size : size + count] = batch.starts
         host[size : 2 * size] += 1
         pages = host[2 * size :].reshape(size, -1)
         pages[count:, 0] = self._scratch
-        for row, some in zip(pages, batch.pages, strict=False):
-            row[: len(some)] = some
+        for row, held in zip(pages, batch.pages, strict=False):
+            row[: len(held)] = held
         self._input.copy_(to_device(torch.from_numpy(host), self._input.device))
         self._tensors[0][:count] = batch.token_ids
 
@@ -144,7 +144,7 @@ class _DecodeStep:
         return self._rows[layer]
 
     def _record(self, recorder: Recorder) -> None:
-        """Record the model, cut wherever it asks for rows."""
+        """Record the model in segments, cut where it requests rows."""
         segments: list[tuple[int | None, Replay]] = []
         begun_with: int | None = None
 

@@ -1,4 +1,4 @@
-"""What an engine is made of, from a model directory: weights, tokenizer, memory."""
+"""Load the parts of an engine from a model directory: weights, tokenizer, memory."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def load_parts(
 ) -> Iterator[tuple[Backbone, Tokenizer | None, Memory | None]]:
     """Load a model, its tokenizer if it has one, and open the memory that it needs.
 
-    Whoever takes the parts closes the memory; it is closed here when that fails.
+    The caller closes the memory; it is closed here if the body of the `with` statement raises.
 
     Args:
         directory: config.json, *.safetensors, and where the model needs them tokenizer.json and memory/.
         memory: a memory, or any shard's address; None loads `directory/memory` into this process.
-        config: device, dtype, and how rows are asked for.
+        config: device, dtype, and options of the memory's client.
 
     Raises:
-        ValueError: a file is missing or damaged, or there is no such device.
+        ValueError: a file is missing or damaged, or the device does not exist.
         MemoryServiceError: the memory cannot be reached or loaded.
     """
     device = choose_device(config.device)
@@ -53,7 +53,7 @@ def load_parts(
 def open_lookup(
     model: Backbone, tokenizer: Tokenizer | None, memory: Memory | None, timeout_s: float
 ) -> RowLookup | None:
-    """Return what asks a memory for the rows of a model's tokens; None for a model without Engram layers.
+    """Return the lookup of a model's memory rows; None for a model without Engram layers.
 
     Raises:
         ValueError: the tokenizer or the memory is missing, or does not fit the model.

@@ -25,17 +25,17 @@ class Engram(nn.Module):
         self.conv = ShortConvolution(config, hidden, eps, streams) if config.conv_kernel else None
 
     def forward(self, h: Tensor, rows: Tensor, batch: Batch, history: Tensor | None = None) -> Tensor:
-        """Add what the memory knows.
+        """Add the gated memory rows to the hidden streams.
 
         Args:
             h: hidden streams, [T, G, hidden].
             rows: the C rows of each position end to end, [T, C * D].
-            batch: how the T tokens divide into sequences, and which positions are kept out.
-            history: what the convolution has seen, [pages, PAGE_TOKENS, G * hidden], read and extended; None when
+            batch: how the T tokens divide into sequences, and which positions the memory must not change.
+            history: the convolution's inputs so far, [pages, PAGE_TOKENS, G * hidden], read and extended; None when
                 every sequence starts here.
 
         Returns:
-            [T, G, hidden]
+            [T, G, hidden].
         """
         keys, value = self.wkv(rows).unflatten(-1, (self.streams + 1, -1)).split((self.streams, 1), dim=1)
         gated = (h, keys, value[:, 0], self.q_weight, self.k_weight, self.gate, self.eps, batch.kept)
@@ -54,7 +54,7 @@ class ShortConvolution(nn.Module):
         self.weight = nn.Parameter(torch.zeros(streams * hidden, 1, taps))
 
     def forward(self, h: Tensor, y: Tensor, batch: Batch, history: Tensor | None) -> Tensor:
-        """h + y + SiLU(conv(rms(y))), all [T, G, hidden]; `history` as for `Engram.forward`."""
+        """Return h + y + SiLU(conv(rms(y))), all [T, G, hidden]; `history` is that of `Engram.forward`."""
         seen = rms_norm(y, self.norm_weight, self.eps).flatten(1)
         if history is not None:
             seen = history.view(-1, seen.shape[1]).index_copy_(0, batch.places, seen)

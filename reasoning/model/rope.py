@@ -11,20 +11,20 @@ from reasoning.config.rope import RopeConfig
 
 
 def magnitude(factor: float, mscale: float) -> float:
-    """YaRN's attention temperature for a context extended by `factor`."""
+    """Return YaRN's attention temperature for a context extended by `factor`."""
     return 1.0 if factor <= 1.0 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def softmax_scale(head_dim: int, rope: RopeConfig) -> float:
-    """Return 1/sqrt(head_dim), times the squared magnitude where `mscale_all_dim` asks for it."""
+    """Return 1/sqrt(head_dim), times the squared magnitude of `mscale_all_dim` for an extended context."""
     return head_dim**-0.5 * magnitude(rope.factor, rope.mscale_all_dim) ** 2
 
 
 class Rotations:
-    """Cosines and sines of positions, computed for those that a batch has."""
+    """Computes the cosines and sines of a batch's positions."""
 
     def __init__(self, rope: RopeConfig, dim: int):
-        """Rotate `dim` values of a query or key."""
+        """Prepare rotations of `dim` values of a query or key."""
         self._frequencies = _inverse_frequencies(rope, dim)
         self._scale = _cos_sin_scale(rope)
 
@@ -43,7 +43,7 @@ def _cos_sin_scale(rope: RopeConfig) -> float:
 
 
 def _inverse_frequencies(rope: RopeConfig, dim: int) -> Tensor:
-    """Return [dim / 2] in fp32 on the CPU, also where models are made on the meta device."""
+    """Return [dim / 2] in fp32 on the CPU, even if torch's default device is the meta device."""
     frequencies = 1.0 / rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
     if rope.factor <= 1.0:
         return frequencies
@@ -55,6 +55,6 @@ def _inverse_frequencies(rope: RopeConfig, dim: int) -> Tensor:
 
 
 def _dimension_of(rotations: float, rope: RopeConfig, dim: int) -> float:
-    """Return the (fractional) dimension that turns `rotations` times over the original context."""
+    """Return the (fractional) dimension that rotates `rotations` times over the original context."""
     wavelengths = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
     return dim * math.log(wavelengths) / (2 * math.log(rope.theta))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Several
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reasoning.scheduling.sequence import Piece, Sequence
@@ -10,12 +10,12 @@ from reasoning.scheduling.sequence import Piece, Sequence
 
 @dataclass(frozen=True)
 class Work:
-    """A sequence's part of a step: pieces that follow each other, taken as one."""
+    """A sequence's part of a step: adjacent pieces, run as one."""
 
     sequence: Sequence
     pieces: tuple[Piece, ...]
     logits: int
-    """Positions at the end whose logits are needed: the last known token's and each draft's."""
+    """Number of positions at the end whose logits are needed: those of the last known token and of each draft."""
     offset: int
     """Index of its first token among those of the step."""
 
@@ -36,18 +36,18 @@ class Work:
 
     @property
     def drafts(self) -> list[int]:
-        """The guesses among the tokens."""
+        """The drafts at the end of the tokens."""
         last = self.pieces[-1]
         return last.token_ids[len(last.token_ids) - last.drafts :]
 
     @property
     def decodes(self) -> bool:
-        """Whether it is a running sequence's next token, with or without drafts."""
+        """Whether it consists of a sequence's last known token and drafts alone."""
         return self.end - self.start == 1 + self.pieces[-1].drafts
 
 
-def works_of(pieces: Several[Piece]) -> list[Work]:
-    """Put the pieces of each sequence together, in the order of their first ones."""
+def works_of(pieces: Iterable[Piece]) -> list[Work]:
+    """Collect the pieces of each sequence, in the order in which sequences first appear."""
     by_sequence: dict[Sequence, list[Piece]] = {}
     for piece in pieces:
         by_sequence.setdefault(piece.sequence, []).append(piece)

@@ -1,4 +1,4 @@
-"""From a trainer to a model directory that the engine loads."""
+"""Write what a trainer holds as a model directory that the engine loads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reasoning.training.loop import Trainer
 def export(trainer: Trainer, bpe: BpeTokenizer, directory: Path) -> None:
     """Write backbone, tokenizer and tables, the rows packed as the model's configuration says.
 
-    A directory that exists is replaced in one step, so that a reader never sees half a model.
+    An existing directory is replaced in a single step, so that readers never see half a model.
     """
     fresh = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -33,7 +33,7 @@ def export(trainer: Trainer, bpe: BpeTokenizer, directory: Path) -> None:
 
 
 def _with_map_size(trainer: Trainer) -> Backbone:
-    """Record in the configuration which token map the rows were trained under."""
+    """Record the size of the token map that the rows were trained with in the configuration."""
     engram = dataclasses.replace(trainer.engram, compressed_vocab_size=trainer.hasher.token_map.size)
     trainer.model.config = dataclasses.replace(trainer.model.config, engram=engram)  # type: ignore[type-var]
     return trainer.model

@@ -24,16 +24,18 @@ from reasoning.training.tables import TrainableTables
 
 @dataclass(frozen=True)
 class Progress:
-    """What one step reports."""
+    """The report of a training step."""
 
     step: int
+    """Number of the step, from 1."""
     share: float
-    """Of the whole run that is done, up to 1."""
+    """Fraction of the run that is done, up to 1."""
     loss: float
-    """Cross-entropy in nats a token."""
+    """Cross-entropy in nats a token, before the step."""
     tokens: int
-    """Seen since the start."""
+    """Number of tokens seen since the start."""
     seconds: float
+    """Seconds since the start."""
 
 
 def memory_of(config: ModelConfig) -> EngramConfig:
@@ -60,7 +62,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
     def _groups(self) -> list[dict[str, object]]:
-        """Decay matrices only; a convolution's weights count as a vector for each channel."""
+        """Return parameter groups: matrices decay, vectors do not; a convolution's weights are a vector a channel."""
         named = list(self.model.named_parameters())
         matrices = [p for name, p in named if p.ndim > 1 and "engram.conv" not in name and "_weight" not in name]
         chosen = {id(p) for p in matrices}
@@ -85,9 +87,10 @@ class Trainer:
         self.model.eval()
 
     def step(self, starts: np.ndarray, rate: float) -> float:
-        """Take one optimizer step on the windows at `starts` [B]; `rate` scales the learning rates.
+        """Take an optimizer step on the windows at `starts` [B]; `rate` scales the learning rates.
 
-        Returns the loss before the step.
+        Returns:
+            The loss before the step.
         """
         places = starts[:, None] + np.arange(self.config.window + 1)
         ids = torch.from_numpy(self.stream.tokens[places].astype(np.int64))
@@ -105,7 +108,7 @@ class Trainer:
         return loss.item()
 
     def _hash(self, places: np.ndarray) -> dict[int, np.ndarray]:
-        """Row ids of windows [B, S], none looking back into another window or document."""
+        """Return the row ids of windows [B, S], whose n-grams cross neither windows nor documents."""
         documents = self.stream.documents[places] + len(self.stream.sizes) * np.arange(len(places))[:, None]
         return self.hasher.hash(self.stream.tokens[places].ravel(), documents=documents.ravel())
 
@@ -118,7 +121,7 @@ class Trainer:
 
     @torch.no_grad()
     def _balance(self) -> None:
-        """Nudge each router towards experts that got less than their share (arXiv 2408.15664)."""
+        """Shift each router towards experts that got less than their share (arXiv 2408.15664)."""
         for bias, load in self.model.expert_loads():
             share = load.float()
             bias += self.config.balance_rate * (share.mean() - share).sign()

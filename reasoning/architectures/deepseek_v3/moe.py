@@ -15,7 +15,7 @@ from reasoning.model.swiglu import SwiGLU
 
 
 class Router(nn.Module):
-    """Sigmoid scores; a correction bias decides who is chosen but not with what weight; groups limit the choice."""
+    """Sigmoid scores of experts; a correction bias affects which are chosen but not their weights."""
 
     e_score_correction_bias: Tensor
 
@@ -32,15 +32,15 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
 
     def forward(self, x: Tensor) -> Routing:
-        """Choose experts for the tokens x [T, hidden], by a product in fp32."""
+        """Choose experts for the tokens x [T, hidden], scored by a product in fp32."""
         return moe_route(F.linear(x.float(), self.weight.float()), self.e_score_correction_bias, self.rule)
 
 
 class MixtureOfExperts(nn.Module):
-    """Routed experts plus shared experts that every token visits."""
+    """Routed experts, plus shared experts that every token visits."""
 
     multiplied = ("gate_up", "down")
-    """Names of the parameters that are matrices of products, which `reasoning.model.cpu_weights` arranges."""
+    """Names of the parameters that inputs are multiplied with, which `reasoning.model.cpu_weights` rearranges."""
 
     def __init__(self, config: DeepseekV3Config):
         super().__init__()
@@ -49,7 +49,7 @@ class MixtureOfExperts(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down = nn.Parameter(torch.empty(experts, hidden, width))
         self.shared_experts = SwiGLU(hidden, width * config.n_shared_experts) if config.n_shared_experts else None
-        self.load: Tensor | None = None  # tokens each expert got in the last forward pass
+        self.load: Tensor | None = None  # [E] tokens of each expert in the last forward pass
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""

@@ -59,13 +59,13 @@ def test_a_run_writes_a_model_and_its_log(corpus_dir, tmp_path):
     assert torch.get_float32_matmul_precision() == "highest"  # as it was: other models in this process stay exact
 
 
-def test_a_run_is_judged_by_the_first_of_many_held_out_files(tmp_path):
+def test_a_run_is_evaluated_on_the_first_of_many_held_out_files(tmp_path):
     for number in range(5):
         (tmp_path / f"{number}.py").write_bytes(b"#" * 1000)
     files = sorted(tmp_path.iterdir())
-    assert run._some(files) == files
+    assert run._first(files) == files
     (tmp_path / "1.py").write_bytes(b"#" * run.HELD_OUT_BYTES)
-    assert run._some(files) == files[:2]
+    assert run._first(files) == files[:2]
 
 
 def test_a_folder_that_is_no_model_is_not_replaced(corpus_dir, tmp_path):
