@@ -25,11 +25,15 @@ class StoredTensor:
     """A tensor as the header of its file describes it; the data are not read yet."""
 
     name: str
+    """Its name in the file."""
     dtype: str
-    """As safetensors spells it, such as "F8_E4M3"."""
+    """Its type as safetensors spells it, such as "F8_E4M3"."""
     shape: Shape
+    """Its shape in the file."""
     path: Path
+    """The file."""
     file: safe_open
+    """The same file, opened."""
 
     def read(self) -> Tensor:
         """Return the tensor, mapped from its file.
@@ -47,7 +51,7 @@ def open_checkpoint(directory: Path) -> Iterator[Mapping[str, StoredTensor]]:
 
     Files are those that the index names, or `model.safetensors`, or without either all `*.safetensors` there are. The
     headers decide which file has which tensor. A name in the index must not lead out of the directory, but a symbolic
-    link may, as the links of Hugging Face's cache do: whoever can place one can as well place a file.
+    link may, as the links in the cache of Hugging Face do: who can create a link can create a file as well.
 
     Raises:
         ValueError: a file is missing or damaged, the index is damaged, or two files have the same tensor.
@@ -66,7 +70,7 @@ def open_checkpoint(directory: Path) -> Iterator[Mapping[str, StoredTensor]]:
 def _stored_in(path: Path, opened: ExitStack) -> list[StoredTensor]:
     with _damage_named(path):
         file = opened.enter_context(safe_open(path, framework="pt"))
-        slices = {name: file.get_slice(name) for name in file.offset_keys()}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- not a mapping
         return [StoredTensor(n, part.get_dtype(), tuple(part.get_shape()), path, file) for n, part in slices.items()]
 
 
@@ -75,7 +79,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise ValueError(f"model: {path} is damaged or cut short ({error}); copy it again") from error
+        raise ValueError(f"model: {path} is damaged or cut short ({brief(str(error))}); copy it again") from error
 
 
 def _files(directory: Path) -> list[Path]:

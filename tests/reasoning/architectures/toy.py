@@ -143,7 +143,7 @@ class ToyBackbone(Backbone):
         return hidden + self.embed(batch.token_ids)[:, None]
 
     def new_cache(self, pages: int) -> ToyCache:
-        config, nan = self.config, float("nan")  # whoever reads what was not written gets NaN
+        config, nan = self.config, float("nan")  # reading what was not written gives NaN
         keys = torch.full((config.num_hidden_layers, pages, PAGE_TOKENS, config.width), nan, dtype=self.dtype)
         memory = config.engram
         layers = memory.layer_ids if memory is not None and memory.conv_history else ()

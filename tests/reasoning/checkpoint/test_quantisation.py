@@ -48,7 +48,7 @@ def quantise(weight, rows, columns):
     ],
 )
 @pytest.mark.parametrize("scale_name", ["weight_scale_inv", "scale"])
-def test_fp8_blocks_are_dequantised(tmp_path, hidden, width, block, configured, scale_name):
+def test_fp8_weights_are_restored_by_the_scales_of_their_blocks(tmp_path, hidden, width, block, configured, scale_name):
     save(tmp_path, configured, hidden_size=hidden, intermediate_size=width)
     expected = {}
 

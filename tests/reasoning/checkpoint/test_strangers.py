@@ -111,7 +111,7 @@ def test_an_integer_of_too_many_digits_is_no_json(tmp_path):
         load_model(tmp_path)
 
 
-def test_many_positions_cost_nothing(saved, tmp_path):
+def test_a_trillion_positions_allocate_nothing(saved, tmp_path):
     """Nothing is allocated for a position before it is used; the engine bounds its context by its own limits."""
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     raw = json.loads((saved / "config.json").read_text()) | {"max_position_embeddings": 10**12}

@@ -52,7 +52,7 @@ def device_side_decode(query, queries, latents, pages, lengths, rank, scale):
 
 
 def filled(model):
-    """A cache in which sequences have written what is before their starts, and nobody anything else."""
+    """A cache in which sequences have written the positions before their starts, and nothing else is written."""
     cache = LatentCache.empty(model.config, SCRATCH + 1)
     generator = torch.Generator().manual_seed(0)
     for tensor in (cache.latents, *(history[None] for history in cache.conv.values())):

@@ -13,7 +13,7 @@ from tests.reasoning.conftest import TINY, TINY_ENGRAM, random_model
 
 
 def ran(pages, **limits):
-    """The batches that were run on a cache of so many pages and one of nobody's."""
+    """The batches that were run on a cache of so many pages and one for padding."""
     cache, batches = LatentCache(torch.zeros(1, pages + 1, PAGE_TOKENS, 8)), []
 
     def forward(batch, rows, cache):
@@ -45,7 +45,7 @@ def test_steps_are_as_large_as_limits_and_cache_allow(pages, prompt_tokens, sequ
     assert (list(second.starts), set(second.lengths)) == (decoding, {1})
 
 
-def test_a_model_runs_them():
+def test_a_model_runs_the_steps_and_leaves_the_last_page():
     config = DeepseekV3Config.from_dict({**TINY, **TINY_ENGRAM, "max_position_embeddings": 128})
     cache = LatentCache.empty(config, 5)
     warm_up(random_model(config), cache, config.engram.width, 100, 3, 128)

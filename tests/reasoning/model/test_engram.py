@@ -65,7 +65,7 @@ def test_layer_computes_the_published_formulas(streams, gate, conv_kernel, maske
     torch.testing.assert_close(layer(h, e, batch), torch.from_numpy(expected).float(), atol=2e-5, rtol=1e-5)
 
 
-def test_gradients_reach_everything():
+def test_gradients_reach_rows_streams_and_parameters():
     layer = Engram(CONFIG, HIDDEN, EPS).double()
     with torch.no_grad():
         for parameter in layer.parameters():

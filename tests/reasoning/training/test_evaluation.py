@@ -77,7 +77,7 @@ def test_short_windows_score_every_token_once_with_its_n_grams(trained, stream, 
     assert loss.nats == pytest.approx(whole_document_loss(model, lookup, stream), rel=1e-5)
 
 
-def test_units():
+def test_bits_a_byte_follow_from_nats_and_bytes():
     loss = HeldOutLoss(nats=math.log(2) * 240, tokens=60, bytes=120)
     assert loss.bits_per_byte == pytest.approx(2.0)
     assert loss.nats_per_token == pytest.approx(4 * math.log(2))

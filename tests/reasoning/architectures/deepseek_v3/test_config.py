@@ -66,7 +66,7 @@ def test_a_plain_model_writes_no_engram_keys():
     assert not [key for key in DeepseekV3Config.from_dict(TINY).to_dict() if key.startswith("engram")]
 
 
-def test_foreign_keys_are_ignored():
+def test_keys_of_other_projects_are_ignored():
     foreign = {"ep_size": 1, "auto_map": {}, "torch_dtype": "bfloat16", "engram_num_embeddings": 12}
     assert DeepseekV3Config.from_dict({**FULL, **foreign}) == DeepseekV3Config.from_dict(FULL)
 

@@ -28,7 +28,7 @@ def build(gate: str = "sqrt", conv_kernel: int = 4) -> DeepseekV3Backbone:
 
 
 def poisoned(model: DeepseekV3Backbone, pages: int = 7) -> LatentCache:
-    """A cache in which whoever reads what was never written gets NaN."""
+    """A cache in which reading what was never written gives NaN."""
     cache = LatentCache.empty(model.config, pages)
     for tensor in (cache.latents, *cache.conv.values()):
         tensor.fill_(float("nan"))

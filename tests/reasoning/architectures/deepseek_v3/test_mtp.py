@@ -87,7 +87,7 @@ def pair(request, tmp_path):
 
 
 def poisoned(model: DeepseekV3Backbone) -> LatentCache:
-    """A cache in which whoever reads what was never written gets NaN."""
+    """A cache in which reading what was never written gives NaN."""
     cache = LatentCache.empty(model.config, pages=4)
     cache.latents.fill_(float("nan"))
     return cache

@@ -47,7 +47,7 @@ def test_every_weight_of_the_backbone_has_its_name_and_shape(changes, stored):
     assert bool(named & STACKED) == bool(stored and config.cached_layers > config.first_k_dense_replace)
 
 
-def test_names_are_found_lazily():
+def test_names_are_generated_lazily_whatever_the_sizes():
     sizes = {"num_hidden_layers": 10**9, "n_routed_experts": 10**9, "n_group": 1, "topk_group": 1}
     config = DeepseekV3Config.from_dict(sizes)
     first = list(itertools.islice(DeepseekV3().weights(config), 100))
