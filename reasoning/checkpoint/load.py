@@ -46,7 +46,7 @@ def load_model(
     quantisation = Quantisation.from_config(raw)
     with open_checkpoint(Path(model_dir)) as stored:
         config = architecture.settle(config, stored)
-        weights = match(architecture, config, stored, quantisation)
+        weights = _match(architecture, config, stored, quantisation)
         model = _empty(architecture, config, torch.device(device), dtype)
         _fill(model, weights, stored, quantisation)
     if read_only:
@@ -54,7 +54,7 @@ def load_model(
     return model.eval()
 
 
-def match(
+def _match(
     architecture: Architecture[Any],
     config: ModelConfig,
     stored: Mapping[str, StoredTensor],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
+from collections.abc import Container
 from typing import Any
 
 LARGEST_INTEGER = 2**63 - 1
@@ -12,23 +13,6 @@ LARGEST_INTEGER = 2**63 - 1
 LARGEST_NUMBER = 3.4e38
 """Numbers above it are infinite in single precision."""
 _LONGEST_NAME = 120
-
-# Whole numbers that may be 0, which stands for "none" or counts from 0; all others are at least 1.
-_ZERO_ALLOWED = {
-    "first_k_dense_replace",
-    "num_nextn_predict_layers",
-    "n_shared_experts",
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "n_group",
-    "topk_group",
-    "bos_token_id",
-    "eos_token_id",
-    "engram_layer_ids",
-    "engram_pad_token_id",
-    "engram_compressed_vocab_size",
-    "engram_conv_kernel",
-}
 
 
 class _Short(reprlib.Repr):
@@ -51,16 +35,21 @@ def brief(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
-def check_types(config: Any, prefix: str = "") -> None:
-    """Raise ValueError for the first field whose value is not of its declared type, or out of range.
+def check_types(config: Any, prefix: str = "", zero_allowed: Container[str] = ()) -> None:
+    """Check that the fields of a configuration have values of their declared types.
 
     Args:
         config: a dataclass whose annotations are strings.
         prefix: put before a field's name to make the key that `config.json` has for it.
+        zero_allowed: names of the fields whose whole numbers may be 0, which stands for "none" or counts from 0; all
+            other whole numbers are at least 1.
+
+    Raises:
+        ValueError: for the first field whose value is of another type or out of range.
     """
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
-        least = 0 if name in _ZERO_ALLOWED else 1
+        least = 0 if field.name in zero_allowed else 1
         if field.type == "int" or (field.type == "int | None" and value is not None):
             require(is_whole(value, least), name, value, f"a whole number of at least {least}")
             require(value <= LARGEST_INTEGER, name, value, f"a whole number of at most {LARGEST_INTEGER}")

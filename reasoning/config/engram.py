@@ -16,6 +16,7 @@ PREFIX = "engram_"
 """What the keys of config.json have before the names of the fields."""
 _LONGEST_NGRAM = 16
 _MOST_COLUMNS = 1 << 16
+_ZERO_ALLOWED = {"layer_ids", "pad_token_id", "compressed_vocab_size", "conv_kernel"}
 _FOLLOWS = {"engram_num_embeddings"}
 """Keys without a field: they follow from the others."""
 
@@ -46,7 +47,7 @@ class EngramConfig:
     """How the tables store a row."""
 
     def __post_init__(self) -> None:
-        check_types(self, PREFIX)
+        check_types(self, PREFIX, _ZERO_ALLOWED)
         layers, orders = self.layer_ids, self.max_ngram_size - 1
         in_order = bool(layers) and list(layers) == sorted(set(layers))
         self._require(in_order, "layer_ids", "layers in ascending order, once each")

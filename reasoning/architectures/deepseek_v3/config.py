@@ -23,6 +23,17 @@ _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "rope_interleave": (True,),
     "hc_mult": (1,),
 }
+_ZERO_ALLOWED = {
+    "first_k_dense_replace",
+    "num_nextn_predict_layers",
+    "n_shared_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "n_group",
+    "topk_group",
+    "bos_token_id",
+    "eos_token_id",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class DeepseekV3Config:
     """Layers with a memory; None for a plain backbone."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, zero_allowed=_ZERO_ALLOWED)
         require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "an even number")
         ahead = self.num_nextn_predict_layers
         require(ahead <= 1, "num_nextn_predict_layers", ahead, "0 or 1: more are not implemented")
