@@ -90,7 +90,7 @@ def _match(
 
 def _absent(count: str, names: list[str], config: ModelConfig) -> ValueError:
     return ValueError(
-        f"checkpoint: {count} are missing, such as {', '.join(sorted(names)[:3])}; is a shard file absent, or is this "
+        f"checkpoint: {count} are missing, such as {', '.join(names[:3])}; is a shard file absent, or is this "
         f"config.json, with num_hidden_layers={config.num_hidden_layers}, of another model?"
     )
 
