@@ -38,8 +38,9 @@ from benchmarks.report import Report, argument_parser, describe_device, format_t
 from benchmarks.resident_memory import ResidentMemory, device_table, locked_table
 from benchmarks.rounds import Spread
 from memory_service import Memory, MemoryClient, RowFormat, TableSpec
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.config.engram import EngramConfig
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.engram.model_hasher import build_hasher, table_specs
@@ -49,7 +50,7 @@ from reasoning.model.devices import DEVICES, choose_device, choose_dtype
 from reasoning.request import Request, SamplingParams
 from reasoning.text.tokenizer import Tokenizer
 
-BACKBONE = ModelConfig(
+BACKBONE = DeepseekV3Config(
     vocab_size=129280,
     hidden_size=2560,
     intermediate_size=9728,
@@ -58,7 +59,7 @@ BACKBONE = ModelConfig(
     num_attention_heads=32,
     q_lora_rank=None,
 )
-TINY = ModelConfig(
+TINY = DeepseekV3Config(
     vocab_size=500,
     hidden_size=64,
     intermediate_size=96,
@@ -89,7 +90,7 @@ DEVICE_MARGIN = 8 << 30
 class Scale:
     """Size of a run."""
 
-    backbone: ModelConfig
+    backbone: DeepseekV3Config
     layers: tuple[int, ...]
     """Layers with a memory."""
     sequences: int
@@ -138,25 +139,29 @@ class Bench:
         ]
         self.prompt_tokens = int(lengths.sum())
 
-    def config(self, table_bytes: int) -> ModelConfig:
+    def config(self, table_bytes: int) -> DeepseekV3Config:
         """The backbone with Engram layers whose tables together have about `table_bytes`."""
         row_bytes = ROW_FORMAT.row_bytes(GEOMETRY.head_dim)
         rows = table_bytes // (len(self.scale.layers) * GEOMETRY.columns * row_bytes)
         return replace(
             self.scale.backbone,
-            engram_layer_ids=self.scale.layers,
-            engram_max_ngram_size=GEOMETRY.max_ngram,
-            engram_n_heads=GEOMETRY.heads,
-            engram_head_dim=GEOMETRY.head_dim,
-            engram_vocab_size=(rows,) * len(GEOMETRY.vocab_sizes),
-            engram_pad_token_id=GEOMETRY.pad_token_id,
-            engram_conv_kernel=4,
-            engram_row_format=ROW_FORMAT.value,
+            engram=EngramConfig(
+                layer_ids=self.scale.layers,
+                max_ngram_size=GEOMETRY.max_ngram,
+                n_heads=GEOMETRY.heads,
+                head_dim=GEOMETRY.head_dim,
+                vocab_size=(rows,) * len(GEOMETRY.vocab_sizes),
+                pad_token_id=GEOMETRY.pad_token_id,
+                conv_kernel=4,
+                row_format=ROW_FORMAT.value,
+            ),
         )
 
-    def specs(self, config: ModelConfig) -> list[TableSpec]:
-        """The tables of a model."""
-        return table_specs(config, build_hasher(config, self.tokenizer))
+    def specs(self, config: DeepseekV3Config) -> list[TableSpec]:
+        """The tables of a model; none where it has no memory."""
+        if config.engram is None:
+            return []
+        return table_specs(config.engram, build_hasher(config.engram, self.tokenizer))
 
     @contextlib.contextmanager
     def memory(self, place: str, specs: Sequence[TableSpec]) -> Iterator[Memory | None]:
@@ -177,7 +182,7 @@ class Bench:
     def run(self, place: str, table_bytes: int) -> Run:
         """Generate for all requests, once unmeasured and then in measured rounds."""
         config = self.scale.backbone if place == "none" else self.config(table_bytes)
-        specs = self.specs(config) if config.engram_layer_ids else []
+        specs = self.specs(config)
         begin = time.perf_counter()
         with self.memory(place, specs) as memory, contextlib.closing(self.engine(config, memory)) as engine:
             print(f"{place}: model and tables made in {time.perf_counter() - begin:.0f} s", flush=True)
@@ -200,7 +205,7 @@ class Bench:
         seconds, after = time.perf_counter() - begin, engine.stats()
         return seconds, (after.waited_s - before.waited_s) / (after.busy_s - before.busy_s)
 
-    def engine(self, config: ModelConfig, memory: Memory | None) -> Engine:
+    def engine(self, config: DeepseekV3Config, memory: Memory | None) -> Engine:
         """An engine with room for all requests at once."""
         scale = self.scale
         limit = scale.prompt[1] + scale.new_tokens
@@ -217,13 +222,13 @@ class Bench:
         return Engine(random_model(config, self.device, self.dtype), self.tokenizer, memory, engine_config)
 
 
-def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
+def random_model(config: DeepseekV3Config, device: torch.device, dtype: torch.dtype) -> DeepseekV3Backbone:
     """A model with random weights, made on its device; they do not depend on the size of the tables."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = Transformer(config)
+            model = DeepseekV3Backbone(config)
     finally:
         torch.set_default_dtype(before)
     return model.initialise(torch.Generator(device).manual_seed(0)).eval()

@@ -30,23 +30,24 @@ from benchmarks.text_streams import deepseek_tokenizer
 from benchmarks.throughput import CONFIG
 from memory_service import LocalMemory
 from memory_service.tables.random_tables import random_blocks
-from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.config.engram import EngramConfig
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.engram.model_hasher import build_hasher, table_specs
 from reasoning.request import Request, SamplingParams
 from reasoning.text.tokenizer import Tokenizer
 
-MODEL = dataclasses.replace(
-    CONFIG,
-    engram_layer_ids=(1, 4),
-    engram_max_ngram_size=4,
-    engram_n_heads=8,
-    engram_head_dim=32,
-    engram_vocab_size=(40_000,) * 3,
-    engram_pad_token_id=2,
-    engram_row_format="fp8_e4m3_ue8m0",
+MEMORY = EngramConfig(
+    layer_ids=(1, 4),
+    max_ngram_size=4,
+    n_heads=8,
+    head_dim=32,
+    vocab_size=(40_000,) * 3,
+    pad_token_id=2,
+    row_format="fp8_e4m3_ue8m0",
 )
+MODEL = dataclasses.replace(CONFIG, engram=MEMORY)
 WAYS: dict[str, dict[str, Any]] = {
     "no overlap": {"overlap": False},
     "1 cohort": {"cohorts": 1},
@@ -140,9 +141,9 @@ class Bench:
 
     def __init__(self) -> None:
         self.tokenizer: Tokenizer = deepseek_tokenizer()
-        specs = table_specs(MODEL, build_hasher(MODEL, self.tokenizer))
+        specs = table_specs(MEMORY, build_hasher(MEMORY, self.tokenizer))
         self.memory = LocalMemory({spec: np.concatenate(list(random_blocks(spec))) for spec in specs})
-        self.model = Transformer(MODEL).initialise(torch.Generator().manual_seed(0)).eval()
+        self.model = DeepseekV3Backbone(MODEL).initialise(torch.Generator().manual_seed(0)).eval()
         self.tokens, _, self.source = load_tokens(50_000)
 
     def load(self, stack: ExitStack, kind: str, sequences: int, delay_ms: int, way: str) -> Load:

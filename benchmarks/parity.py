@@ -134,8 +134,8 @@ def our_tokens(engine: Engine, requests: list[Request], new_tokens: int) -> list
 def our_logits(engine: Engine, prompt: list[int]) -> Tensor:
     """Logits of every position, in fp32."""
     model, cache = engine.model, engine.runner.cache
-    ids = torch.tensor(prompt, device=cache.latents.device)
-    pages = tuple(range(cache.latents.shape[1] - 1))
+    ids = torch.tensor(prompt, device=cache.device)
+    pages = tuple(range(cache.pages - 1))
     return model.logits(model(Batch(ids, (len(prompt),), (0,), (pages,)), None, cache)).float()
 
 

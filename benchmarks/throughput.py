@@ -32,16 +32,16 @@ from benchmarks.report import (
 )
 from benchmarks.rivals.vllm_cpu import VllmProcess
 from benchmarks.rounds import Spread, Timing, time_interleaved
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.checkpoint.checkpoint import save_model
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.checkpoint.save import save_model
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.model.devices import DEVICES, DTYPES, choose_device
 from reasoning.request import Request, SamplingParams
 
 OURS = "engram-ray"
-CONFIG = ModelConfig(
+CONFIG = DeepseekV3Config(
     vocab_size=129280,
     hidden_size=512,
     intermediate_size=1408,
@@ -72,7 +72,7 @@ def main() -> None:
     prompts = seeded_prompts(count)
     with ExitStack() as opened:
         directory = opened.enter_context(tempfile.TemporaryDirectory())
-        save_model(Transformer(CONFIG).initialise(torch.Generator().manual_seed(0)), directory)
+        save_model(DeepseekV3Backbone(CONFIG).initialise(torch.Generator().manual_seed(0)), directory)
         dtypes = ("fp32", "bf16")
         rivals: dict[str, Rival] = {f"{OURS} {name}": ours(directory, count, device, name) for name in dtypes}
         rivals |= {f"transformers {name}": theirs(directory, DTYPES[name], device) for name in dtypes}

@@ -60,12 +60,20 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor, each: int = 0) -> 
     return F.grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
 
 
+def rounded_for(x: Tensor, routing: Routing) -> Routing:
+    """Return the routing by which products of the tokens x [T, d] are fastest, with the same results.
+
+    On a CPU in less than fp32 numbers of rows are rounded up: torch prepares a product anew for every number of rows,
+    which takes longer than the product. Elsewhere the routing is returned as it is.
+    """
+    return round_up(routing) if x.device.type == "cpu" and x.dtype != torch.float32 else routing
+
+
 def round_up(routing: Routing) -> Routing:
     """Return the same pairs padded with idle rows, so that numbers of rows repeat from step to step.
 
-    For a CPU in less than fp32, where torch prepares a product anew for every number of rows, which takes longer than
-    the product. While the experts have few rows all get equally many, and one batched product serves them all. An idle
-    row repeats the first pair, and no `position` points to it.
+    While the experts have few rows all get equally many, and one batched product serves them all. An idle row repeats
+    the first pair, and no `position` points to it.
     """
     most = int(routing.counts.max())
     few = most <= _FEW and 2 * int(routing.counts.count_nonzero()) >= len(routing.counts)

@@ -16,9 +16,10 @@ from cluster.ray_runtime import ray_session
 from cluster.workers.actors import start_workers, stop_workers
 from cluster.workers.options import ClusterOptions
 from cluster.workers.worker import Locate, ReasoningWorker
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.engine.loading import MEMORY_DIR
+from reasoning.architectures.base import ModelConfig
+from reasoning.architectures.registry import read_model_config
 from reasoning.engine.trace import Trace
+from reasoning.engram.memory_config import MEMORY_DIR
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def open_executor(model_dir: Path, options: ClusterOptions, trace: Trace | None 
         ValueError: the model or the Ray address cannot be used.
         MemoryServiceError: the memory cannot be loaded, reached, or is not the model's.
     """
-    config = ModelConfig.from_dir(model_dir)
+    config = read_model_config(model_dir)
     if options.workers == 0:
         worker = ReasoningWorker(model_dir, _fixed(options.memory), options.engine, trace=trace)
         worker.ready()
@@ -51,7 +52,7 @@ def open_executor(model_dir: Path, options: ClusterOptions, trace: Trace | None 
 def _memory(model_dir: Path, config: ModelConfig, options: ClusterOptions) -> Iterator[Locate | None]:
     if options.memory is not None:
         yield _fixed(options.memory)
-    elif not config.engram_layer_ids:
+    elif config.engram is None:
         yield None
     else:
         # Workers get the name of the pool: a handle among their arguments would not survive a restart.

@@ -1,4 +1,4 @@
-"""Results as JSON records: what a batch job writes for a line, and `engram generate --json` for a prompt."""
+"""Results as JSON records: what a batch job writes for a line, and for a prompt with `--json`."""
 
 from __future__ import annotations
 

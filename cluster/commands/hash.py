@@ -140,13 +140,13 @@ def _integers(field: str, text: str) -> list[int]:
 
 
 def _load_hasher(args: argparse.Namespace, tokenizer: Tokenizer) -> NgramHasher:
-    from reasoning.architectures.deepseek_v3.config import ModelConfig
+    from reasoning.architectures.registry import read_model_config
     from reasoning.engram.model_hasher import build_hasher
     from reasoning.engram.token_map import TokenMap
 
     if args.preset:
         return PRESETS[args.preset].for_token_map(TokenMap.build(tokenizer))
-    config = ModelConfig.from_dir(args.model)
-    if not config.engram_layer_ids:
+    engram = read_model_config(args.model).engram
+    if engram is None:
         raise ValueError(f"model: {args.model} has no Engram layers, so nothing to hash; give another model")
-    return build_hasher(config, tokenizer)
+    return build_hasher(engram, tokenizer)

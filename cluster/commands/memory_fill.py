@@ -136,7 +136,7 @@ def _specs(
         return hasher.table_specs(row_format or _PRESET_ROW_FORMAT)
     assert model_dir is not None
     config = read_memory_config(model_dir, head_dim)
-    return build_hasher(config, Tokenizer.from_file(source)).table_specs(row_format or config.engram_row_format)
+    return build_hasher(config, Tokenizer.from_file(source)).table_specs(row_format or config.row_format)
 
 
 def _write(output: str, tables: Mapping[TableSpec, Iterable[NDArray[np.uint8]]]) -> None:

@@ -20,6 +20,7 @@ Train a tokenizer, a backbone and its memory tables on Python source, in this pr
 
 --output becomes a model directory: config.json, model.safetensors, tokenizer.json, memory/ with the tables, and
 training.jsonl with the loss of every step. It is rewritten now and then, so an interrupted run leaves a usable model.
+At the end, bits a byte on some of the files that were held out are printed.
 """
 _EPILOG = """\
 examples:
@@ -61,5 +62,6 @@ def run(args: argparse.Namespace) -> int:
     config = _TRAINING.read(args, steps=args.steps or 0, minutes=args.minutes or 0.0)
     from reasoning.training.run import train
 
-    train(MODELS[args.preset], config, args.output, args.data)
+    loss = train(MODELS[args.preset], config, args.output, args.data)
+    print(f"{args.output}: {loss.bits_per_byte:.3f} bits a byte on {loss.bytes:,} bytes of files held out of training")
     return 0

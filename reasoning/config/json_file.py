@@ -11,7 +11,7 @@ def read_config(model_dir: str | Path, remedy: str = "give a directory with conf
     """Return the JSON value in `config.json` of a model directory.
 
     Raises:
-        ValueError: it is missing, for which `remedy` tells what to do, or not JSON.
+        ValueError: the file is missing, with `remedy` as advice, or not JSON.
     """
     path = Path(model_dir) / "config.json"
     if not path.is_file():

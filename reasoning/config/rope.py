@@ -12,6 +12,8 @@ from reasoning.config.checks import check_types, is_number, is_whole, require
 # Keys of a YaRN description whose other values would mean another embedding than RopeConfig's.
 _ONLY_ROPE_VALUE: dict[str, tuple[Any, ...]] = {"attention_factor": (None,), "truncate": (True, None)}
 
+_LARGEST_FACTOR = 1 << 20
+
 
 @dataclass(frozen=True)
 class RopeConfig:
@@ -20,22 +22,22 @@ class RopeConfig:
     theta: float = 10000.0
     """Base of the geometric series of wavelengths."""
     factor: float = 1.0
-    """Context extension; 1 means plain rotary embedding."""
+    """Factor by which the context is extended; 1 for the plain rotary embedding."""
     original_max_position_embeddings: int = 4096
     """Context length before extension."""
     beta_fast: float = 32.0
-    """Dimensions with more rotations than this over the original context are left alone."""
+    """Dimensions with more rotations than this over the original context are not interpolated."""
     beta_slow: float = 1.0
     """Dimensions with fewer rotations than this are interpolated fully."""
     mscale: float = 0.0
-    """Numerator of the cos/sin magnitude; 0 means the paper's default."""
+    """Numerator of the cos/sin magnitude; 0 for the paper's default."""
     mscale_all_dim: float = 0.0
-    """Denominator of the cos/sin magnitude, applied to the softmax scale squared; 0 means unset."""
+    """Denominator of the cos/sin magnitude, whose square is applied to the softmax scale; 0 for none."""
 
     def __post_init__(self) -> None:
         require(is_number(self.theta) and self.theta > 1, "rope_theta", self.theta, "a number above 1, such as 10000")
         check_types(self, "rope_scaling.")
-        require(self.factor >= 1, "rope_scaling.factor", self.factor, "at least 1")
+        require(1 <= self.factor <= _LARGEST_FACTOR, "rope_scaling.factor", self.factor, f"1 to {_LARGEST_FACTOR}")
         for name in ("beta_fast", "beta_slow"):
             require(getattr(self, name) > 0, f"rope_scaling.{name}", getattr(self, name), "a number above 0")
 
@@ -64,7 +66,7 @@ class RopeConfig:
         return dataclasses.replace(made, factor=longest / made.original_max_position_embeddings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the keys that `from_dict` reads, in the form every version of transformers understands."""
+        """Return the keys that `from_dict` reads, in the form that every version of transformers understands."""
         if self.factor <= 1.0:
             return {"rope_theta": self.theta, "rope_scaling": None}
         yarn = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "theta"}

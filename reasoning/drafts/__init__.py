@@ -1,1 +1,1 @@
-"""Draft tokens: guesses at what follows a sequence, several of which the model checks in one step."""
+"""Draft tokens: proposals of what follows a sequence, several of which the model verifies in a step."""

@@ -1,4 +1,4 @@
-"""How many drafts a sequence gets: fewer where they proved wrong, as each costs a token's computation."""
+"""How many drafts a sequence gets: fewer after wrong ones, because each costs the computation of a token."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import math
 from dataclasses import dataclass
 
 _WEIGHT = 1 / 8
-"""How much one tested draft moves the estimate of the chance that a draft is right."""
+"""Weight of one tested draft in the estimated probability that a draft is right."""
 _FADE = 1 / 64
-"""How far the estimate returns to where it began in a step that tests no draft, so that drafts are tried again."""
+"""How far the estimate returns to its initial value in a step without drafts, so that drafts are tried again."""
 
 
 @dataclass(frozen=True)
 class DraftPolicy:
-    """When a draft is worth its price."""
+    """When a draft is worth its cost."""
 
     longest: int = 4
-    """Drafts of a step at most."""
+    """Most drafts of a sequence in a step."""
     free: int = 0
-    """Drafts that cost nothing to check, as on a device that waits for its memory anyway: always proposed."""
+    """Number of drafts that cost nothing to verify, because the device waits for its memory anyway: always proposed."""
     price: float = 0.4
-    """What checking a draft costs, as a part of what a token costs without drafts: between 0 and 1. On a CPU about a
-    fifth for one sequence alone, over half for 32 together."""
+    """Cost of verifying a draft as a fraction, between 0 and 1, of the cost of a token without drafts. On a CPU it is
+    about a fifth for a single sequence, and over half for 32 together."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.free <= self.longest:
@@ -31,13 +31,13 @@ class DraftPolicy:
 
     @property
     def hope(self) -> float:
-        """Chance that drafts are right before any was tested: halfway from where one begins to be worth its price."""
+        """Assumed probability of a right draft before any was tested: halfway between break-even and certainty."""
         return (self.price + 1) / 2
 
     def length(self, chance: float) -> int:
-        """Return how many drafts to propose when each is right with this chance, given that those before it were.
+        """Return how many drafts to propose if each is right with this probability, given that those before it are.
 
-        The k-th draft is of use with probability chance^k, which must be worth its price.
+        The k-th draft is useful with probability chance^k, which must be worth its price.
         """
         if chance >= 1:
             return self.longest
@@ -46,7 +46,7 @@ class DraftPolicy:
 
 
 class DraftLength:
-    """How many drafts to propose for one sequence, from how its last ones did."""
+    """How many drafts to propose for a sequence, given how many of its recent ones were right."""
 
     def __init__(self, policy: DraftPolicy):
         self._policy = policy
@@ -54,7 +54,7 @@ class DraftLength:
 
     @property
     def length(self) -> int:
-        """Drafts to propose at most in the next step."""
+        """Most drafts to propose in the next step."""
         return self._policy.length(self._chance)
 
     def record(self, proposed: int, accepted: int) -> None:

@@ -1,4 +1,4 @@
-"""Drafts without a model: a sequence goes on as it did where it last read like its end (prompt lookup)."""
+"""Drafts without a model (prompt lookup): a sequence continues as it did after an earlier occurrence of its end."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Iterable
 
 
 class NgramDrafts:
-    """Guesses that a sequence goes on as it did after the last place that read like its end (prompt lookup).
+    """Proposes what followed the latest earlier occurrence of the longest n-gram that ends the sequence.
 
-    The longest n-gram that ends the sequence and occurred before decides, its latest earlier occurrence first.
-    An index finds it: a few dictionary steps a token, and one entry for each token and n-gram size, which is a few
-    hundred bytes a token.
+    An index finds it with a few dictionary lookups a token. It has an entry for each token and n-gram size, which is a
+    few hundred bytes a token.
     """
 
     def __init__(self, tokens: Iterable[int] = (), longest: int = 4, shortest: int = 2):
-        """Index `tokens`; n-grams of `shortest` to `longest` tokens count as reading alike."""
+        """Index `tokens` by their n-grams of `shortest` to `longest` tokens."""
         if not 1 <= shortest <= longest:
             raise ValueError(f"shortest: {shortest} is not from 1 to longest={longest}; use a smaller one")
         self._sizes = range(longest, shortest - 1, -1)
@@ -25,12 +24,12 @@ class NgramDrafts:
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens to the sequence."""
         for token in tokens:
-            for ngram in self._endings():  # only here, as what ends a sequence has no continuation yet
+            for ngram in self._endings():  # before the token is appended: only now they have a continuation
                 self._after[ngram] = len(self._tokens)
             self._tokens.append(token)
 
     def _endings(self) -> list[tuple[int, ...]]:
-        """The n-grams that end the sequence, the longest first."""
+        """Return the n-grams that end the sequence, the longest first."""
         return [tuple(self._tokens[-size:]) for size in self._sizes if size <= len(self._tokens)]
 
     def propose(self, count: int) -> list[int]:
@@ -40,6 +39,6 @@ class NgramDrafts:
         return [] if start is None else self._copy(start, count)
 
     def _copy(self, start: int, count: int) -> list[int]:
-        """Return what follows `start`, which repeats from there on where it reaches the end of the sequence."""
+        """Return the tokens from `start` on, repeating them where they reach the end of the sequence."""
         period = self._tokens[start : start + count]
         return [period[i % len(period)] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Where drafts come from, as an engine sees it: for each sequence an object that guesses how it goes on."""
+"""Sources of drafts, as an engine sees them: for each sequence an object that proposes how it continues."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ KINDS = ("auto", "mtp", "ngram", "none")
 
 
 class Drafter(Protocol):
-    """Proposes what may follow one sequence. Proposals need not be right, only cheap: the model checks each."""
+    """Proposes what may follow a sequence. Proposals need not be right, only cheap: the model verifies each."""
 
     def extend(self, tokens: Iterable[int]) -> None:
-        """Take note of tokens that the sequence got."""
+        """Record tokens that were appended to the sequence."""
 
     def propose(self, count: int) -> list[int]:
-        """Return at most `count` tokens that may follow, the nearest first; none where there is no guess."""
+        """Return at most `count` tokens that may follow, the next one first; none without a proposal."""
 
 
 class ComputedDrafts:
-    """Keeps what a model drafted for a sequence until it gets further tokens. Models draft for whole batches."""
+    """Keeps what a model drafted for a sequence until it grows. Models draft for whole batches."""
 
     def __init__(self) -> None:
         self._drafts: list[int] = []
 
     def extend(self, tokens: Iterable[int]) -> None:
-        """Forget the drafts, which were meant for where the sequence ended before."""
+        """Drop the drafts, which continued the sequence as it was before."""
         if any(True for _ in tokens):
             self._drafts = []
 
     def offer(self, drafts: list[int]) -> None:
-        """Keep drafts for where the sequence ends."""
+        """Keep drafts that continue the sequence as it is now."""
         self._drafts = drafts
 
     def propose(self, count: int) -> list[int]:

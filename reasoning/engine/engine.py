@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memory_service import Memory
-from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.base import Backbone
 from reasoning.drafts.acceptance import accept
 from reasoning.drafts.manager import Drafting, Outcome
 from reasoning.engine.answers import Answer, Sample
@@ -20,18 +20,19 @@ from reasoning.engine.calls import Call, Calls
 from reasoning.engine.config import EngineConfig, EngineStats
 from reasoning.engine.graphs import DecodeGraphs
 from reasoning.engine.loading import load_parts, open_lookup
-from reasoning.engine.memory_budget import Room, cache_budget
-from reasoning.engine.runner import FetchError, Likeliest, ModelRunner, Output, Work
+from reasoning.engine.memory_budget import CacheBudget, Room, cache_budget
+from reasoning.engine.runner import FetchError, Likeliest, ModelRunner, Output
 from reasoning.engine.trace import Trace
 from reasoning.engine.warm_up import warm_up
 from reasoning.engram.row_lookup import PendingRows
-from reasoning.model.batch import Cache, pages_for
+from reasoning.model.batch import pages_for
 from reasoning.request import Completion, Delta, Event, FinishReason, Request, RequestError, RequestFailure, Result
 from reasoning.sampling.sampler import SamplerError
 from reasoning.scheduling.cohorts import CohortTuner, Step
 from reasoning.scheduling.pages import PagePool
 from reasoning.scheduling.scheduler import Limits, Scheduler
 from reasoning.scheduling.sequence import Piece, Sequence
+from reasoning.scheduling.work import Work
 from reasoning.text.prompts import PromptReader
 from reasoning.text.stops import end_tokens
 from reasoning.text.tokenizer import Tokenizer
@@ -46,7 +47,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Backbone,
         tokenizer: Tokenizer | None = None,
         memory: Memory | None = None,
         config: EngineConfig | None = None,
@@ -68,27 +69,12 @@ class Engine:
         self.model, self.tokenizer, self.memory, self.trace = model, tokenizer, memory, trace
         self.config = config = config or EngineConfig()
         self.lookup = open_lookup(model, tokenizer, memory, config.lookup_timeout_s)
-        weights = model.embed_tokens.weight
-        page = Cache.empty(model.config, 1, weights.device, weights.dtype)
-        room = Room.on(weights.device, page.bytes_per_token)
-        self.budget = budget = cache_budget(config, model.config.max_position_embeddings, room)
-        vocab_size = model.config.vocab_size
-        if self.lookup is not None:  # an id without a compressed id could not be hashed
-            vocab_size = min(vocab_size, self.lookup.hasher.token_map.vocab_size)
-        self.prompts = PromptReader(tokenizer, vocab_size, budget.context)
-        cache = Cache.empty(
-            model.config, budget.pages + 1, weights.device, weights.dtype
-        )  # a page of nobody's, for padding
-        graphs = DecodeGraphs.where_possible(model, cache, config.max_batch, pages_for(budget.context))
-        if graphs is not None:
-            width = model.config.engram_width
-            warm_up(graphs, cache, width, config.prefill_tokens, config.max_batch, budget.context)
-        self.runner = ModelRunner(model, cache, self.lookup, vocab_size, graphs)
-        limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
-        self.drafting = Drafting(config.drafts, config.draft_policy, model, self.runner.cache, vocab_size)
-        self.scheduler = Scheduler(
-            limits, PagePool(budget.pages, config.prefix_cache), self._ask, self.drafting.propose
-        )
+        self.budget = self._cache_budget()
+        self.vocab_size = self._servable_ids()
+        self.prompts = PromptReader(tokenizer, self.vocab_size, self.budget.context)
+        self.runner = self._model_runner()
+        self.drafting = Drafting(config.drafts, config.draft_policy, model, self.runner.cache, self.vocab_size)
+        self.scheduler = self._new_scheduler()
         self.tuner = CohortTuner(config.cohorts if config.overlap else 1)
         self._answers: dict[str, Answer] = {}
         self._calls = Calls(self.cancel)
@@ -120,6 +106,31 @@ class Engine:
         config = config or EngineConfig()
         with load_parts(Path(model_dir), memory, config) as (model, tokenizer, opened):
             return cls(model, tokenizer, opened, config, trace)
+
+    def _cache_budget(self) -> CacheBudget:
+        room = Room.on(self.model.device, self.model.new_cache(1).bytes_per_token)
+        return cache_budget(self.config, self.model.config.max_position_embeddings, room)
+
+    def _servable_ids(self) -> int:
+        """Number of token ids that can be served: an id without a compressed id could not be hashed."""
+        known = self.model.config.vocab_size
+        return known if self.lookup is None else min(known, self.lookup.hasher.token_map.vocab_size)
+
+    def _model_runner(self) -> ModelRunner:
+        """The model with its cache, on a GPU with CUDA graphs and kernels tuned on full batches."""
+        model, config, context = self.model, self.config, self.budget.context
+        cache = model.new_cache(self.budget.pages + 1)  # the last page belongs to no sequence: padding writes to it
+        graphs = DecodeGraphs.where_possible(model, cache, config.max_batch, pages_for(context))
+        if graphs is not None:
+            width = model.config.engram.width if model.config.engram is not None else 0
+            warm_up(graphs, cache, width, config.prefill_tokens, config.max_batch, context)
+        return ModelRunner(model, cache, self.lookup, self.vocab_size, graphs)
+
+    def _new_scheduler(self) -> Scheduler:
+        config = self.config
+        limits = Limits(config.max_batch, config.prefill_tokens, config.overlap)
+        pool = PagePool(self.budget.pages, config.prefix_cache)
+        return Scheduler(limits, pool, self._ask, self.drafting.propose)
 
     @property
     def idle(self) -> bool:
@@ -253,7 +264,7 @@ class Engine:
         for work, logits, likeliest in zip(output.works, output.logits, output.likeliest, strict=True):
             if not work.sequence.ended:  # as it has where another sample of its request failed in this step
                 events += self._advance(work, logits, likeliest, outcomes)
-        self.drafting.learn(output, [outcome for outcome in outcomes if not outcome.work.sequence.ended])
+        self.drafting.learn(output.hidden, [outcome for outcome in outcomes if not outcome.work.sequence.ended])
         self._measure(output, began, waited_s)
         if self.trace is not None:
             self.trace.model(pieces, output)

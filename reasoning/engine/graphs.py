@@ -1,4 +1,4 @@
-"""CUDA graphs for decoding: a step of one token a sequence is replayed, from one wait for rows to the next."""
+"""CUDA graphs for decoding: a step of one token a sequence is replayed in segments, between the waits for rows."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.dispatch import use_triton
-from reasoning.architectures.deepseek_v3.backbone import RowSource, Transformer
-from reasoning.model.batch import Batch, Cache
+from reasoning.architectures.base import Backbone, Cache, RowSource
+from reasoning.model.batch import Batch
 from reasoning.model.decode_batch import DecodeBatch
 from reasoning.model.devices import to_device
 
 Replay = Callable[[], None]
-"""Does on the device once more what was recorded, with what its tensors hold by then."""
+"""Repeats on the device what was recorded, on the current contents of the recorded tensors."""
 
 
 class Recorder(Protocol):
-    """Records what the device is told to do, instead of having it done. One recording at a time."""
+    """Records the device's work instead of running it. One recording at a time."""
 
     def begin(self) -> None:
-        """Begin a recording."""
+        """Start a recording."""
 
     def end(self) -> Replay:
-        """End it."""
+        """End the recording and return its replay."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs. What they allocate shares one pool, as they never run at once."""
+    """Records CUDA graphs. Their allocations share one pool, because they never run at the same time."""
 
     def __init__(self, device: torch.device):
         self._pool = torch.cuda.graph_pool_handle()
@@ -39,42 +38,40 @@ class CudaRecorder:
         self._open: tuple[torch.cuda.CUDAGraph, torch.cuda.graph] | None = None
 
     def begin(self) -> None:
-        """Record what this thread does; others go on copying rows meanwhile, on streams of their own."""
+        """Record the work of this thread; other threads keep copying rows on their own streams."""
         graph = torch.cuda.CUDAGraph()
         context = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
         context.__enter__()
         self._open = graph, context
 
     def end(self) -> Replay:
-        """Return the graph's replay, which runs on the stream that is current by then."""
-        assert self._open is not None, "nothing was begun"
+        """Return the graph's replay, which runs on the stream that is current when it is called."""
+        assert self._open is not None, "no recording was started"
         (graph, context), self._open = self._open, None
         context.__exit__(None, None, None)
         return graph.replay
 
 
 class DecodeGraphs:
-    """Runs a model; its decoding steps by graphs, one set for each power of two up to the largest batch.
+    """Runs a model: decode steps by graphs, one set for each power of two up to the largest batch, others directly.
 
-    A graph reads tokens, pages and lengths from tensors that stay where they are and takes contexts of any length.
-    Steps are padded to a size that there is with sequences that write to a page of nobody's.
+    A graph reads tokens, pages and lengths from tensors that stay in place, and takes contexts of any length. Steps are
+    padded to a recorded size with sequences that write to a page which no real sequence holds.
     """
 
-    def __init__(self, model: Transformer, cache: Cache, max_batch: int, max_pages: int, recorder: Recorder):
-        """Serve up to `max_batch` sequences of `max_pages` pages each; the last page of `cache` is nobody's."""
+    def __init__(self, model: Backbone, cache: Cache, max_batch: int, max_pages: int, recorder: Recorder):
+        """Serve up to `max_batch` sequences of `max_pages` pages each; the last page of `cache` is for padding."""
         self._model, self._cache, self._recorder = model, cache, recorder
         self._max_batch, self._max_pages = max_batch, max_pages
         self._steps: dict[int, _DecodeStep] = {}
 
     @classmethod
-    def where_possible(cls, model: Transformer, cache: Cache, max_batch: int, max_pages: int) -> DecodeGraphs | None:
-        """Graphs for a model on a GPU whose attention has a kernel there; None elsewhere."""
-        if not (cache.latents.is_cuda and use_triton(cache.latents)):
-            return None
-        return cls(model, cache, max_batch, max_pages, CudaRecorder(cache.latents.device))
+    def where_possible(cls, model: Backbone, cache: Cache, max_batch: int, max_pages: int) -> DecodeGraphs | None:
+        """Return graphs for a model that can be recorded where it is; None for others."""
+        return cls(model, cache, max_batch, max_pages, CudaRecorder(cache.device)) if model.decodes_by_graphs else None
 
     def __call__(self, batch: Batch, rows: RowSource | None, cache: Cache) -> Tensor:
-        """Do what the model does when called so; the result is valid until the next call."""
+        """Do what the model does for the same arguments; the result is valid until the next call."""
         assert cache is self._cache, "graphs read and write the cache that they were recorded with"
         size = self._size(batch)
         if size is None:
@@ -84,7 +81,7 @@ class DecodeGraphs:
         return self._steps[size].run(batch, rows, self._recorder)
 
     def _size(self, batch: Batch) -> int | None:
-        """Sequences of the graph that a batch is padded to; None if it does not merely decode."""
+        """Return the number of sequences to pad a batch to; None if it is no plain decode step."""
         count = len(batch.lengths)
         if batch.kept is not None or max(batch.lengths) > 1 or count > self._max_batch:
             return None
@@ -92,23 +89,21 @@ class DecodeGraphs:
 
 
 class _DecodeStep:
-    """Decoding with one number of sequences: first as usual, then recorded, from then on replayed.
+    """Decode steps with one number of sequences: the first runs directly, the second is recorded, others are replayed.
 
     The first run compiles and tunes kernels for these sizes, which cannot be done while recording.
     """
 
-    def __init__(self, model: Transformer, cache: Cache, size: int, max_pages: int):
-        config, latents = model.config, cache.latents
+    def __init__(self, model: Backbone, cache: Cache, size: int, max_pages: int):
         self._model, self._cache, self._size, self._max_pages = model, cache, size, max_pages
-        self._scratch = latents.shape[1] - 1
-        self._input = torch.zeros(size * (2 + max_pages), dtype=torch.int64, device=latents.device)
+        self._scratch = cache.pages - 1
+        self._input = torch.zeros(size * (2 + max_pages), dtype=torch.int64, device=cache.device)
         tokens, contexts, pages = self._input.split((size, size, size * max_pages))
         self._tensors = tokens, contexts, pages.view(size, max_pages)
-        width = config.engram_width
-        self._rows = {layer: latents.new_zeros(size, width) for layer in config.engram_layer_ids}
+        self._rows = _places_for_rows(model, cache, size)
         self._ran = False
         self._segments: list[tuple[int | None, Replay]] = []
-        self._hidden = latents.new_empty(0)
+        self._hidden = torch.empty(0, device=cache.device)
 
     def run(self, batch: Batch, rows: RowSource | None, recorder: Recorder) -> Tensor:
         """Return final hidden states [B, hidden]."""
@@ -130,15 +125,15 @@ class _DecodeStep:
         return DecodeBatch.of(*self._tensors)
 
     def _fill(self, batch: Batch) -> None:
-        """Copy what a batch consists of to where graphs read it, in one go."""
+        """Copy a batch to where graphs read it, in one transfer."""
         count, size = len(batch.lengths), self._size
         host = np.zeros(size * (2 + self._max_pages), np.int64)
         host[size : size + count] = batch.starts
         host[size : 2 * size] += 1
         pages = host[2 * size :].reshape(size, -1)
         pages[count:, 0] = self._scratch
-        for row, some in zip(pages, batch.pages, strict=False):
-            row[: len(some)] = some
+        for row, held in zip(pages, batch.pages, strict=False):
+            row[: len(held)] = held
         self._input.copy_(to_device(torch.from_numpy(host), self._input.device))
         self._tensors[0][:count] = batch.token_ids
 
@@ -149,7 +144,7 @@ class _DecodeStep:
         return self._rows[layer]
 
     def _record(self, recorder: Recorder) -> None:
-        """Record the model, cut wherever it asks for rows."""
+        """Record the model in segments, cut where it requests rows."""
         segments: list[tuple[int | None, Replay]] = []
         begun_with: int | None = None
 
@@ -164,3 +159,10 @@ class _DecodeStep:
         self._hidden = self._model(self._batch(), cut, self._cache)
         segments.append((begun_with, recorder.end()))
         self._segments = segments
+
+
+def _places_for_rows(model: Backbone, cache: Cache, sequences: int) -> dict[int, Tensor]:
+    """Return for each Engram layer a tensor that takes the rows of a step, [sequences, C * D]."""
+    engram = model.config.engram
+    layers, width = (engram.layer_ids, engram.width) if engram is not None else ((), 0)
+    return {layer: torch.zeros(sequences, width, device=cache.device, dtype=cache.dtype) for layer in layers}

@@ -1,10 +1,10 @@
-"""One forward pass over the pieces of a step: tokens and rows in, the logits that somebody needs out."""
+"""One forward pass over the pieces of a step: tokens and rows in, the needed logits out."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence as Several
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from memory_service import MemoryServiceError
-from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.base import Backbone, Cache
 from reasoning.engine.graphs import DecodeGraphs
 from reasoning.engram.row_lookup import RowLookup
-from reasoning.model.batch import Batch, Cache
+from reasoning.model.batch import Batch
 from reasoning.model.devices import to_device
-from reasoning.scheduling.sequence import Fetch, Piece, Sequence
+from reasoning.scheduling.sequence import Fetch, Piece
+from reasoning.scheduling.work import Work, works_of
 
 Likeliest = tuple[tuple[int, float], ...]
-"""For each position the likeliest token and its logit."""
+"""For each position the most likely token and its logit."""
 
 
 class FetchError(Exception):
-    """The rows of a fetch did not come; the step is undone by running it again without them."""
+    """The rows of a fetch did not arrive. The step has no effect: its other pieces can simply be run again."""
 
     def __init__(self, fetch: Fetch, error: MemoryServiceError):
         super().__init__(str(error))
@@ -32,92 +33,60 @@ class FetchError(Exception):
 
 
 @dataclass(frozen=True)
-class Work:
-    """A sequence's part of a step: pieces that follow each other, taken as one."""
-
-    sequence: Sequence
-    pieces: tuple[Piece, ...]
-    logits: int
-    """Positions at the end whose logits are needed: the last known token's and each draft's."""
-
-    @property
-    def start(self) -> int:
-        """Position of its first token."""
-        return self.pieces[0].start
-
-    @property
-    def end(self) -> int:
-        """Position after its last token."""
-        return self.pieces[-1].end
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens of all pieces."""
-        return [token for piece in self.pieces for token in piece.token_ids]
-
-    @property
-    def drafts(self) -> list[int]:
-        """The guesses among the tokens."""
-        last = self.pieces[-1]
-        return last.token_ids[len(last.token_ids) - last.drafts :]
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it is a running sequence's next token, with or without drafts."""
-        return self.end - self.start == 1 + self.pieces[-1].drafts
-
-
-@dataclass(frozen=True)
 class Wait:
-    """The time that a layer's rows were waited for, however short."""
+    """The time that a layer waited for its rows, however short."""
 
     layer: int
+    """The Engram layer."""
     begin: float
+    """Begin, as `time.perf_counter` counts."""
     end: float
+    """End, as `time.perf_counter` counts."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a step computed."""
+    """Results and timings of a step."""
 
     works: tuple[Work, ...]
+    """What each sequence ran."""
     batch: Batch
     """What the model ran: the tokens of all works end to end."""
     hidden: Tensor
-    """Their final hidden states, [T, hidden]."""
+    """Hidden states of these tokens, [T, ...]."""
     logits: tuple[Tensor, ...]
-    """For each work [its logits, vocabulary] in the model's dtype."""
+    """Logits of each work, [positions, vocabulary] in the model's dtype."""
     likeliest: tuple[Likeliest, ...]
-    """For each work those of the same positions."""
+    """Most likely token and its logit, for each work at the same positions."""
     began: float
-    """When the model began, as `time.perf_counter` counts."""
+    """Start of the forward pass, as `time.perf_counter` counts."""
     ended: float
-    """When the logits were there."""
+    """Moment when the logits were available."""
     waits: tuple[Wait, ...]
-    """For rows, in the order of the layers."""
+    """Waits for rows, in the order of the layers."""
 
     @property
     def waited_s(self) -> float:
-        """Time spent waiting for rows."""
+        """Seconds spent waiting for rows."""
         return sum(wait.end - wait.begin for wait in self.waits)
 
     @property
     def hidden_s(self) -> float:
-        """Time until the first layer needed rows; all of it where none does."""
+        """Seconds until the first layer needed rows; the whole step where no layer does."""
         return (self.waits[0].begin if self.waits else self.ended) - self.began
 
     @property
     def computed_s(self) -> float:
-        """Time spent computing."""
+        """Seconds spent computing."""
         return self.ended - self.began - self.waited_s
 
 
 class ModelRunner:
-    """Runs a model over pieces of sequences, with its cache and its memory's rows."""
+    """Runs a model over pieces of sequences, with its cache and the memory's rows."""
 
     def __init__(
         self,
-        model: Transformer,
+        model: Backbone,
         cache: Cache,
         lookup: RowLookup | None,
         vocab_size: int,
@@ -129,17 +98,17 @@ class ModelRunner:
             model: in evaluation mode.
             cache: on the device of the model.
             lookup: None for a model without Engram layers.
-            vocab_size: ids that may be chosen, the first of the model's vocabulary.
-            graphs: run the model in its place, where there are any.
+            vocab_size: number of ids that may be chosen, the first ones of the model's vocabulary.
+            graphs: run the model; None runs it directly.
         """
         self.model, self.cache, self.lookup, self.vocab_size = model, cache, lookup, vocab_size
-        self.device, self._forward = cache.latents.device, graphs or model
+        self.device, self._forward = cache.device, graphs or model
 
-    def run(self, pieces: Several[Piece]) -> Output:
-        """Extend the cache by the pieces' tokens. Running the same pieces again does no harm.
+    def run(self, pieces: list[Piece]) -> Output:
+        """Extend the cache by the pieces' tokens. Running the same pieces again is harmless.
 
         Raises:
-            FetchError: rows did not come.
+            FetchError: rows did not arrive.
         """
         works = works_of(pieces)
         batch = batch_of(works, self.device)
@@ -162,7 +131,7 @@ class ModelRunner:
 
 
 def _likeliest(logits: Tensor) -> Likeliest:
-    """Of each row the index of the highest logit, and that logit; both NaN's where there is one."""
+    """Return for each row the index of the highest logit, and that logit; those of a NaN where a row has one."""
     if logits.device.type == "cpu":
         scratch = torch.empty(logits.shape[1:])
         return tuple(_highest(scratch.copy_(row).numpy()) for row in logits)
@@ -173,49 +142,41 @@ def _likeliest(logits: Tensor) -> Likeliest:
 
 
 def _highest(logits: np.ndarray) -> tuple[int, float]:
-    """The same of one row on the CPU, where numpy takes a tenth of torch's time."""
+    """Return the same for a row on the CPU, where numpy takes a tenth of torch's time."""
     token = int(logits.argmax())
     return token, float(logits[token])
 
 
-def works_of(pieces: Several[Piece]) -> list[Work]:
-    """Put the pieces of each sequence together, in the order of their first ones."""
-    by_sequence: dict[Sequence, list[Piece]] = {}
-    for piece in pieces:
-        by_sequence.setdefault(piece.sequence, []).append(piece)
-    return [Work(sequence, tuple(some), _logits(some[-1])) for sequence, some in by_sequence.items()]
-
-
-def _logits(last: Piece) -> int:
-    return last.drafts + 1 if last.final else 0
-
-
-def batch_of(works: Several[Work], device: torch.device) -> Batch:
+def batch_of(works: list[Work], device: torch.device) -> Batch:
     """Lay the tokens of all works end to end."""
     tokens = [work.token_ids for work in works]
     return Batch(
-        to_device(torch.tensor([token for some in tokens for token in some]), device),
-        lengths=tuple(len(some) for some in tokens),
+        to_device(torch.tensor([token for ids in tokens for token in ids]), device),
+        lengths=tuple(map(len, tokens)),
         starts=tuple(work.start for work in works),
         pages=tuple(tuple(work.sequence.pages) for work in works),
     )
 
 
-def _needed(works: Several[Work], batch: Batch) -> Tensor:
-    """Indices of the positions whose logits are needed among all tokens."""
+def _needed(works: list[Work], batch: Batch) -> Tensor:
+    """Return the indices, among all tokens, of the positions whose logits are needed."""
     ends = zip(works, batch.offsets[1:], strict=True)
     return torch.tensor([index for work, end in ends for index in range(end - work.logits, end)], dtype=torch.int64)
 
 
 class BatchRows:
-    """Layer -> the rows of a step's tokens, from however many fetches they come."""
+    """A source of rows for a step's tokens, which may come from several fetches."""
 
-    def __init__(self, pieces: Several[Piece]):
+    def __init__(self, pieces: Iterable[Piece]):
         self.waits: list[Wait] = []
         self._parts = _parts_of(pieces)
 
     def __call__(self, layer: int) -> Tensor:
-        """Return [T, C * D]; waits. Raises FetchError."""
+        """Wait for a layer's rows and return them, [T, C * D].
+
+        Raises:
+            FetchError: they did not arrive.
+        """
         begin = time.perf_counter()
         for fetch, _ in self._parts:
             self._wait(fetch, layer)
@@ -231,8 +192,8 @@ class BatchRows:
             raise FetchError(fetch, error) from error
 
 
-def _parts_of(pieces: Several[Piece]) -> list[tuple[Fetch, slice]]:
-    """Where the rows of the pieces lie, neighbours of one fetch as one part."""
+def _parts_of(pieces: Iterable[Piece]) -> list[tuple[Fetch, slice]]:
+    """Return where the rows of the pieces lie, adjacent pieces of one fetch as one part."""
     parts: list[tuple[Fetch, slice]] = []
     for piece in pieces:
         begin, end = piece.offset, piece.offset + len(piece.token_ids)

@@ -1,4 +1,4 @@
-"""A prompt and a decoding step of full size before the first request, for kernels to be compiled and tuned on."""
+"""Run a prefill and a decode step of full size before the first request, to compile and tune kernels."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reasoning.architectures.deepseek_v3.backbone import RowSource
-from reasoning.model.batch import PAGE_TOKENS, Batch, Cache, pages_for
+from reasoning.architectures.base import Cache, RowSource
+from reasoning.model.batch import PAGE_TOKENS, Batch, pages_for
 
 Forward = Callable[[Batch, RowSource | None, Cache], Tensor]
 
 
 @torch.inference_mode()
 def warm_up(forward: Forward, cache: Cache, row_width: int, prompt_tokens: int, sequences: int, context: int) -> None:
-    """Run the largest steps that there will be, on pages that nobody holds yet.
+    """Run the largest possible steps on pages that no sequence holds yet.
 
-    A kernel's configuration is measured on the first batch that it meets and kept from then on: that had better not be
-    a prompt of five tokens.
+    A kernel's configuration is measured on the first batch that it meets and kept from then on; that batch should not
+    be a prompt of five tokens.
 
     Args:
         forward: the model, or what runs it.
-        cache: what is written to it is of no use; its last page is left alone.
-        row_width: values of a token's memory rows, C * D.
-        prompt_tokens: of the largest step that takes in prompts.
-        sequences: of the largest step that decodes.
-        context: most positions of one sequence.
+        cache: is overwritten, except for its last page.
+        row_width: number of values in a token's memory rows, C * D.
+        prompt_tokens: number of tokens in the largest prefill step.
+        sequences: number of sequences in the largest decode step.
+        context: largest number of positions of a sequence.
     """
     for batch in _batches(cache, prompt_tokens, sequences, context):
-        forward(batch, partial(_no_rows, cache.latents.new_zeros(len(batch.token_ids), row_width)), cache)
+        zeros = torch.zeros(len(batch.token_ids), row_width, device=cache.device, dtype=cache.dtype)
+        forward(batch, partial(_no_rows, zeros), cache)
 
 
 def _no_rows(zeros: Tensor, layer: int) -> Tensor:
@@ -38,7 +39,7 @@ def _no_rows(zeros: Tensor, layer: int) -> Tensor:
 
 
 def _batches(cache: Cache, prompt_tokens: int, sequences: int, context: int) -> list[Batch]:
-    pages, device = cache.latents.shape[1] - 1, cache.latents.device
+    pages, device = cache.pages - 1, cache.device
     length = min(prompt_tokens, context, pages * PAGE_TOKENS)
     count = min(max(1, prompt_tokens // length), pages // pages_for(length))
     sequences = min(sequences, pages)

@@ -37,7 +37,7 @@ class HashGeometry:
     vocab_sizes: tuple[int, ...]
     """Per order 2..N, where the search for primes starts: about the number of rows of one column."""
     pad_token_id: int
-    """Raw token id that stands for a position that cannot be looked back to."""
+    """Raw token id that stands for a position that an n-gram cannot see."""
 
     def __post_init__(self) -> None:
         for name in ("layer_ids", "vocab_sizes"):
@@ -76,7 +76,7 @@ class HashGeometry:
         return tuple(tuple((g.integers(0, bound, self.max_ngram, np.int64) * 2 + 1).tolist()) for g in generators)
 
     def for_token_map(self, token_map: TokenMap) -> NgramHasher:
-        """The hasher of a model of this geometry whose tokenizer compresses as `token_map`."""
+        """Return the hasher of a model of this geometry whose tokenizer compresses as `token_map`."""
         return NgramHasher(self, token_map)
 
 
@@ -87,8 +87,8 @@ class NgramHasher:
     is the compressed pad id.
 
     **Look-back.** A position before the sequence's start, in another document, or blocked reads as `pad_id`, and so
-    does everything further back. A chunk hashes as it would inside its whole sequence when the (up to) max_ngram - 1
-    tokens before it come along as its history; a shorter history says that the sequence starts there.
+    does every position before it. A chunk hashes as it would inside its whole sequence if the (up to) max_ngram - 1
+    tokens before it are given as its history; a shorter history means that the sequence starts there.
     """
 
     def __init__(self, geometry: HashGeometry, token_map: TokenMap) -> None:
@@ -125,13 +125,19 @@ class NgramHasher:
         documents: Sequence[int] | np.ndarray | None = None,
         history_documents: Sequence[int] | np.ndarray | None = None,
     ) -> dict[int, np.ndarray]:
-        """Row ids of a chunk of T tokens: layer id -> int64 [T, C], column offsets included.
+        """Return the row ids of a chunk of T tokens: layer id -> int64 [T, C], column offsets included.
 
-        token_ids: raw ids [T]. history: raw ids just before the chunk; only the last max_ngram - 1 matter.
-        blocked: bool [T], true where a position is no text (image, padding).
-        documents: integers [T], equal where packed positions belong to one document; other documents are out of sight.
-        history_blocked and history_documents say the same of `history`.
-        ValueError names the first id outside the vocabulary, or the array whose length does not fit.
+        Args:
+            token_ids: raw ids [T].
+            history: raw ids just before the chunk; only the last max_ngram - 1 matter.
+            blocked: bool [T], true where a position is no text (image, padding).
+            history_blocked: the same for `history`.
+            documents: integers [T], equal where packed positions belong to the same document; n-grams do not see
+                other documents.
+            history_documents: the same for `history`.
+
+        Raises:
+            ValueError: names the first id outside the vocabulary, or the array whose length does not fit.
         """
         chunk, past = _id_array("token_ids", token_ids), _id_array("history", history)
         self._check_ids("token_ids", chunk)
@@ -148,9 +154,9 @@ class NgramHasher:
         chunks: Sequence[Sequence[int] | np.ndarray],
         histories: Sequence[Sequence[int] | np.ndarray] | None = None,
     ) -> dict[int, np.ndarray]:
-        """Row ids of many sequences' chunks, end to end: layer id -> int64 [sum of lengths, C].
+        """Return the row ids of the chunks of many sequences, end to end: layer id -> int64 [sum of lengths, C].
 
-        Equal to the results of `hash(chunk, history)` stacked, in a few array operations for the whole batch.
+        The results are those of `hash(chunk, history)` stacked, computed in a few array operations for the whole batch.
         """
         if histories is not None and len(histories) != len(chunks):
             raise ValueError(f"histories holds {len(histories)} sequences, chunks {len(chunks)}: give one for each")
@@ -167,7 +173,7 @@ class NgramHasher:
         return self._rows(seen[:, owner % 2 == 1])
 
     def table_specs(self, row_format: RowFormat | str, block_rows: int = DEFAULT_BLOCK_ROWS) -> list[TableSpec]:
-        """The tables these hashes index, one a layer, named `engram.<layer id>`."""
+        """Return the tables that these hashes index, one for each layer, named `engram.<layer id>`."""
         return [
             TableSpec(
                 name=f"engram.{layer}",
@@ -195,19 +201,19 @@ class NgramHasher:
             )
 
     def _look_back(self, ids: np.ndarray, blocked: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        """Compressed id seen k positions back, or the pad id where that is out of sight: [max_ngram, T]."""
+        """Return the compressed id k positions back, or the pad id where it cannot be seen: [max_ngram, T]."""
         compressed = self.token_map.ids[ids]
         seen = np.full((self.geometry.max_ngram, len(ids)), self.pad_id, dtype=np.int64)
         in_sight = ~blocked
         np.copyto(seen[0], compressed, where=in_sight)
         for back in range(1, self.geometry.max_ngram):
-            # in_sight[p] comes to mean: from p one sees `back` positions back, with nothing blocked on the way.
+            # in_sight[p] now means: position p sees `back` positions back, with nothing blocked in between.
             in_sight = in_sight[1:] & ~blocked[:-back] & (documents[back:] == documents[:-back])
             np.copyto(seen[back, back:], compressed[:-back], where=in_sight)
         return seen
 
     def _rows(self, seen: np.ndarray) -> dict[int, np.ndarray]:
-        """Row ids of positions that see `seen` [max_ngram, T]."""
+        """Return the row ids of positions that see `seen` [max_ngram, T]."""
         layers, _, orders, heads = self._primes.shape
         total = seen.shape[1]
         rows = np.empty((layers, total, orders, heads), dtype=np.int64)
@@ -222,7 +228,7 @@ class NgramHasher:
 
 @lru_cache(maxsize=16)
 def _draw_primes(layers: int, heads: int, vocab_sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """For each layer, order and head in turn, the next prime from the order's vocabulary size on not yet taken."""
+    """Draw for each layer, order and head in turn the next unused prime, starting at the order's vocabulary size."""
     from sympy import nextprime  # a quarter of a second to import, and only needed once
 
     next_prime = cache(nextprime)
@@ -252,7 +258,7 @@ def _id_array(name: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _outside(ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    # As unsigned numbers, negative ids are huge: one comparison instead of two.
+    # As unsigned numbers negative ids are huge, so a single comparison finds both kinds.
     return ids.view(np.uint64) >= vocab_size
 
 
@@ -262,7 +268,7 @@ def _join(
     chunk: tuple[Sequence | np.ndarray | None, int],
     dtype: type[np.generic],
 ) -> np.ndarray:
-    """A property of the history followed by that of the chunk; zeros where it is not given."""
+    """Return a property of the history followed by that of the chunk; zeros where it is not given."""
     parts = []
     for prefix, (values, length) in (("history_", past), ("", chunk)):
         array = np.zeros(length, dtype) if values is None else np.asarray(values, dtype)

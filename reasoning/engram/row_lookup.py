@@ -1,4 +1,4 @@
-"""From tokens to memory rows: hash, ask the memory, decode where the model needs them."""
+"""From tokens to memory rows: hash, look up, decode where the model needs them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from reasoning.engram.hashing import NgramHasher
 from reasoning.engram.staging import StagedRows, Staging
 
 _GRACE_S = 0.5
-"""How much longer than its own deadline a memory may take to report it."""
+"""Seconds that a memory may take to report an expired deadline."""
 _CPU = torch.device("cpu")
 
 
 class RowLookup:
-    """Asks a memory for the rows of one model's tokens."""
+    """Requests the rows of one model's tokens from a memory."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class RowLookup:
         """Look up rows for a model on `device` that computes in `dtype`.
 
         Raises:
-            MemoryServiceError: the memory does not hold what the model reads (FingerprintMismatch, UnknownTable).
+            MemoryServiceError: the memory lacks the model's tables (FingerprintMismatch, UnknownTable).
         """
         check_fingerprints(memory, specs)
         self.hasher, self.memory = hasher, memory
@@ -47,9 +47,13 @@ class RowLookup:
         self._staging, self._dtype = Staging(device), dtype
 
     def request(self, chunks: Sequence[list[int]], histories: Sequence[list[int]]) -> PendingRows:
-        """Send the lookups of all layers, the first needed first; returns at once.
+        """Send the lookups of all layers, in the order in which the layers run; returns at once.
 
-        A memory that refuses a lookup on the spot is a lookup that fails when its rows are needed.
+        A lookup that the memory refuses immediately fails when its rows are needed, like any other.
+
+        Args:
+            chunks: token ids whose rows are needed.
+            histories: the tokens before each chunk, as many as `history_length`, or fewer at a sequence's start.
         """
         rows = self.hasher.hash_batch(chunks, histories)
         return PendingRows(self, {layer: self._ask(spec, rows[layer]) for layer, spec in self._specs.items()})
@@ -63,14 +67,14 @@ class RowLookup:
             return refused
 
     def embed(self, layer: int, rows: StagedRows, positions: slice) -> Tensor:
-        """Decode a layer's rows of some of the positions asked for, to [positions, C * D] in the model's dtype."""
+        """Decode the rows of some positions of a lookup to [positions, C * D] in the model's dtype."""
         spec = self._specs[layer]
         unique, inverse = rows.take()
         return row_unpack(unique, inverse[positions], spec.row_format.value, spec.dim, self._dtype).flatten(1)
 
 
 class PendingRows:
-    """The rows of one lookup in all layers, on their way. Called with a layer it is that layer's rows, decoded."""
+    """The rows of one lookup in all layers, while they travel. Calling it with a layer returns that layer's rows."""
 
     def __init__(self, lookup: RowLookup, futures: dict[int, Future[StagedRows]]):
         self._lookup, self._futures = lookup, futures
@@ -87,29 +91,29 @@ class PendingRows:
 
     @property
     def landed(self) -> bool:
-        """Whether the first layer that needs rows need not wait for them: they came, failed, or are overdue."""
+        """Whether the first Engram layer can go on without waiting: its rows arrived, failed, or are overdue."""
         return self.first.done() or time.perf_counter() > self.latest
 
     @property
     def round_trip_s(self) -> float | None:
-        """Time from sending to the first layer's rows in place; None while they travel."""
+        """Seconds from sending to the arrival of the first layer's rows; None while they travel."""
         landed = self._landed_at.get(self.first_layer)
         return None if landed is None else landed - self.sent
 
     @property
     def travels(self) -> dict[int, tuple[float, float]]:
-        """Layer -> when it was asked for and when its rows were in place, for those that are."""
+        """Layer -> when its rows were requested and when they arrived, for layers whose rows did."""
         return {layer: (self.sent, landed) for layer, landed in sorted(self._landed_at.items())}
 
     def wait_all(self) -> None:
-        """Wait until no layer would have to."""
+        """Wait until the rows of all layers have arrived, failed, or are overdue."""
         wait_futures(self._futures.values(), timeout=max(0.0, self.latest - time.perf_counter()))
 
     def wait(self, layer: int) -> StagedRows:
-        """Wait for a layer's rows, packed, to land; the device may still be copying them.
+        """Wait for a layer's packed rows to arrive; the device may still be copying them.
 
         Raises:
-            MemoryServiceError: they do not come, or not in time.
+            MemoryServiceError: they do not arrive, or not in time.
         """
         try:
             return self._futures[layer].result(max(0.0, self.latest - time.perf_counter()))
@@ -129,8 +133,8 @@ class PendingRows:
 
 
 def wait_any(pending: Iterable[PendingRows], until: float) -> None:
-    """Wait until one of them has landed or is overdue, at most until a moment that `time.perf_counter` will reach."""
-    some = list(pending)
-    until = min(until, *(one.latest for one in some))
-    futures = {one.first for one in some}
+    """Wait until any lookup has landed or is overdue, at most until `time.perf_counter` reaches `until`."""
+    lookups = list(pending)
+    until = min(until, *(rows.latest for rows in lookups))
+    futures = {rows.first for rows in lookups}
     wait_futures(futures, timeout=max(0.0, until - time.perf_counter()), return_when=FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Rows on their last stretch: to the device, by a stream of their own, as soon as they have landed on the host."""
+"""Copy rows to the model's device on a separate stream, as soon as they arrive on the host."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from reasoning.model.devices import to_device
 
 
 class StagedRows:
-    """Packed rows of one lookup where the model runs, or on their way there."""
+    """Packed rows of one lookup on the model's device, or being copied there."""
 
     def __init__(self, unique: Tensor, inverse: Tensor, copied: torch.cuda.Event | None = None):
-        """`copied` happens once both tensors are written; None if they are."""
+        """Hold rows; `copied` is the event after which both tensors are complete, None if they already are."""
         self._unique, self._inverse, self._copied = unique, inverse, copied
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Return distinct rows [U, row_bytes] uint8 and the index [..., C] into them.
 
-        The current stream waits for them, the host does not. Their memory is given out anew only after what the
-        current stream has been told to do by the time they are dropped.
+        The current stream waits for them, the host does not. Their memory is reused only after the work that is queued
+        on the current stream when they are dropped.
         """
         if self._copied is not None:
             stream = torch.cuda.current_stream(self._unique.device)
@@ -33,10 +33,10 @@ class StagedRows:
 
 
 class Staging:
-    """Brings rows to one device. On a CPU they are there once they land.
+    """Brings rows to one device. On a CPU nothing is copied.
 
-    Rows land in whatever thread of the memory receives them, and the copy is begun there: by the time that a layer
-    needs them it is done, or on its way beside what the device computes.
+    The copy is started by the memory's receiving thread: when a layer needs the rows, it is done or running beside
+    what the device computes.
     """
 
     def __init__(self, device: torch.device):
@@ -44,7 +44,7 @@ class Staging:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def follow(self, rows: Future[Rows]) -> Future[StagedRows]:
-        """Stage rows when they land; an error of theirs is handed on."""
+        """Stage rows when they arrive; an error of the lookup is passed on."""
         staged: Future[StagedRows] = Future()
 
         def land(done: Future[Rows]) -> None:
@@ -57,7 +57,7 @@ class Staging:
         return staged
 
     def stage(self, rows: Rows) -> StagedRows:
-        """Begin to copy rows."""
+        """Start copying rows."""
         if self._stream is None:
             return StagedRows(torch.as_tensor(rows.unique), torch.as_tensor(rows.inverse))
         copied = torch.cuda.Event()
@@ -67,6 +67,6 @@ class Staging:
         return StagedRows(unique, inverse, copied)
 
     def _copy(self, array: object) -> Tensor:
-        """A memory that keeps its rows on the device hands out tensors there, which stay where they are."""
+        """Copy an array of the host; tensors of a memory that keeps its rows on the device stay where they are."""
         tensor = torch.as_tensor(array)
         return tensor if tensor.is_cuda else to_device(tensor, self._device)

@@ -1,4 +1,4 @@
-"""Token compression: tokens that normalise alike share one id, so " The", "the" and "THE" hash alike."""
+"""Token compression: tokens with the same normal form share an id, so " The", "the" and "THE" hash alike."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TokenMap:
 
     @classmethod
     def build(cls, tokenizer: Tokenizer) -> TokenMap:
-        """The map of `tokenizer`: every id decoded alone and normalised, new keys numbered in order of token id."""
+        """Return the map of `tokenizer`: each id is decoded alone and normalised, new keys are numbered by token id."""
         numbering: dict[str, int] = {}
         texts = tokenizer.decode_each(range(tokenizer.vocab_size))
         keys = (_key(tokenizer, token_id, text) for token_id, text in enumerate(texts))
@@ -70,7 +70,7 @@ class TokenMap:
 
 
 def _key(tokenizer: Tokenizer, token_id: int, text: str) -> str:
-    """What tokens must have in common to share a compressed id."""
+    """Return what tokens must have in common to share a compressed id."""
     if _PARTIAL_CHARACTER in text:
         return tokenizer.id_to_token(token_id) or text
     return _NORMALIZER.normalize_str(text) or text

@@ -1,22 +1,21 @@
-"""What one forward pass works on: chunks of several sequences laid end to end, and the paged cache of them."""
+"""The input of a forward pass: chunks of several sequences laid end to end, and where the cache keeps them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from kernels.spans import Spans
-from reasoning.architectures.deepseek_v3.config import ModelConfig
 from reasoning.model.devices import to_device
 
 PAGE_TOKENS = 64
 """Positions that one page of the cache holds."""
 _MOST_DECODED = 8
-"""Tokens that a sequence may bring and count as decoding: its last one and drafts."""
+"""Most tokens that a decoding sequence brings: its last one and drafts."""
 
 
 def pages_for(tokens: int) -> int:
@@ -29,10 +28,10 @@ class Batch:
     """The next tokens of B sequences, T tokens in all, without padding.
 
     Sequence i brings `lengths[i]` tokens that follow `starts[i]` tokens already cached. Its position p lies in page
-    `pages[i][p // PAGE_TOKENS]`, so that these must cover its first `starts[i] + lengths[i]` positions; without a
-    cache there are none. `kept` marks the tokens whose hidden state the memory may change (None: all of them).
+    `pages[i][p // PAGE_TOKENS]`; its pages must cover its first `starts[i] + lengths[i]` positions. Without a cache
+    there are no pages. `kept` marks the tokens whose hidden state the memory may change (None: all of them).
 
-    What is derived from these is computed once, on the host, and serves every layer.
+    Everything derived from these is computed once, on the host, and serves every layer.
     """
 
     token_ids: Tensor  # [T] int64
@@ -49,7 +48,7 @@ class Batch:
 
     @cached_property
     def offsets(self) -> list[int]:
-        """Where each sequence begins among the T tokens, and T itself: B + 1 numbers."""
+        """Index of each sequence's first token among the T tokens, and T itself: B + 1 numbers."""
         ends = [0]
         for length in self.lengths:
             ends.append(ends[-1] + length)
@@ -67,15 +66,15 @@ class Batch:
 
     @cached_property
     def places(self) -> Tensor:
-        """Where each token lies in the cache, counted in positions: page * PAGE_TOKENS + offset; [T] int64."""
+        """Place of each token in the cache, counted in positions: page * PAGE_TOKENS + offset; [T] int64."""
         return self._to_device(self._place(self._sequences, self._host_positions))
 
     def earlier(self, distances: Sequence[int]) -> Tensor:
         """Find the tokens that come `distances` positions before each token.
 
         Returns:
-            where they lie, [T, len(distances)] int64: in the cache, or among the T tokens where there are no pages;
-            -1 where there is none because the sequence begins later.
+            Their places, [T, len(distances)] int64: in the cache, or among the T tokens if there are no pages; -1 where
+            the sequence has no such position.
         """
         own = torch.arange(self.offsets[-1])
         found = []
@@ -87,10 +86,10 @@ class Batch:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The sequences by what attention can do in one go."""
+        """The sequences in groups that attention can process together."""
         members: dict[tuple[int, int], list[int]] = {}
         for i, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            # Of a group's contexts the longest is at most 1.42 times the shortest, or both are no longer than a page.
+            # The longest context of a group is at most 1.42 times the shortest, or both fit into a page.
             size = (max(start, PAGE_TOKENS) ** 2).bit_length() if start else 0
             members.setdefault((length, size), []).append(i)
         return tuple(self._group(sequences) for sequences in members.values())
@@ -103,7 +102,7 @@ class Batch:
             return Group(self._to_device(own))
         position = torch.arange(int(starts.max()) + length)
         seen = starts[:, None] + torch.arange(1, length + 1)  # [b, n]
-        written = position < seen[:, -1:]  # past its end a sequence repeats its first position, as good as any
+        written = position < seen[:, -1:]  # past its end a sequence repeats its first position, which is written
         position = position * written
         return Group(
             tokens=self._to_device(own),
@@ -113,7 +112,7 @@ class Batch:
 
     @cached_property
     def parts(self) -> tuple[Decoding | Chunks, ...]:
-        """The sequences by the kernel that attends them; one part where all are of one kind."""
+        """The sequences by the kernel that serves their attention; a single part if all are of one kind."""
         decoding = [i for i, length in enumerate(self.lengths) if self.pages and length <= _MOST_DECODED]
         chunks = sorted({*range(len(self.lengths))} - {*decoding})
         return (*([self._decoding(decoding)] if decoding else ()), *([self._chunks(chunks)] if chunks else ()))
@@ -132,7 +131,7 @@ class Batch:
         return Chunks(*self._tokens(sequences), Spans.of(contexts, self.token_ids.device), places)
 
     def _tokens(self, sequences: list[int]) -> tuple[Tensor, Spans]:
-        """Where the tokens of some sequences are among the T, and how these divide."""
+        """Return the indices of some sequences' tokens among the T tokens, and how they divide."""
         tokens = torch.cat([torch.arange(self.offsets[i], self.offsets[i + 1]) for i in sequences])
         return self._to_device(tokens), Spans.of([self.lengths[i] for i in sequences], self.token_ids.device)
 
@@ -146,12 +145,12 @@ class Batch:
 
     @cached_property
     def _sequences(self) -> Tensor:
-        """Which sequence each token belongs to, [T]."""
+        """Sequence that each token belongs to, [T]."""
         return torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
 
     @cached_property
     def _page_table(self) -> Tensor:
-        """Page ids, [B, most pages]; sequences that need fewer repeat their first."""
+        """Page ids, [B, most pages]; sequences that need fewer pages repeat their first."""
         counts = [pages_for(s + n) for s, n in zip(self.starts, self.lengths, strict=True)]
         most = max(counts)
         rows = [pages[:n] + pages[:1] * (most - n) for pages, n in zip(self.pages, counts, strict=True)]
@@ -167,15 +166,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Group:
-    """b sequences of a batch that bring n tokens each and are attended together.
+    """b sequences of a batch that bring n tokens each and share one call of attention.
 
-    Either they all begin with this batch, and `context` and `seen` are None; or their contexts are padded to S
-    positions, the longest, with places that have been written: what others hold may be NaN, which no mask would stop.
+    Either they all begin with this batch, and `context` and `seen` are None; or their contexts are padded to the
+    longest, S positions, with places that were written: others may hold NaN, which no mask would stop.
     """
 
     tokens: Tensor  # [b, n] index among the batch's T tokens
     context: Tensor | None = None  # [b, S] places in the cache
-    seen: Tensor | None = None  # [b, n, S] bool: what a token may see
+    seen: Tensor | None = None  # [b, n, S] bool: positions that a token attends to
 
     def contexts(self, cached: Tensor) -> Tensor:
         """Copy the contexts out of one layer's pages: [pages, PAGE_TOKENS, size] -> [b, S, size]."""
@@ -185,49 +184,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Sequences that bring few tokens each, t in all, which attend the latents in their pages."""
+    """Sequences that bring few tokens each, t in all, which attend to the cached state in their pages."""
 
     tokens: Tensor  # [t] index among the batch's T tokens
     queries: Spans  # how the t tokens divide
-    pages: Tensor  # [b, P] page ids; what a row holds beyond its sequence's pages is of no use
+    pages: Tensor  # [b, P] page ids; a row's values beyond its sequence's pages are arbitrary
     lengths: Tensor  # [b] int64 positions of each context, the sequence's own tokens included
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """Sequences that bring many tokens each, t in all, which attend the keys and values of their contexts."""
+    """Sequences that bring many tokens each, t in all, which attend to the keys and values of their contexts."""
 
     tokens: Tensor  # [t] index among the batch's T tokens
     queries: Spans  # how the t tokens divide
     contexts: Spans  # how the contexts' S positions divide, laid end to end, the sequence's own tokens included
     places: Tensor | None = None  # [S] places in the cache; None without one, where a context is the tokens themselves
-
-
-@dataclass
-class Cache:
-    """What the model keeps of the tokens that it has seen, in pages that sequences own or share.
-
-    Nothing needs clearing: a position is read by sequences that have written it, and by those that they share it with.
-    The input of the short convolution is kept of every position, so that a shared prefix, a sequence that runs again
-    and a draft that was rejected need no state besides their pages.
-    """
-
-    latents: Tensor  # [cached_layers, pages, PAGE_TOKENS, latent_size]
-    conv: dict[int, Tensor] = field(default_factory=dict)  # layer -> [pages, PAGE_TOKENS, hidden]
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes kept of one position, in all layers."""
-        tensors = (self.latents, *self.conv.values())
-        positions = self.latents.shape[1] * PAGE_TOKENS
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) // positions
-
-    @classmethod
-    def empty(
-        cls, config: ModelConfig, pages: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Cache:
-        """Allocate `pages` pages."""
-        page = (pages, PAGE_TOKENS)
-        latents = torch.zeros(config.cached_layers, *page, config.latent_size, device=device, dtype=dtype)
-        layers = config.engram_layer_ids if config.conv_history else ()
-        return cls(latents, {i: torch.zeros(*page, config.hidden_size, device=device, dtype=dtype) for i in layers})

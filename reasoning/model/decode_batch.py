@@ -1,4 +1,4 @@
-"""A batch of one token a sequence, of which the host knows nothing but how many: what a recorded step reads."""
+"""A batch of one token a sequence whose positions and pages are known on the device only, for recorded steps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from reasoning.model.batch import PAGE_TOKENS, Batch, Chunks, Decoding
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeBatch(Batch):
-    """The next token of each of B sequences, its places computed on the device from the tensors that tell them."""
+    """The next token of each of B sequences, with places computed on the device."""
 
     contexts: Tensor  # [B] int64, positions of each sequence, that of its token included
     table: Tensor  # [B, P] int64, pages of each sequence
 
     @classmethod
     def of(cls, token_ids: Tensor, contexts: Tensor, table: Tensor) -> DecodeBatch:
-        """Make a batch of B tokens, all on one device; what the tensors hold may change until each use."""
+        """Make a batch of B tokens. The tensors, all on one device, may change their values between uses."""
         return cls(token_ids, lengths=(1,) * len(token_ids), starts=(), contexts=contexts, table=table)
 
     @cached_property
@@ -32,7 +32,7 @@ class DecodeBatch(Batch):
 
     @cached_property
     def places(self) -> Tensor:
-        """Where each token lies in the cache, counted in positions, [B] int64."""
+        """Place of each token in the cache, counted in positions, [B] int64."""
         return self._places_of(self.positions[:, None])[:, 0]
 
     def earlier(self, distances: Sequence[int]) -> Tensor:
@@ -42,7 +42,7 @@ class DecodeBatch(Batch):
 
     @cached_property
     def parts(self) -> tuple[Decoding | Chunks, ...]:
-        """All of it, as attention takes it."""
+        """The whole batch as a single part for attention."""
         tokens = torch.arange(len(self.lengths) + 1, device=self.token_ids.device)
         return (Decoding(tokens[:-1], Spans(tokens, longest=1), self.table, self.contexts),)
 

@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision, and how the host's tensors get there."""
+"""Choose a model's device and precision, and copy tensors of the host to the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def choose_device(name: str) -> torch.device:
     "cuda" is the current CUDA device; CUDA_VISIBLE_DEVICES chooses among several.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: the name is unknown, or the device does not exist.
     """
     if name not in DEVICES:
         raise ValueError(f"device: {name!r} is unknown; use one of {', '.join(DEVICES)}")
@@ -28,7 +28,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of weights and cache that "auto" or one of `DTYPES` stands for: bf16 on a GPU, else fp32."""
+    """Return the dtype of weights and cache for one of `DTYPES` or "auto", which is bf16 on a GPU and fp32 elsewhere.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
@@ -37,8 +41,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host's to a device, on the current stream and without waiting for it.
+    """Copy a tensor of the host to a device, on the current stream and without waiting for the copy.
 
-    The copy reads from pinned memory, which torch's allocator hands out again only once the copy is done.
+    The copy reads from pinned memory, which torch's allocator reuses only after the copy is done.
     """
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -8,34 +8,34 @@ from torch import Tensor, nn
 from kernels.engram_conv import engram_conv
 from kernels.engram_fuse import engram_fuse, engram_gate
 from kernels.rms_norm import rms_norm
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.config.engram import EngramConfig
 from reasoning.model.batch import Batch
 
 
 class Engram(nn.Module):
     """h + gate * value, with an optional short convolution, for `streams` hidden streams."""
 
-    def __init__(self, config: ModelConfig, streams: int = 1):
+    def __init__(self, config: EngramConfig, hidden: int, eps: float, streams: int = 1):
+        """Make the layer for streams of `hidden` values each; `eps` is that of the model's norms."""
         super().__init__()
-        hidden = config.hidden_size
-        self.streams, self.gate, self.eps = streams, config.engram_gate, config.rms_norm_eps
-        self.wkv = nn.Linear(config.engram_width, (streams + 1) * hidden, bias=False)
+        self.streams, self.gate, self.eps = streams, config.gate, eps
+        self.wkv = nn.Linear(config.width, (streams + 1) * hidden, bias=False)
         self.q_weight = nn.Parameter(torch.ones(streams, hidden))
         self.k_weight = nn.Parameter(torch.ones(streams, hidden))
-        self.conv = ShortConvolution(config, streams) if config.engram_conv_kernel else None
+        self.conv = ShortConvolution(config, hidden, eps, streams) if config.conv_kernel else None
 
     def forward(self, h: Tensor, rows: Tensor, batch: Batch, history: Tensor | None = None) -> Tensor:
-        """Add what the memory knows.
+        """Add the gated memory rows to the hidden streams.
 
         Args:
             h: hidden streams, [T, G, hidden].
             rows: the C rows of each position end to end, [T, C * D].
-            batch: how the T tokens divide into sequences, and which positions are kept out.
-            history: what the convolution has seen, [pages, PAGE_TOKENS, G * hidden], read and extended; None when
+            batch: how the T tokens divide into sequences, and which positions the memory must not change.
+            history: the convolution's inputs so far, [pages, PAGE_TOKENS, G * hidden], read and extended; None when
                 every sequence starts here.
 
         Returns:
-            [T, G, hidden]
+            [T, G, hidden].
         """
         keys, value = self.wkv(rows).unflatten(-1, (self.streams + 1, -1)).split((self.streams, 1), dim=1)
         gated = (h, keys, value[:, 0], self.q_weight, self.k_weight, self.gate, self.eps, batch.kept)
@@ -45,16 +45,16 @@ class Engram(nn.Module):
 class ShortConvolution(nn.Module):
     """SiLU(conv(rms(y))): depthwise, causal, dilated by the largest n-gram order, initialised to zero."""
 
-    def __init__(self, config: ModelConfig, streams: int):
+    def __init__(self, config: EngramConfig, hidden: int, eps: float, streams: int):
         super().__init__()
-        taps, dilation = config.engram_conv_kernel, config.engram_max_ngram_size
+        taps, dilation = config.conv_kernel, config.max_ngram_size
         self.distances = [dilation * lag for lag in reversed(range(taps))]
-        self.eps = config.rms_norm_eps
-        self.norm_weight = nn.Parameter(torch.ones(streams, config.hidden_size))
-        self.weight = nn.Parameter(torch.zeros(streams * config.hidden_size, 1, taps))
+        self.eps = eps
+        self.norm_weight = nn.Parameter(torch.ones(streams, hidden))
+        self.weight = nn.Parameter(torch.zeros(streams * hidden, 1, taps))
 
     def forward(self, h: Tensor, y: Tensor, batch: Batch, history: Tensor | None) -> Tensor:
-        """h + y + SiLU(conv(rms(y))), all [T, G, hidden]; `history` as for `Engram.forward`."""
+        """Return h + y + SiLU(conv(rms(y))), all [T, G, hidden]; `history` is that of `Engram.forward`."""
         seen = rms_norm(y, self.norm_weight, self.eps).flatten(1)
         if history is not None:
             seen = history.view(-1, seen.shape[1]).index_copy_(0, batch.places, seen)

@@ -1,4 +1,4 @@
-"""How long things take here: a round trip to the memory, a decoding step, and its layers before the first rows."""
+"""Recent timings: the round trip to the memory, a decode step, and its layers before the first Engram layer."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections import deque
 from statistics import median
 
 _STEPS = 15
-"""Recent steps that the medians are of."""
+"""Number of recent steps that the medians cover."""
 _PATIENCE = 0.25
-"""Part of a decoding step that is rather waited than spent on a step for prompts alone. Each step reads all weights, so
-that two cost more than one with everybody in it, on any device by more than this."""
+"""Wait up to this fraction of a decode step before running a prefill-only step. Each step reads all weights, so two
+steps cost more than a combined one, on any device by more than this fraction."""
 _LATE = 2.0
-"""Round trips after which rows are late, and nobody counts on them any more."""
+"""Round trips after which rows count as late and are no longer waited for."""
 
 
 class Pace:
-    """Medians of recent steps that did nothing but decode."""
+    """Medians over recent decode-only steps."""
 
     def __init__(self) -> None:
         self._trips: deque[float] = deque(maxlen=_STEPS)
         self._hidden: deque[float] = deque(maxlen=_STEPS)
         self._computed: deque[float] = deque(maxlen=_STEPS)
         self.round_trip_s = 0.0
-        """From asking for rows to having those of the first layer; 0 before there was a step."""
+        """Seconds from requesting rows to the arrival of the first layer's rows; 0 before the first step."""
         self.hidden_s = 0.0
-        """From a step's beginning to the first layer that needs rows."""
+        """Seconds from the start of a step to the first layer that needs rows."""
         self.computed_s = 0.0
-        """Of a step, waiting not counted."""
+        """Seconds that a step computes, without its waits."""
 
     def record(self, round_trip_s: float, hidden_s: float, computed_s: float) -> None:
-        """Take in a step."""
+        """Record the timings of a step."""
         self._trips.append(round_trip_s)
         self._hidden.append(hidden_s)
         self._computed.append(computed_s)
@@ -38,10 +38,10 @@ class Pace:
         self.computed_s = median(self._computed)
 
     def due(self, sent: float) -> tuple[float, float]:
-        """When a step should rather begin and wait for rows that were asked for at `sent` than run without them.
+        """The time window in which a step should wait for the rows requested at `sent` instead of running without them.
 
         Returns:
-            begin and end of that time; the end comes first when nothing is known yet.
+            Begin and end of the window; it is empty, with the end before the begin, until a step was recorded.
         """
         if not self.round_trip_s:
             return sent, sent - 1.0
@@ -49,6 +49,6 @@ class Pace:
         return sent + self.round_trip_s - early, sent + _LATE * self.round_trip_s
 
     def is_due(self, sent: float) -> bool:
-        """Whether it is that time."""
+        """Whether the current time is in that window."""
         begin, end = self.due(sent)
         return begin <= time.perf_counter() <= end

@@ -1,4 +1,4 @@
-"""The pages of the cache: who holds them, and which prefix those that nobody holds still keep."""
+"""The pages of the cache: which sequences hold them, and which released pages still hold a known prefix."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from hashlib import blake2b
 
 
 def page_digest(before: bytes, tokens: Sequence[int]) -> bytes:
-    """Name a full page by its tokens and, through the digest of the page `before` it, by all earlier ones.
+    """Return the digest of a full page: of its tokens and, by the digest of the page `before` it, all earlier ones.
 
-    What the cache keeps of a position follows from the tokens up to it and nothing else, Engram rows and the
-    convolution's input included: equal digests, equal pages.
+    The cached content of a position follows from the tokens up to it and nothing else, Engram rows and the
+    convolution's input included. So pages with equal digests have equal content.
     """
     return blake2b(before + array("q", tokens).tobytes(), digest_size=16).digest()
 
 
 class PagePool:
-    """A fixed number of pages. Each is free, held by sequences, or kept: held by nobody, but its content has a name.
+    """A fixed number of pages. Each is free, held by sequences, or kept: released, but findable by its digest.
 
-    Kept pages count as available: the one released longest ago is given away first.
+    Kept pages count as available: the least recently released one is reused first.
     """
 
     def __init__(self, pages: int, keep: bool = True):
-        """`keep` False forgets what a page held as soon as nobody holds it, and shares nothing."""
+        """Make `pages` free pages; with `keep` False pages are neither kept after their release nor shared."""
         self.size, self._keep = pages, keep
         self._holders = [0] * pages
         self._free = list(reversed(range(pages)))
@@ -34,11 +34,15 @@ class PagePool:
 
     @property
     def available(self) -> int:
-        """Pages that `take` can still give."""
+        """Number of pages that `take` can still return."""
         return len(self._free) + len(self._kept)
 
     def take(self) -> int:
-        """Return a page without content, held once; IndexError when none is available."""
+        """Return a page without content, held once.
+
+        Raises:
+            IndexError: no page is available.
+        """
         if self._free:
             page = self._free.pop()
         elif self._kept:
@@ -50,7 +54,7 @@ class PagePool:
         return page
 
     def find(self, digest: bytes) -> int | None:
-        """Return the page of that content, held once more; None if there is none."""
+        """Return the page with this digest and hold it once more; None if there is none."""
         page = self._pages.get(digest)
         if page is not None:
             self._kept.pop(page, None)
@@ -58,12 +62,12 @@ class PagePool:
         return page
 
     def name(self, page: int, digest: bytes) -> None:
-        """Let a held page, now full, be found by its content. Of pages with equal content the first is found."""
+        """Make a held page, now full, findable by its digest. Of pages with equal content the first is found."""
         if self._keep and digest not in self._pages:
             self._pages[digest], self._digests[page] = page, digest
 
     def release(self, pages: Iterable[int]) -> None:
-        """Let go of pages, the first of a sequence first: its end is given away before its beginning."""
+        """Release the pages of a sequence, given in order; its last page will be reused before its first."""
         for page in reversed(list(pages)):
             self._holders[page] -= 1
             if self._holders[page] == 0:
@@ -73,13 +77,16 @@ class PagePool:
                     self._free.append(page)
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
-        """Raise AssertionError unless every page is where it belongs.
+        """Check that every page is free, kept or held, exactly once, and that digests match.
 
         Args:
-            held: the pages of each sequence there is.
+            held: the pages of each live sequence.
+
+        Raises:
+            AssertionError: they are not.
         """
         count = Counter(page for pages in held for page in pages)
-        assert all(self._holders[page] == count[page] for page in range(self.size)), "a page leaks or is held unseen"
+        assert all(self._holders[page] == count[page] for page in range(self.size)), "a page leaks"
         idle = self._free + list(self._kept)
         assert sorted((*idle, *count)) == list(range(self.size)), "a page is lost, or held and available"
         assert {page: digest for digest, page in self._pages.items()} == self._digests, "names do not fit their pages"

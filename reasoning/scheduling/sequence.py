@@ -1,4 +1,4 @@
-"""What the scheduler moves about: sequences, pieces of them, and the fetches that bring the rows of pieces."""
+"""What the scheduler works with: sequences, pieces of their tokens, and the fetches that bring the rows of pieces."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from reasoning.scheduling.pages import PagePool, page_digest
 
 
 class Sequence:
-    """One sample of a request on its way: its tokens so far, and what the cache holds of them."""
+    """One sample of a request: its tokens so far, and how far they are cached."""
 
     def __init__(self, request: Request, prompt: list[int], limit: int, order: int, first: Sequence | None = None):
         """Begin with nothing cached.
 
         Args:
-            request: what it belongs to.
+            request: the request that the sample belongs to.
             prompt: its first tokens.
-            limit: tokens at which it ends, the prompt included.
-            order: the lower, the longer it has been here.
-            first: the request's first sample, when this is a further one.
+            limit: number of tokens at which it ends, including the prompt.
+            order: its place in the order of arrival.
+            first: the request's first sample; None if this is the first.
         """
         self.request, self.order, self.limit, self.first = request, order, limit, first
         self.index = 0 if first is None else order - first.order
         self.token_ids, self.prompt_tokens = list(prompt), len(prompt)
         self.sampler = Sampler(request.sampling, prompt, self.index)
         self.started = False
-        """Whether it has its place among those that run together."""
+        """Whether it is one of the sequences that run together."""
         self.ended = False
         self.cohort = 0
         self.pieces: list[Piece] = []
-        """In flight, in order."""
+        """Pieces whose rows were requested and that have not run, in order."""
         self.pages: list[int] = []
         self.num_cached = 0
         self.reused_tokens = 0
@@ -47,17 +47,17 @@ class Sequence:
 
     @property
     def requested(self) -> int:
-        """Tokens that are cached or have their rows on the way."""
+        """Number of tokens that are cached or whose rows were requested."""
         return self.pieces[-1].end if self.pieces else self.num_cached
 
     @property
     def decoding(self) -> bool:
-        """Whether it has its place and all but its last token in the cache."""
+        """Whether it is started and all but its last token are cached."""
         return self.started and self.num_cached == len(self.token_ids) - 1
 
     @property
     def past_prompt(self) -> bool:
-        """Whether its prompt is cached, or will not be."""
+        """Whether its prompt is cached, or will never be."""
         return self.ended or self.num_cached >= self.prompt_tokens
 
     def history(self, start: int, length: int) -> list[int]:
@@ -65,9 +65,9 @@ class Sequence:
         return self.token_ids[max(0, start - length) : start]
 
     def share_prefix(self, pool: PagePool) -> bool:
-        """Hold the pages that others have filled with this sequence's next tokens; whether there were any.
+        """Hold the pages that other sequences have filled with this one's next tokens; returns whether there were any.
 
-        The last token is left to compute: somebody wants its logits.
+        The last token is always computed, because its logits are needed.
         """
         before = self.num_cached
         while self.num_cached + PAGE_TOKENS < len(self.token_ids):
@@ -83,7 +83,7 @@ class Sequence:
         return self.num_cached > before
 
     def name_pages(self, pool: PagePool) -> None:
-        """Let others find the pages that are full."""
+        """Make the pages that are full findable by other sequences."""
         while (self._named + 1) * PAGE_TOKENS <= self.num_cached:
             self._digest = self._next_digest()
             pool.name(self.pages[self._named], self._digest)
@@ -94,20 +94,24 @@ class Sequence:
         return page_digest(self._digest, self.token_ids[begin : begin + PAGE_TOKENS])
 
     def drop_pieces(self) -> None:
-        """Forget what is in flight."""
+        """Drop all pieces."""
         for piece in self.pieces:
             piece.live = False
         self.pieces.clear()
 
     def drop(self, pool: PagePool) -> None:
-        """Forget what is in flight and let go of the cache; the tokens stay."""
+        """Drop all pieces and release the pages; the tokens stay."""
         self.drop_pieces()
         pool.release(self.pages)
         self.pages, self.num_cached, self.started = [], 0, False
         self._digest, self._named = b"", 0
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless what is cached and what is in flight follow each other."""
+        """Check that cached tokens and pieces are adjacent.
+
+        Raises:
+            AssertionError: they are not.
+        """
         at = self.num_cached
         for piece in self.pieces:
             assert piece.live, "a dead piece is kept"
@@ -116,7 +120,7 @@ class Sequence:
         assert self.num_cached < len(self.token_ids) <= self.limit, "more is cached than known"
         assert len(self.pages) >= pages_for(self.num_cached), "tokens are cached outside of pages"
         drafts = self.pieces[-1].drafts if self.pieces else 0
-        assert at - drafts <= len(self.token_ids), "tokens are in flight that nobody knows"
+        assert at - drafts <= len(self.token_ids), "a piece has tokens that the sequence lacks"
 
 
 @dataclass(eq=False)
@@ -128,13 +132,13 @@ class Piece:
     """Position of its first token."""
     token_ids: list[int]
     drafts: int = 0
-    """How many of the tokens, at the end, are guesses."""
+    """How many of the tokens, at the end, are drafts."""
     live: bool = True
-    """False once the sequence has no use for it any more."""
+    """False once the piece has run or its sequence dropped it."""
     fetch: Fetch = field(init=False)
     """The lookup that brings its rows."""
     offset: int = field(init=False)
-    """Where it begins among the lookup's positions."""
+    """Index of its first token among the lookup's positions."""
 
     @property
     def end(self) -> int:
@@ -143,15 +147,15 @@ class Piece:
 
     @property
     def final(self) -> bool:
-        """Whether it ends with all that is known of the sequence, so that its next token is chosen after it."""
+        """Whether it ends with the sequence's last known token, so that the next token is chosen from its logits."""
         return self.end - self.drafts == len(self.sequence.token_ids)
 
 
 class Fetch:
-    """One lookup, of the rows of one or more pieces."""
+    """One lookup: the rows of one or more pieces."""
 
     def __init__(self, pieces: list[Piece], rows: PendingRows | None):
-        """`rows` is None for a model without a memory."""
+        """Tie pieces to their rows, which are None for a model without a memory."""
         self.pieces, self.rows = pieces, rows
         offset = 0
         for piece in pieces:
@@ -160,15 +164,15 @@ class Fetch:
 
     @property
     def live(self) -> list[Piece]:
-        """The pieces that are still of use."""
+        """The pieces that are still needed."""
         return [piece for piece in self.pieces if piece.live]
 
     @property
     def landed(self) -> bool:
-        """Whether the first layer that needs rows need not wait for them."""
+        """Whether the first Engram layer can run without waiting."""
         return self.rows is None or self.rows.landed
 
     def wait(self) -> None:
-        """Wait until no layer would have to."""
+        """Wait until the rows of all layers have landed, failed or are overdue."""
         if self.rows is not None:
             self.rows.wait_all()

@@ -1,4 +1,4 @@
-"""Source code to train on: which files, which of them are held out, and their tokens laid end to end."""
+"""Source code to train on: its files, the share of them held out, and their tokens laid end to end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tokenizers import Tokenizer as BpeTokenizer
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 HELD_OUT_SHARE = 20
-"""One file in this many is held out."""
+"""On average, a file in this many is held out."""
 # Generated character tables: near copies of each other, so a held-out one would flatter any model.
 _SKIPPED_PARTS = {"site-packages", "__pycache__", "encodings", "idlelib"}
-# A line break takes its indentation along; words, numbers and punctuation may take one blank.
+# A line break includes its indentation; words, numbers and punctuation may include a leading blank.
 _PIECES = r"\r?\n[ \t]*| ?[A-Za-z_]+| ?[0-9]{1,3}| ?[^\sA-Za-z_0-9]+|[ \t]+"
 
 
@@ -32,10 +32,10 @@ class Corpus:
 
     @classmethod
     def find(cls, root: Path | None = None) -> Corpus:
-        """List the .py files below `root`; without one, the running interpreter's standard library.
+        """List the .py files below `root`; None stands for the running interpreter's standard library.
 
         Raises:
-            ValueError: when there is no folder, or too few files to hold any out.
+            ValueError: `root` is no folder, or has too few files to hold any out.
         """
         root = root or Path(sysconfig.get_path("stdlib"))
         if not root.is_dir():
@@ -66,7 +66,7 @@ def read(path: Path) -> str:
 
 
 def train_tokenizer(files: Sequence[Path], vocab_size: int) -> BpeTokenizer:
-    """Train a byte-level BPE tokenizer whose first two tokens are the end-of-text and padding marks."""
+    """Train a byte-level BPE tokenizer whose first two tokens mark the end of a text and padding."""
     tokenizer = BpeTokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -87,7 +87,7 @@ class Stream:
     """Documents laid end to end, each after an end-of-text token."""
 
     tokens: np.ndarray  # [n] int32
-    documents: np.ndarray  # [n] int32, the number of the document each token belongs to
+    documents: np.ndarray  # [n] int32, number of the document that each token belongs to
     sizes: np.ndarray  # [documents] UTF-8 bytes
 
     @classmethod
@@ -106,9 +106,12 @@ class Stream:
         return self.tokens[begin:end]
 
     def windows(self, length: int, batch: int, seed: int) -> Iterator[np.ndarray]:
-        """Yield starts of windows, [batch] int64 each, for ever; every epoch covers the stream once, shuffled.
+        """Yield starts of windows, [batch] int64 each, without end; every epoch covers the stream once, shuffled.
 
-        A window at s needs tokens s to s + length inclusive. ValueError when the stream has too few.
+        A window at s needs tokens s to s + length inclusive.
+
+        Raises:
+            ValueError: the stream has too few tokens for a window.
         """
         if len(self.tokens) < length + 2:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Held-out loss in bits a byte, comparable with a compressor on the same files."""
+"""Held-out loss in bits a byte, which compares with compressors on the same files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from reasoning.architectures.deepseek_v3.backbone import Transformer
+from reasoning.architectures.base import Backbone
 from reasoning.engram.row_lookup import RowLookup
 from reasoning.model.batch import Batch
 from reasoning.training.corpus import Stream
 
 BATCH = 8
+"""Windows that are evaluated together."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,11 @@ class HeldOutLoss:
     """Cross-entropy summed over whole documents."""
 
     nats: float
+    """Sum of the cross-entropy of all scored tokens."""
     tokens: int
+    """Number of scored tokens."""
     bytes: int
+    """Size of the documents as UTF-8."""
 
     @property
     def nats_per_token(self) -> float:
@@ -34,27 +38,27 @@ class HeldOutLoss:
 
     @property
     def bits_per_byte(self) -> float:
-        """What an ideal coder driven by the model would spend on a byte of the files."""
+        """Bits that an ideal coder driven by the model would spend on a byte of the files."""
         return self.nats / math.log(2) / self.bytes
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Tokens of one document, of which the last `scored` predictions count."""
+    """Tokens of a document, of which the last `scored` predictions count."""
 
     tokens: np.ndarray  # [S + 1]
     scored: int
 
 
 @torch.inference_mode()
-def held_out_loss(model: Transformer, lookup: RowLookup | None, stream: Stream, window: int = 512) -> HeldOutLoss:
-    """Score every token of every document, each with at least half a window of context where there is one.
+def held_out_loss(model: Backbone, lookup: RowLookup | None, stream: Stream, window: int = 512) -> HeldOutLoss:
+    """Score every token of every document, each with at least half a window of context if there is as much.
 
     Args:
         model: in evaluation mode.
-        lookup: the memory; None leaves it out, which is the same as all its rows being zero.
+        lookup: the memory; None leaves it out, which equals rows of zeros.
         stream: documents, each starting with an end-of-text token that is given, not scored.
-        window: tokens that the model sees at once.
+        window: number of tokens that the model sees at once.
     """
     nats, tokens = 0.0, 0
     for group in _same_length(_windows(stream, window)):
@@ -93,6 +97,6 @@ def _same_length(windows: Iterator[_Window]) -> Iterator[list[_Window]]:
 
 
 def xz_bits_per_byte(texts: Sequence[bytes]) -> float:
-    """Bits a byte of `xz -9e` on all files in one stream, which serves it better than file by file."""
+    """Return the bits a byte of `xz -9e` on all files in a single stream, which compresses better than each alone."""
     whole = b"".join(texts)
     return 8 * len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)) / len(whole)

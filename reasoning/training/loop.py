@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from memory_service.learning.row_adam import AdamConfig
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.architectures.deepseek_v3.moe import MixtureOfExperts
+from reasoning.architectures.base import ModelConfig
+from reasoning.architectures.registry import build_backbone
+from reasoning.config.engram import EngramConfig
 from reasoning.engram.hashing import NgramHasher
 from reasoning.engram.model_hasher import table_specs
 from reasoning.model.batch import Batch
@@ -25,16 +24,25 @@ from reasoning.training.tables import TrainableTables
 
 @dataclass(frozen=True)
 class Progress:
-    """What one step reports."""
+    """The report of a training step."""
 
     step: int
+    """Number of the step, from 1."""
     share: float
-    """Of the whole run that is done, up to 1."""
+    """Fraction of the run that is done, up to 1."""
     loss: float
-    """Cross-entropy in nats a token."""
+    """Cross-entropy in nats a token, before the step."""
     tokens: int
-    """Seen since the start."""
+    """Number of tokens seen since the start."""
     seconds: float
+    """Seconds since the start."""
+
+
+def memory_of(config: ModelConfig) -> EngramConfig:
+    """Return the Engram layers of a model; ValueError where it has none."""
+    if config.engram is None:
+        raise ValueError("engram_layer_ids: a model without Engram layers has no tables to train; name a layer")
+    return config.engram
 
 
 class Trainer:
@@ -44,17 +52,17 @@ class Trainer:
         positions = model_config.max_position_embeddings
         if config.window > positions:
             raise ValueError(f"window={config.window}: the model has {positions} positions; use at most that many")
-        self.config, self.hasher, self.stream = config, hasher, stream
+        self.config, self.hasher, self.stream, self.engram = config, hasher, stream, memory_of(model_config)
         generator = torch.Generator().manual_seed(config.seed)
-        self.model = Transformer(model_config).initialise(generator)
+        self.model = build_backbone(model_config).initialise(generator)
         adam = AdamConfig(learning_rate=config.learning_rate * config.table_rate_factor)
         self.tables = TrainableTables(
-            table_specs(model_config, hasher), adam, model_config.initializer_range, config.seed
+            table_specs(self.engram, hasher), adam, model_config.initializer_range, config.seed
         )
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
     def _groups(self) -> list[dict[str, object]]:
-        """Decay matrices only; a convolution's weights count as a vector for each channel."""
+        """Return parameter groups: matrices decay, vectors do not; a convolution's weights are a vector a channel."""
         named = list(self.model.named_parameters())
         matrices = [p for name, p in named if p.ndim > 1 and "engram.conv" not in name and "_weight" not in name]
         chosen = {id(p) for p in matrices}
@@ -79,9 +87,10 @@ class Trainer:
         self.model.eval()
 
     def step(self, starts: np.ndarray, rate: float) -> float:
-        """Take one optimizer step on the windows at `starts` [B]; `rate` scales the learning rates.
+        """Take an optimizer step on the windows at `starts` [B]; `rate` scales the learning rates.
 
-        Returns the loss before the step.
+        Returns:
+            The loss before the step.
         """
         places = starts[:, None] + np.arange(self.config.window + 1)
         ids = torch.from_numpy(self.stream.tokens[places].astype(np.int64))
@@ -99,7 +108,7 @@ class Trainer:
         return loss.item()
 
     def _hash(self, places: np.ndarray) -> dict[int, np.ndarray]:
-        """Row ids of windows [B, S], none looking back into another window or document."""
+        """Return the row ids of windows [B, S], whose n-grams cross neither windows nor documents."""
         documents = self.stream.documents[places] + len(self.stream.sizes) * np.arange(len(places))[:, None]
         return self.hasher.hash(self.stream.tokens[places].ravel(), documents=documents.ravel())
 
@@ -112,11 +121,7 @@ class Trainer:
 
     @torch.no_grad()
     def _balance(self) -> None:
-        """Nudge each router towards experts that got less than their share (arXiv 2408.15664)."""
-        for moe in self._mixtures():
-            assert moe.load is not None, "a mixture of experts has not run"
-            load: Tensor = moe.load.float()
-            moe.gate.e_score_correction_bias += self.config.balance_rate * (load.mean() - load).sign()
-
-    def _mixtures(self) -> Iterator[MixtureOfExperts]:
-        return (module for module in self.model.modules() if isinstance(module, MixtureOfExperts))
+        """Shift each router towards experts that got less than their share (arXiv 2408.15664)."""
+        for bias, load in self.model.expert_loads():
+            share = load.float()
+            bias += self.config.balance_rate * (share.mean() - share).sign()

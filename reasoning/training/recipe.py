@@ -1,37 +1,41 @@
-"""What a training run consists of, as numbers."""
+"""Hyperparameters of training runs, and the shipped model's configuration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.config.engram import EngramConfig
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A run ends after `steps` or, where those are 0, after `minutes`; schedules follow the share done."""
+    """Settings of a training run. Schedules follow the fraction of the run that is done."""
 
     steps: int = 0
+    """Number of steps after which the run ends; 0 to end it after `minutes`."""
     minutes: float = 0.0
+    """Minutes after which the run ends; 0 to end it after `steps`."""
     window: int = 512
-    """Tokens in one training sequence."""
+    """Number of tokens in a training sequence."""
     batch: int = 8
-    """Sequences in one step."""
+    """Number of sequences in a step."""
     learning_rate: float = 2e-3
-    """Peak of the backbone's rate: linear warm-up, then linear decay to zero."""
+    """Peak learning rate of the backbone, between a linear warm-up and a linear decay to zero."""
     warm_up: float = 0.02
-    """Share of the run that warms up."""
+    """Fraction of the run that warms up."""
     table_rate_factor: float = 5.0
-    """The tables' learning rate relative to the backbone's, as in the Engram paper."""
+    """Learning rate of the tables relative to the backbone's, as in the Engram paper."""
     weight_decay: float = 0.1
-    """Of the backbone's matrices; tables, norms and convolutions have none."""
+    """Weight decay of the backbone's matrices; tables, norms and convolutions have none."""
     clip_norm: float = 1.0
     """Largest gradient norm of the backbone."""
     balance_rate: float = 1e-3
-    """Step of the routers' correction bias towards even load (arXiv 2408.15664)."""
+    """Step by which the routers' correction bias moves towards even load (arXiv 2408.15664)."""
     seed: int = 0
+    """Seed of the initial weights and of the order of the data."""
     export_minutes: float = 10.0
-    """Time between exports of the unfinished model."""
+    """Minutes between exports of the unfinished model."""
 
     def __post_init__(self) -> None:
         if (self.steps > 0) == (self.minutes > 0) or min(self.steps, self.minutes) < 0:
@@ -42,7 +46,7 @@ class TrainingConfig:
             raise ValueError(f"warm_up={self.warm_up}: use a share of the run above 0 and below 1, such as 0.02")
 
 
-TINY_CODE = ModelConfig(
+TINY_CODE = DeepseekV3Config(
     vocab_size=8192,
     hidden_size=256,
     intermediate_size=704,
@@ -65,17 +69,19 @@ TINY_CODE = ModelConfig(
     tie_word_embeddings=True,
     bos_token_id=0,
     eos_token_id=(0,),
-    engram_layer_ids=(1, 4),
-    engram_max_ngram_size=3,
-    engram_n_heads=4,
-    engram_head_dim=32,
-    engram_vocab_size=(24000, 24000),
-    engram_pad_token_id=1,
-    engram_gate="sqrt",
-    engram_conv_kernel=4,
-    engram_row_format="fp8_e4m3_ue8m0",
+    engram=EngramConfig(
+        layer_ids=(1, 4),
+        max_ngram_size=3,
+        n_heads=4,
+        head_dim=32,
+        vocab_size=(24000, 24000),
+        pad_token_id=1,
+        gate="sqrt",
+        conv_kernel=4,
+        row_format="fp8_e4m3_ue8m0",
+    ),
 )
 """The shipped model: 9 M backbone parameters and two tables of 192,000 rows."""
 
 MODELS = {"tiny-code": TINY_CODE}
-"""What `engram train --preset` knows."""
+"""Configurations by the names of `engram train --preset`."""

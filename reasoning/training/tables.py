@@ -1,4 +1,4 @@
-"""The memory tables while they are trained: fp32 rows in this process, updated by row."""
+"""Memory tables during training: fp32 rows in this process, updated row by row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memory_service.tables.spec import TableSpec
 
 
 class TrainableTables:
-    """One fp32 table for each Engram layer, initialised from N(0, std)."""
+    """An fp32 table for each Engram layer, initialised from N(0, std)."""
 
     def __init__(self, specs: Sequence[TableSpec], adam: AdamConfig, std: float, seed: int):
         rng = np.random.default_rng(seed)
@@ -23,11 +23,11 @@ class TrainableTables:
         self._adam = {layer: RowAdam(values, adam) for layer, values in self.values.items()}
 
     def gather(self, rows: dict[int, np.ndarray]) -> GatheredRows:
-        """Fetch the rows of one batch, each layer's ids as [T, C]."""
+        """Return the rows of a batch, given each layer's ids as [T, C]."""
         return GatheredRows(self.values, rows)
 
     def step(self, gathered: GatheredRows, scale: float) -> None:
-        """Apply the gradients of one backward pass; `scale` multiplies the learning rate."""
+        """Apply the gradients of a backward pass; `scale` multiplies the learning rate."""
         for layer, (unique, gradients) in gathered.gradients():
             self._adam[layer].step(unique, gradients, scale)
 

@@ -16,9 +16,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from cluster.ray_runtime import ray_session
 from memory_service import pack_rows, write_snapshot
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.checkpoint.checkpoint import save_model
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.checkpoint.save import save_model
+from reasoning.config.engram import EngramConfig
 from reasoning.engram.model_hasher import build_hasher, table_specs
 from reasoning.text.tokenizer import Tokenizer
 
@@ -42,24 +43,18 @@ TINY = {
     "max_position_embeddings": 256,
     "initializer_range": 0.2,
 }
-ENGRAM = {
-    "engram_layer_ids": (0, 2),
-    "engram_n_heads": 2,
-    "engram_head_dim": 8,
-    "engram_vocab_size": (40000, 40000),
-    "engram_conv_kernel": 2,
-}
+ENGRAM = EngramConfig(layer_ids=(0, 2), n_heads=2, head_dim=8, vocab_size=(40000, 40000), conv_kernel=2)
 
 
 def write_model(directory, config, tokenizer=None):
     """Write a random model, whose tables matter to what it says."""
-    model = Transformer(config).initialise(torch.Generator().manual_seed(0))
+    model = DeepseekV3Backbone(config).initialise(torch.Generator().manual_seed(0))
     save_model(model, directory, torch.float32)
     if tokenizer is not None:
         tokenizer.save(str(directory / "tokenizer.json"))
-    if config.engram_layer_ids:
+    if config.engram is not None:
         rng = np.random.default_rng(0)
-        specs = table_specs(config, build_hasher(config, Tokenizer(tokenizer)))
+        specs = table_specs(config.engram, build_hasher(config.engram, Tokenizer(tokenizer)))
         rows = {spec: rng.standard_normal((spec.rows, spec.dim), dtype=np.float32) for spec in specs}
         write_snapshot(
             directory / "memory", {spec: pack_rows(values, spec.row_format) for spec, values in rows.items()}
@@ -104,7 +99,7 @@ def tiny_model(tmp_path_factory):
     """Directory of a model with two Engram layers and a tokenizer."""
     tokenizer = train_bpe()
     directory = tmp_path_factory.mktemp("tiny")
-    config = ModelConfig(**{**TINY, **ENGRAM, "vocab_size": tokenizer.get_vocab_size()})
+    config = DeepseekV3Config(**{**TINY, "engram": ENGRAM, "vocab_size": tokenizer.get_vocab_size()})
     write_model(directory, config, tokenizer)
     return directory
 
@@ -113,7 +108,7 @@ def tiny_model(tmp_path_factory):
 def plain_model(tmp_path_factory):
     """Directory of a model without Engram layers and without a tokenizer."""
     directory = tmp_path_factory.mktemp("plain")
-    write_model(directory, ModelConfig(**TINY))
+    write_model(directory, DeepseekV3Config(**TINY))
     return directory
 
 

@@ -34,7 +34,7 @@ from torch import nn
 from benchmarks.rounds import process_seconds
 from memory_service.client import mapped_table, stream
 from memory_service.client.cache import RowCache
-from memory_service.client.lookup import owned
+from memory_service.client.pending import owned
 from memory_service.control import client as control_client
 from memory_service.protocol.bearer_token import BearerToken, ControlSender
 from memory_service.server.arrow_memory import LIMIT_BYTES, bounded_environment
@@ -42,7 +42,7 @@ from memory_service.server.limits import client_of
 from memory_service.shard import arena
 from memory_service.shard.scratch import Scratch
 from memory_service.tables.arrow_rows import row_schema, view_rows, wrap_rows
-from reasoning.model.packed_linear import PackedLinear
+from reasoning.model.cpu_weights import PackedLinear
 
 ROOT = Path(__file__).parents[2]
 PAGE = "docs/borrowed-internals.md"
@@ -119,7 +119,7 @@ def test_every_private_name_of_another_project_is_on_the_page():
         for name in private_names(path)
         if name not in PUBLIC
     }
-    assert ("reasoning/model/packed_linear.py", "torch.ops.mkldnn._linear_pointwise") in found
+    assert ("reasoning/model/cpu_weights.py", "torch.ops.mkldnn._linear_pointwise") in found
     private = {(path, name): next(part for part in name.split(".") if part.startswith("_")) for path, name in found}
     missing = [use for use, part in private.items() if use[0] not in text or part not in text]
     assert missing == [], f"describe them in {PAGE}, each with a test here"
@@ -175,7 +175,7 @@ class _Echo(flight.FlightServerBase):
     rows = np.arange(64, dtype=np.uint8).reshape(8, 8)
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.RecordBatchStream:
-        self.peer = client_of(context)
+        self.peer = client_of(context.peer(), context.peer_identity())
         schema = row_schema(8)
         return flight.GeneratorStream(schema, iter([wrap_rows(self.rows, schema)] * 2))
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers
 
 from memory_service import TableSpec, pack_rows, write_snapshot
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.checkpoint.checkpoint import SINGLE, save_model
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.checkpoint.files import SINGLE
+from reasoning.checkpoint.save import save_model
 from reasoning.engram.model_hasher import build_hasher, table_specs
 from reasoning.text.tokenizer import Tokenizer
 
@@ -70,8 +71,8 @@ def byte_tokenizer(*more: str, reverse: bool = False) -> tokenizers.Tokenizer:
     return backend
 
 
-def random_model(config: ModelConfig, seed: int = 1) -> Transformer:
-    model = Transformer(config).initialise(torch.Generator().manual_seed(seed)).eval()
+def random_model(config: DeepseekV3Config, seed: int = 1) -> DeepseekV3Backbone:
+    model = DeepseekV3Backbone(config).initialise(torch.Generator().manual_seed(seed)).eval()
     for layer in model.layers:
         if layer.engram is not None and layer.engram.conv is not None:  # zero, as initialised, would hide it
             torch.nn.init.normal_(layer.engram.conv.weight, 0, 0.3)
@@ -94,12 +95,12 @@ def random_rows(spec: TableSpec) -> np.ndarray:
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with two Engram layers, its tokenizer and its memory. Copy it before changing it."""
     directory = tmp_path_factory.mktemp("tiny")
-    config = ModelConfig.from_dict({**TINY, **TINY_ENGRAM})
+    config = DeepseekV3Config.from_dict({**TINY, **TINY_ENGRAM})
     torch.manual_seed(1)
     save_model(random_model(config), directory, dtype=torch.float32)
     byte_tokenizer().save(str(directory / "tokenizer.json"))
-    hasher = build_hasher(config, Tokenizer.from_file(directory))
-    write_snapshot(directory / "memory", {spec: random_rows(spec) for spec in table_specs(config, hasher)})
+    hasher = build_hasher(config.engram, Tokenizer.from_file(directory))
+    write_snapshot(directory / "memory", {spec: random_rows(spec) for spec in table_specs(config.engram, hasher)})
     return directory
 
 
@@ -107,5 +108,5 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model without Engram layers and without a tokenizer."""
     directory = tmp_path_factory.mktemp("plain")
-    save_model(random_model(ModelConfig.from_dict(TINY)), directory, dtype=torch.float32)
+    save_model(random_model(DeepseekV3Config.from_dict(TINY)), directory, dtype=torch.float32)
     return directory

@@ -10,7 +10,7 @@ from kernels.dispatch import forced, use_triton
 from kernels.mla_decode import mla_decode
 from kernels.mla_prefill import mla_prefill
 from kernels.rope import rope, rope_
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.model.batch import Batch, Chunks, Decoding, Group
 from reasoning.model.norm import RMSNorm
 from reasoning.model.rope import softmax_scale
@@ -19,20 +19,21 @@ _LORA_EPS = 1e-6  # the low-rank norms do not follow rms_norm_eps
 
 
 class LatentAttention(nn.Module):
-    """Attention whose keys and values are expanded from one cached latent a token.
+    """Attention whose keys and values are expanded from a single cached latent for each token.
 
-    The cache keeps, for each position, the normalised latent (`kv_lora_rank` values) and the rotated key part
-    that all heads share (`qk_rope_head_dim` values). A long chunk of tokens expands the latents to keys and
-    values; a short one instead folds the expansion into its queries and outputs ("absorbed"), so that it reads
-    nothing but latents. Both compute the same function, by kernels where `kernels.dispatch` says so.
+    The cache keeps, for each position, the normalised latent (`kv_lora_rank` values) and the rotated part of the key
+    that all heads share (`qk_rope_head_dim` values). A long chunk of tokens expands the latents to keys and values; a
+    short chunk folds the expansion into its queries and outputs instead ("absorbed"), so that it reads latents alone.
+    Both compute the same function, with kernels where `kernels.dispatch` chooses them.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: DeepseekV3Config):
         super().__init__()
         hidden, heads = config.hidden_size, config.num_attention_heads
         self.heads, self.rank = heads, config.kv_lora_rank
         self.nope, self.rope, self.value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-        # Multiplications for each position of a long context: to expand it, over what each absorbed token costs more.
+        # For each position of a long context: multiplications to expand it, divided by the extra cost of an absorbed
+        # token. Chunks of more tokens than that are worth the expansion.
         self.worth_expanding = self.rank * (self.nope + self.value) / max(1, 2 * self.rank - self.nope - self.value)
         self.scale = softmax_scale(self.nope + self.rope, config.rope)
         if config.q_lora_rank is None:
@@ -64,7 +65,7 @@ class LatentAttention(nn.Module):
         query, latent = self._query(x, cos, sin), self._latent(x, cos, sin)
         if cached is not None:
             cached.view(-1, latent.shape[-1]).index_copy_(0, batch.places, latent)
-        # Equally long sequences from their start, as in training, are what torch's fused attention is made for.
+        # Torch's fused attention is made for equally long sequences from their start, as in training.
         by_kernels = use_triton(query, latent) and (cached is not None or forced())
         attend = self._by_kernels if by_kernels else self._by_torch
         return self.o_proj(attend(query, latent, batch, cached))
@@ -80,12 +81,12 @@ class LatentAttention(nn.Module):
         return query
 
     def _latent(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return what the cache keeps of each token, [T, rank + rope]."""
+        """Return the cached state of each token, [T, rank + rope]."""
         latent, rotary = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope), dim=-1)
         return torch.cat((self.kv_a_layernorm(latent), rope(rotary, cos, sin)), dim=-1)
 
     def _by_kernels(self, query: Tensor, latent: Tensor, batch: Batch, cached: Tensor | None) -> Tensor:
-        """Attend with all of a batch: [T, heads, ...] and [T, latent_size] -> [T, heads * value]."""
+        """Attend with the whole batch: [T, heads, ...] and [T, latent_size] -> [T, heads * value]."""
         if len(batch.parts) == 1:
             return self._attend_part(query, latent, batch.parts[0], cached)
         out = query.new_empty(len(query), self.heads * self.value)
@@ -105,13 +106,13 @@ class LatentAttention(nn.Module):
         return self._by_prefill(query, cached.view(-1, latent.shape[-1])[part.places], part)
 
     def _by_prefill(self, query: Tensor, context: Tensor, part: Chunks) -> Tensor:
-        """Attend contexts [S, latent_size], laid end to end, by their keys and values."""
+        """Attend to contexts [S, latent_size], laid end to end, by their keys and values."""
         latent, rotary = context.split((self.rank, self.rope), dim=-1)
         key, value = self._keys_values(latent)
         return mla_prefill(query, part.queries, key, rotary, value, part.contexts, self.scale).flatten(1)
 
     def _by_torch(self, query: Tensor, latent: Tensor, batch: Batch, cached: Tensor | None) -> Tensor:
-        """Do what `_by_kernels` does, by torch's operators."""
+        """Do what `_by_kernels` does, with torch's operators."""
         if cached is None:
             return self._expanded(query, self._expand(latent), len(batch.lengths))
         out = query.new_empty(len(query), self.heads * self.value)
@@ -140,19 +141,19 @@ class LatentAttention(nn.Module):
         return torch.cat((plain, rotary[:, None].expand(-1, self.heads, -1)), dim=-1), value
 
     def _keys_values(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Expand latents [S, rank] to the heads' own part of the keys, [S, heads, nope], and their values."""
+        """Expand latents [S, rank] to each head's part of the keys, [S, heads, nope], and its values."""
         key, value = (F.linear(latent, each.flatten(0, 1)) for each in (self.key_expansion, self.value_expansion))
         return key.unflatten(-1, (self.heads, -1)), value.unflatten(-1, (self.heads, -1))
 
     def _expanded(
         self, query: Tensor, expansion: tuple[Tensor, Tensor], count: int, seen: Tensor | None = None
     ) -> Tensor:
-        """Attend the keys and values of `count` equally long contexts; causally, S = n, where `seen` is None.
+        """Attend to the keys and values of `count` equally long contexts; causally, with S = n, if `seen` is None.
 
         Queries [count * n, heads, ...] and `expansion` of [count * S, heads, ...] -> [count * n, heads * value].
         """
         key, value = expansion
-        # The CPU's fused kernel asks for values as wide as keys.
+        # The CPU's fused kernel needs values as wide as keys.
         padded = F.pad(value, (0, max(0, key.shape[-1] - self.value)))
         q, k, v = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (query, key, padded))
         mask = None if seen is None else seen[:, None]
@@ -160,26 +161,26 @@ class LatentAttention(nn.Module):
         return out[..., : self.value].transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _absorbed(self, query: Tensor, groups: list[Group], cached: Tensor) -> Tensor:
-        """Attend latents alone with the tokens of some groups: [t, heads, ...] -> [t, heads * value], end to end."""
+        """Attend to latents with the tokens of some groups: [t, heads, ...] -> [t, heads * value], end to end."""
         folded = self._fold(query).split([group.tokens.numel() for group in groups])
         parts = zip(folded, groups, strict=True)
         return self._unfold(torch.cat([self._mix(part, group, cached) for part, group in parts]))
 
     def _mix(self, folded: Tensor, group: Group, cached: Tensor) -> Tensor:
         """Average the latents that a group's folded queries [b * n, heads, latent_size] see: [b * n, heads, rank]."""
-        assert group.seen is not None, "a group from the start is attended by its keys and values"
+        assert group.seen is not None, "a group from the start uses keys and values"
         context = group.contexts(cached)[:, None]
         query = folded.reshape(len(context), 1, -1, folded.shape[-1])  # [b, 1, n * heads, latent_size]
         seen = group.seen[:, :, None].expand(-1, -1, self.heads, -1).flatten(1, 2)[:, None]
-        # The rotary part is averaged along: to leave it out here would copy the contexts.
+        # The rotary part is averaged too: leaving it out would copy the contexts.
         mixed = F.scaled_dot_product_attention(query, context, context, seen, scale=self.scale)
         return mixed.reshape(folded.shape)[..., : self.rank]
 
     def _fold(self, query: Tensor) -> Tensor:
-        """Apply the expansion of keys to queries [T, heads, nope + rope] instead: [T, heads, rank + rope]."""
+        """Apply the expansion of keys to the queries instead: [T, heads, nope + rope] -> [T, heads, rank + rope]."""
         plain, rotary = query.split((self.nope, self.rope), dim=-1)
         return torch.cat(((plain.transpose(0, 1) @ self.key_expansion).transpose(0, 1), rotary), dim=-1)
 
     def _unfold(self, mixed: Tensor) -> Tensor:
-        """Apply the expansion of values to mixed latents [T, heads, rank] instead: [T, heads * value]."""
+        """Apply the expansion of values to mixed latents instead: [T, heads, rank] -> [T, heads * value]."""
         return (mixed.transpose(0, 1) @ self.value_expansion.transpose(1, 2)).transpose(0, 1).flatten(1)

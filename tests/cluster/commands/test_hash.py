@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cluster.cli import main
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.registry import read_model_config
 from reasoning.engram.model_hasher import build_hasher
 from reasoning.text.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def test_a_model_hashes_with_its_own_geometry_and_tokenizer(hashed, tiny_model):
     text = "def f():\n    return\n"
     tokenizer = Tokenizer.from_file(tiny_model)
     ids = tokenizer.encode(text)
-    expected = build_hasher(ModelConfig.from_dir(tiny_model), tokenizer).hash(np.array(ids))
+    expected = build_hasher(read_model_config(tiny_model).engram, tokenizer).hash(np.array(ids))
     assert hashed(text, "--model", tiny_model) == {
         "token_ids": ids,
         "rows": {str(layer): rows.tolist() for layer, rows in expected.items()},

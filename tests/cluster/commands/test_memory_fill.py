@@ -18,7 +18,7 @@ from sympy import nextprime
 from cluster.cli import main
 from memory_service import LocalMemory, RowFormat, check_fingerprints
 from memory_service.tables.random_tables import random_block
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.registry import read_model_config
 from reasoning.engram.model_hasher import build_hasher, table_specs
 from reasoning.text.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def specs_of(model, row_format=RowFormat.FP8_E4M3_UE8M0):
-    hasher = build_hasher(ModelConfig.from_dir(model), Tokenizer.from_file(model))
+    hasher = build_hasher(read_model_config(model).engram, Tokenizer.from_file(model))
     return {spec.layer: spec for spec in hasher.table_specs(row_format)}
 
 
@@ -109,8 +109,8 @@ def test_a_model_binds_to_a_random_memory(tiny_model, tmp_path, capsys):
     assert main(["memory", "random", "--model", str(tiny_model), "--output", str(output), "--seed", "5"]) == 0
     assert "2 tables" in capsys.readouterr().out
     memory = LocalMemory.load(output)
-    config = ModelConfig.from_dir(tiny_model)
-    specs = table_specs(config, build_hasher(config, Tokenizer.from_file(tiny_model)))
+    engram = read_model_config(tiny_model).engram
+    specs = table_specs(engram, build_hasher(engram, Tokenizer.from_file(tiny_model)))
     check_fingerprints(memory, specs)
     for spec in specs:
         last = spec.blocks - 1

@@ -7,11 +7,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import DeepseekV3ForCausalLM
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config as OurConfig
 from reasoning.architectures.deepseek_v3.moe import Router
-from reasoning.checkpoint.checkpoint import INDEX, SINGLE, load_model, save_model
+from reasoning.checkpoint.files import INDEX, SINGLE
+from reasoning.checkpoint.load import load_model
+from reasoning.checkpoint.save import save_model
 from reasoning.model.batch import Batch
 from tests.reasoning.conftest import TINY, TINY_ENGRAM, change_tensors, random_model
 
@@ -19,7 +21,7 @@ IDS = torch.arange(20)[None] * 7 % 257
 
 
 def tiny(**changes):
-    model = random_model(ModelConfig.from_dict({**TINY, **changes}))
+    model = random_model(OurConfig.from_dict({**TINY, **changes}))
     for module in model.modules():
         if isinstance(module, Router):
             module.e_score_correction_bias.normal_(0, 0.1)
@@ -68,7 +70,7 @@ def test_shards_stay_below_their_size_and_the_index_names_every_tensor(tmp_path)
 @pytest.mark.parametrize("order", [(1 << 30, 10_000), (10_000, 1 << 30)], ids=["then sharded", "then single"])
 def test_a_save_replaces_an_earlier_one(tmp_path, order):
     for seed, shard_bytes in enumerate(order):
-        model = random_model(ModelConfig.from_dict(TINY), seed)
+        model = random_model(OurConfig.from_dict(TINY), seed)
         save_model(model, tmp_path, torch.float32, shard_bytes)
     assert torch.equal(load_model(tmp_path).lm_head.weight, model.lm_head.weight)
     assert (tmp_path / INDEX).is_file() != (tmp_path / SINGLE).is_file()
@@ -129,8 +131,28 @@ def test_multi_token_prediction_is_loaded_whole_or_not_at_all(tmp_path):
     assert (loaded.mtp, loaded.config.num_nextn_predict_layers) == (None, 0)
 
 
+@pytest.mark.parametrize("count", [2, 3, 10**9])
+def test_more_prediction_layers_than_one_are_read_as_one(tmp_path, count):
+    """The first one drafts all tokens; where the files have none, there is none, whatever config.json counts."""
+    model = mtp_model()
+    save_model(model, tmp_path, torch.float32)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": count}))
+
+    def add(tensors):
+        first = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.3.")}
+        tensors.update({name.replace("layers.3.", "layers.4."): tensor + 1 for name, tensor in first.items()})
+
+    change_tensors(tmp_path, add)
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    assert torch.equal(loaded.mtp.eh_proj.weight, model.mtp.eh_proj.weight)
+    change_tensors(tmp_path, drop_prediction)
+    assert not load_model(tmp_path).has_mtp
+
+
 def drop_prediction(tensors):
-    for name in [name for name in tensors if name.startswith("model.layers.3.")]:
+    for name in [name for name in tensors if name.startswith(("model.layers.3.", "model.layers.4."))]:
         del tensors[name]
 
 
@@ -153,6 +175,49 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, edit, message):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("edit", [lambda t: t.to(torch.float64), lambda t: t], ids=["fp64", "fp32"])
+def test_weights_of_any_floating_type_load(tmp_path, edit):
+    model = tiny()
+    save_model(model, tmp_path, torch.float32)
+    change_tensors(tmp_path, lambda tensors: tensors.update({name: edit(t) for name, t in tensors.items()}))
+    for name, tensor in load_model(tmp_path).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+@pytest.mark.parametrize("stored", ["I16", "U16", "F16"])
+def test_a_header_that_declares_another_type_is_refused_unless_it_holds_weights(tmp_path, stored):
+    save_model(tiny(), tmp_path, torch.bfloat16)
+    content = (tmp_path / SINGLE).read_bytes()
+    name = b'"model.norm.weight":{"dtype":"'
+    padding = b" " * (len("BF16") - len(stored))  # between tokens, so that the header keeps its length
+    at = content.index(name) + len(name)
+    assert content[at : at + 5] == b'BF16"'
+    changed = content[:at] + stored.encode() + b'"' + padding + content[at + 5 :]
+    (tmp_path / SINGLE).write_bytes(changed)
+    if stored == "F16":
+        assert load_model(tmp_path).norm.weight.isfinite().all()
+        return
+    message = rf"tensor model\.norm\.weight is stored as {stored}, but weights are F64, F32, F16, BF16, or F8_E4M3"
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_shared_experts": 0, "first_k_dense_replace": 0}, {"tie": True}], ids=str)
+@torch.inference_mode()
+def test_experts_load_in_both_spellings_of_transformers(tmp_path, changes):
+    config = DeepseekV3Config(**{**TINY, **changes, "tie_word_embeddings": "tie" in changes})
+    reference = DeepseekV3ForCausalLM(config).eval()
+    loaded = []
+    for original in (True, False):
+        directory = tmp_path / str(original)
+        reference.save_pretrained(directory, save_original_format=original)
+        stacked = [name for name in load_file(directory / SINGLE) if name.endswith("experts.gate_up_proj")]
+        assert bool(stacked) == (not original)
+        loaded.append(load_model(directory))
+        torch.testing.assert_close(logits(loaded[-1]), reference(IDS).logits[0], atol=1e-4, rtol=0)
+    assert torch.equal(*map(logits, loaded))
+
+
 @pytest.mark.parametrize("keep", [0, 5, 5_000, -1])
 def test_a_truncated_file_is_named(tmp_path, keep):
     save_model(tiny(), tmp_path)
@@ -169,7 +234,11 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=rf"{second.name} does not exist; copy the whole checkpoint"):
         load_model(tmp_path)
     (tmp_path / INDEX).unlink()
-    with pytest.raises(ValueError, match=r"model\.safetensors does not exist"):
+    with pytest.raises(ValueError, match=rf"{second.name} does not exist; .* other files count \d+"):
+        load_model(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors does not exist; copy the whole checkpoint"):
         load_model(tmp_path)
 
 

@@ -43,8 +43,8 @@ def generate(params: SamplingParams, count: int, drafts_a_step: int) -> tuple[li
     """Tokens, and how many each step brought."""
     sampler, ngrams, got, brought = CountingSampler(params, PROMPT), NgramDrafts(PROMPT), [], []
     while len(got) < count:
-        chosen = step(sampler, PROMPT + [one.token for one in got], ngrams.propose(drafts_a_step))
-        ngrams.extend(one.token for one in chosen)
+        chosen = step(sampler, PROMPT + [choice.token for choice in got], ngrams.propose(drafts_a_step))
+        ngrams.extend(choice.token for choice in chosen)
         got += chosen
         brought.append(len(chosen))
     assert sampler.calls == len(got)
@@ -77,14 +77,14 @@ def test_the_first_wrong_draft_ends_the_step():
         right.append(int(logits_after(PROMPT + right).argmax()))
     wrong = [*right[:2], (right[2] + 1) % VOCAB, right[3]]
     for drafts, expected in ((wrong, right[:3]), (right[:3], right), ([], right[:1])):
-        assert [one.token for one in step(Sampler(SamplingParams(), PROMPT), PROMPT, drafts)] == expected
+        assert [choice.token for choice in step(Sampler(SamplingParams(), PROMPT), PROMPT, drafts)] == expected
 
 
 def test_sampled_tokens_keep_their_distribution():
     logits, count = torch.tensor([[0.0, 1.0, 2.0], [2.0, 0.0, 0.0]]), 3000
     sampler, first, second = Sampler(SamplingParams(temperature=1.0, seed=5), PROMPT), Counter(), Counter()
     for _ in range(count):
-        tokens = [one.token for one in choices(sampler, logits, [1])]
+        tokens = [choice.token for choice in choices(sampler, logits, [1])]
         first[tokens[0]] += 1
         second.update(tokens[1:])
     for observed, row in ((first, logits[0]), (second, logits[1])):

@@ -40,7 +40,7 @@ def test_the_longer_match_decides_and_then_the_later_one():
     assert drafts.propose(3) == [0, 2, 3]  # after 2 3, the last time it was not the end
 
 
-def test_a_loop_goes_on():
+def test_drafts_of_a_loop_continue_the_loop():
     assert NgramDrafts([7, 1, 2, 1, 2]).propose(5) == [1, 2, 1, 2, 1]
 
 

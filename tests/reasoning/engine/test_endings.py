@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
-from reasoning.checkpoint.checkpoint import load_model
+from reasoning.checkpoint.load import load_model
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.request import Completion, Delta, Request, SamplingParams

@@ -10,7 +10,7 @@ import torch
 
 from kernels.row_unpack import row_unpack
 from memory_service import LocalMemory
-from reasoning.checkpoint.checkpoint import load_model
+from reasoning.checkpoint.load import load_model
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.engram.model_hasher import build_hasher, table_specs
@@ -51,13 +51,13 @@ def recomputed(tiny_dir):
         LocalMemory.load(tiny_dir / "memory"),
         Tokenizer.from_file(tiny_dir),
     )
-    hasher = build_hasher(model.config, tokenizer)
-    specs = {spec.layer: spec for spec in table_specs(model.config, hasher)}
+    hasher = build_hasher(model.config.engram, tokenizer)
+    specs = {spec.layer: spec for spec in table_specs(model.config.engram, hasher)}
 
     def embeddings(ids, layer):
         rows = memory.lookup(specs[layer].name, hasher.hash(ids)[layer]).result()
         packed, inverse = torch.from_numpy(rows.unique), torch.from_numpy(rows.inverse)
-        return row_unpack(packed, inverse, model.config.engram_row_format, model.config.engram_head_dim).flatten(1)
+        return row_unpack(packed, inverse, model.config.engram.row_format, model.config.engram.head_dim).flatten(1)
 
     expected = {}
     for number, prompt in enumerate(PROMPTS):

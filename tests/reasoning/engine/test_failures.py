@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from memory_service import FingerprintMismatch, LocalMemory, ShardUnavailable, SnapshotError, UnknownTable
-from reasoning.checkpoint.checkpoint import load_model
+from reasoning.checkpoint.load import load_model
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.request import Completion, Request, RequestFailure, SamplingParams

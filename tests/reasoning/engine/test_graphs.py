@@ -9,12 +9,13 @@ import torch
 
 from memory_service import LocalMemory
 from reasoning.architectures.deepseek_v3 import attention
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.cache import LatentCache
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.engine.graphs import CudaRecorder, DecodeGraphs
 from reasoning.engram.model_hasher import build_hasher, table_specs
-from reasoning.model.batch import PAGE_TOKENS, Batch, Cache
+from reasoning.model.batch import PAGE_TOKENS, Batch
 from reasoning.model.decode_batch import DecodeBatch
 from reasoning.request import Request, SamplingParams
 from reasoning.text.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ SCRATCH = 15
 
 @pytest.fixture
 def config():
-    return ModelConfig.from_dict({**TINY, **TINY_ENGRAM, "max_position_embeddings": 320})
+    return DeepseekV3Config.from_dict({**TINY, **TINY_ENGRAM, "max_position_embeddings": 320})
 
 
 @pytest.fixture
@@ -51,8 +52,8 @@ def device_side_decode(query, queries, latents, pages, lengths, rank, scale):
 
 
 def filled(model):
-    """A cache in which sequences have written what is before their starts, and nobody anything else."""
-    cache = Cache.empty(model.config, SCRATCH + 1)
+    """A cache in which sequences have written the positions before their starts, and nothing else is written."""
+    cache = LatentCache.empty(model.config, SCRATCH + 1)
     generator = torch.Generator().manual_seed(0)
     for tensor in (cache.latents, *(history[None] for history in cache.conv.values())):
         tensor.fill_(float("nan"))
@@ -76,7 +77,7 @@ class Steps:
         starts = tuple(self.positions[i] for i in sequences)
         for i in sequences:
             self.positions[i] += 1
-        width = self.model.config.engram_width
+        width = self.model.config.engram.width
         rows = {layer: torch.randn(len(ids), width, generator=self.generator) for layer in (0, 2)}
         return Batch(ids, (1,) * len(ids), starts, tuple(PAGES[i] for i in sequences)), rows.__getitem__
 
@@ -149,7 +150,7 @@ def test_kernels_serve_a_step_and_on_a_gpu_its_graphs(config, monkeypatch):
     expected = [model(batch, rows, other) for batch, rows in batches]
     monkeypatch.setenv("ENGRAM_KERNELS", "triton")
     model = model.to(device)
-    cache = Cache(cache.latents.to(device), {layer: history.to(device) for layer, history in cache.conv.items()})
+    cache = LatentCache(cache.latents.to(device), {layer: history.to(device) for layer, history in cache.conv.items()})
     graphs = DecodeGraphs(model, cache, 4, MAX_PAGES, CudaRecorder(device) if gpu else TapeRecorder())
     for (batch, rows), hidden in zip(batches, expected, strict=True):
         there = dataclasses.replace(batch, token_ids=batch.token_ids.to(device))
@@ -160,7 +161,9 @@ def test_kernels_serve_a_step_and_on_a_gpu_its_graphs(config, monkeypatch):
 def test_an_engine_with_graphs_generates_the_same_tokens(config, model, tmp_path):
     byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(tmp_path)
-    memory = LocalMemory({spec: random_rows(spec) for spec in table_specs(config, build_hasher(config, tokenizer))})
+    memory = LocalMemory(
+        {spec: random_rows(spec) for spec in table_specs(config.engram, build_hasher(config.engram, tokenizer))}
+    )
     requests = [
         Request(str(i), "x" * (40 + 13 * i), sampling=SamplingParams(max_new_tokens=8 + 5 * i, ignore_eos=True))
         for i in range(5)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_service import LocalMemory
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.engram.model_hasher import build_hasher, table_specs
@@ -50,13 +50,13 @@ class LateMemory:
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     """A model whose context spans several pages, its tokenizer, and its memory in two tempers."""
-    config = ModelConfig.from_dict(
+    config = DeepseekV3Config.from_dict(
         {**TINY, **TINY_ENGRAM, "max_position_embeddings": 320, "num_nextn_predict_layers": 1}
     )
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     byte_tokenizer().save(str(path))
     tokenizer = Tokenizer.from_file(path.parent)
-    tables = {spec: random_rows(spec) for spec in table_specs(config, build_hasher(config, tokenizer))}
+    tables = {spec: random_rows(spec) for spec in table_specs(config.engram, build_hasher(config.engram, tokenizer))}
     memory = LocalMemory(tables)
     return random_model(config), tokenizer, {"at once": memory, "late": LateMemory(memory)}
 

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.engine import Engine, EngineConfig
 from reasoning.engine.memory_budget import CacheBudget, Room, cache_budget
 from reasoning.request import Completion, Request, SamplingParams
@@ -75,7 +75,7 @@ def test_an_engine_reports_its_context_and_cache(tiny_dir):
 
 
 def test_a_long_context_is_served_by_default_next_to_short_ones():
-    engine = Engine(random_model(ModelConfig.from_dict({**TINY, "max_position_embeddings": POSITIONS})))
+    engine = Engine(random_model(DeepseekV3Config.from_dict({**TINY, "max_position_embeddings": POSITIONS})))
     assert engine.stats().context == POSITIONS
     assert engine.stats().cache_tokens == POSITIONS + 15 * 4096
     sampling = SamplingParams(max_new_tokens=2, ignore_eos=True)

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from memory_service import LocalMemory
-from reasoning.checkpoint.checkpoint import load_model
+from reasoning.checkpoint.load import load_model
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.request import Completion, Request, SamplingParams

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from memory_service import LocalMemory, ShardUnavailable
-from reasoning.checkpoint.checkpoint import load_model
+from reasoning.checkpoint.load import load_model
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.engine.trace import Trace

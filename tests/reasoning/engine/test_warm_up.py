@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.cache import LatentCache
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.engine.warm_up import warm_up
-from reasoning.model.batch import PAGE_TOKENS, Cache, pages_for
+from reasoning.model.batch import PAGE_TOKENS, pages_for
 from tests.reasoning.conftest import TINY, TINY_ENGRAM, random_model
 
 
 def ran(pages, **limits):
-    """The batches that were run on a cache of so many pages and one of nobody's."""
-    cache, batches = Cache(torch.zeros(1, pages + 1, PAGE_TOKENS, 8)), []
+    """The batches that were run on a cache of so many pages and one for padding."""
+    cache, batches = LatentCache(torch.zeros(1, pages + 1, PAGE_TOKENS, 8)), []
 
     def forward(batch, rows, cache):
         assert rows(0).shape == (sum(batch.lengths), 24)
@@ -44,9 +45,9 @@ def test_steps_are_as_large_as_limits_and_cache_allow(pages, prompt_tokens, sequ
     assert (list(second.starts), set(second.lengths)) == (decoding, {1})
 
 
-def test_a_model_runs_them():
-    config = ModelConfig.from_dict({**TINY, **TINY_ENGRAM, "max_position_embeddings": 128})
-    cache = Cache.empty(config, 5)
-    warm_up(random_model(config), cache, config.engram_width, 100, 3, 128)
+def test_a_model_runs_the_steps_and_leaves_the_last_page():
+    config = DeepseekV3Config.from_dict({**TINY, **TINY_ENGRAM, "max_position_embeddings": 128})
+    cache = LatentCache.empty(config, 5)
+    warm_up(random_model(config), cache, config.engram.width, 100, 3, 128)
     assert cache.latents[:, 0].any()
     assert not cache.latents[:, 4].any()

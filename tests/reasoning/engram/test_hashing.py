@@ -151,7 +151,7 @@ def joined(parts: list[dict[int, np.ndarray]]) -> dict[int, list[list[int]]]:
 
 @reproducible
 @given(texts())
-def test_rows_equal_the_reference(text: Text) -> None:
+def test_row_ids_equal_those_of_the_reference(text: Text) -> None:
     rows = text.rows(0, len(text.ids), past=0)
     assert as_lists(rows) == reference_rows(text)
     for ids in rows.values():
@@ -199,7 +199,7 @@ def test_a_vocabulary_size_that_is_prime_is_the_first_prime() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 99_092, 129_280, 2**31, 2**62, 2**63 - 1])
-def test_no_product_leaves_int64(size: int) -> None:
+def test_no_product_of_a_hash_overflows_int64(size: int) -> None:
     geometry = HashGeometry(tuple(range(40)), 5, 1, 32, (7, 7, 7, 7), 0)
     for layer in geometry.multipliers(size):
         assert all(m % 2 == 1 and 0 < m < 2**63 and m * (size - 1) < 2**63 for m in layer)
@@ -247,7 +247,7 @@ GEOMETRY = {"layer_ids": (1, 2), "max_ngram": 3, "heads": 2, "head_dim": 32, "vo
         ("pad_token_id", -1, "at least 0"),
     ],
 )
-def test_impossible_geometry_is_refused(field: str, value: object, message: str) -> None:
+def test_a_geometry_that_is_impossible_is_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         HashGeometry(**{**GEOMETRY, field: value})  # type: ignore[arg-type]
     assert field in str(raised.value)

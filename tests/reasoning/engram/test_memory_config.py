@@ -6,7 +6,7 @@ import pytest
 
 from reasoning.engram.memory_config import read_memory_config
 
-RELEASED = {  # DeepSeek-V4.1-Flash: its backbone is not one that ModelConfig accepts
+RELEASED = {  # DeepSeek-V4.1-Flash: its backbone is not one that is implemented
     "model_type": "deepseek_v41",
     "hc_mult": 4,
     "vocab_size": 129280,
@@ -29,20 +29,20 @@ def write(directory, content):
 def test_a_memory_is_read_beside_a_foreign_backbone(tmp_path):
     write(tmp_path, RELEASED)
     config = read_memory_config(tmp_path, head_dim=256)
-    assert config.engram_layer_ids == (1, 14)
-    assert config.engram_vocab_size == (16_000_000,) * 3
-    assert config.engram_head_dim == 256
-    assert config.engram_compressed_vocab_size == 99092
+    assert config.layer_ids == (1, 14)
+    assert config.vocab_size == (16_000_000,) * 3
+    assert config.head_dim == 256
+    assert config.compressed_vocab_size == 99092
 
 
 def test_the_text_part_of_a_model_that_sees_images_is_read(tmp_path):
     write(tmp_path, {"model_type": "deepseek_v41", "text_config": RELEASED, "vision_config": {"depth": 2}})
-    assert read_memory_config(tmp_path, head_dim=256).engram_layer_ids == (1, 14)
+    assert read_memory_config(tmp_path, head_dim=256).layer_ids == (1, 14)
 
 
 def test_a_width_that_the_file_gives_stands(tmp_path):
     write(tmp_path, RELEASED | {"engram_head_dim": 128})
-    assert read_memory_config(tmp_path, head_dim=256).engram_head_dim == 128
+    assert read_memory_config(tmp_path, head_dim=256).head_dim == 128
 
 
 @pytest.mark.parametrize(

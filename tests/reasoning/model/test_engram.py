@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.config.engram import EngramConfig
 from reasoning.model.batch import Batch
 from reasoning.model.engram import Engram
 
 HIDDEN, LENGTH, EPS = 24, 19, 1e-6
+CONFIG = EngramConfig(layer_ids=(0,), n_heads=2, head_dim=8, vocab_size=(101, 101), conv_kernel=4)
 
 
 def rms(x):
@@ -49,15 +52,12 @@ def reference(h, e, kept, layer, gate_kind):
 @pytest.mark.parametrize("conv_kernel", [0, 4])
 @pytest.mark.parametrize("masked", [False, True])
 def test_layer_computes_the_published_formulas(streams, gate, conv_kernel, masked):
-    config = ModelConfig(
-        hidden_size=HIDDEN, engram_max_ngram_size=3, engram_n_heads=2, engram_head_dim=8, engram_gate=gate,
-        engram_conv_kernel=conv_kernel, rms_norm_eps=EPS,
-    )  # fmt: skip
-    layer = Engram(config, streams)
+    config = dataclasses.replace(CONFIG, gate=gate, conv_kernel=conv_kernel)
+    layer = Engram(config, HIDDEN, EPS, streams)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(0, 0.7)
-    h, e = torch.randn(LENGTH, streams, HIDDEN), torch.randn(LENGTH, config.engram_width)
+    h, e = torch.randn(LENGTH, streams, HIDDEN), torch.randn(LENGTH, CONFIG.width)
     kept = torch.rand(LENGTH) > 0.3 if masked else None
     batch = Batch(torch.zeros(LENGTH, dtype=torch.long), (LENGTH,), (0,), kept=kept)
     ones = np.ones(LENGTH) if kept is None else kept.double().numpy()
@@ -65,25 +65,23 @@ def test_layer_computes_the_published_formulas(streams, gate, conv_kernel, maske
     torch.testing.assert_close(layer(h, e, batch), torch.from_numpy(expected).float(), atol=2e-5, rtol=1e-5)
 
 
-def test_gradients_reach_everything():
-    config = ModelConfig(hidden_size=HIDDEN, engram_n_heads=2, engram_head_dim=8, engram_conv_kernel=4)
-    layer = Engram(config).double()
+def test_gradients_reach_rows_streams_and_parameters():
+    layer = Engram(CONFIG, HIDDEN, EPS).double()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(0, 0.5)
     batch = Batch(torch.zeros(8, dtype=torch.long), (8,), (0,))
     h = torch.randn(8, 1, HIDDEN, dtype=torch.double, requires_grad=True)
-    e = torch.randn(8, config.engram_width, dtype=torch.double, requires_grad=True)
+    e = torch.randn(8, CONFIG.width, dtype=torch.double, requires_grad=True)
     layer(h, e, batch).square().sum().backward()
     for tensor in (h, e, *layer.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.abs().max() > 0
 
 
-def test_the_convolution_starts_as_nothing():
-    config = ModelConfig(hidden_size=HIDDEN, engram_n_heads=2, engram_head_dim=8, engram_conv_kernel=4)
-    layer = Engram(config)
-    h, e = torch.randn(6, 1, HIDDEN), torch.randn(6, config.engram_width)
+def test_the_convolution_is_initialised_to_zero():
+    layer = Engram(CONFIG, HIDDEN, EPS)
+    h, e = torch.randn(6, 1, HIDDEN), torch.randn(6, CONFIG.width)
     batch = Batch(torch.zeros(6, dtype=torch.long), (6,), (0,))
     expected = layer(h, e, batch)
     layer.conv = None

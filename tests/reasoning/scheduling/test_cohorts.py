@@ -68,7 +68,7 @@ MS = 1e-3
         (20, 0, 15, 1),  # all of a step is reading weights
     ],
 )
-def test_the_faster_way_is_chosen(fixed_ms, each_ms, trip_ms, best):
+def test_the_faster_number_of_cohorts_is_chosen(fixed_ms, each_ms, trip_ms, best):
     device = {"fixed_s": fixed_ms * MS, "each_s": each_ms * MS, "round_trip_s": trip_ms * MS}
     cost = {n: Device(**device).run(CohortTuner(n), 500)[0] for n in (1, 2)}
     assert (min(cost, key=cost.get) == best) or cost[best] < 1.03 * min(cost.values())
@@ -122,12 +122,12 @@ def test_a_hiccup_of_the_machine_decides_nothing():
     assert tuner.cohorts == 1
 
 
-def test_one_sequence_is_one_cohort():
+def test_a_single_sequence_decodes_in_one_cohort():
     assert chosen(Device(1 * MS, 1 * MS, 50 * MS, sequences=1)) == 1
 
 
 @pytest.mark.parametrize("cohorts", [1, 2])
-def test_a_fixed_number_stays(cohorts):
+def test_a_fixed_number_of_cohorts_stays(cohorts):
     device, tuner = Device(2 * MS, 1 * MS, 30 * MS), CohortTuner(cohorts)
     assert device.run(tuner, 300)[1] == 0
     assert tuner.cohorts == cohorts

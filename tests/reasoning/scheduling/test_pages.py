@@ -19,7 +19,7 @@ def test_a_page_is_named_by_its_tokens_and_all_before_it():
     assert len({page_digest(b"", [1, 2]), page_digest(b"", [2, 1]), page_digest(digest(1), [1, 2])}) == 3
 
 
-def test_released_pages_are_found_until_somebody_needs_the_room():
+def test_released_pages_are_found_until_they_are_needed():
     pool = PagePool(3)
     pages = [pool.take() for _ in range(3)]
     for number, page in enumerate(pages):
@@ -45,7 +45,7 @@ def test_a_shared_page_is_held_until_the_last_lets_go():
     assert pool.available == 2
 
 
-def test_without_keeping_nothing_is_found():
+def test_a_pool_that_keeps_nothing_finds_nothing():
     pool = PagePool(2, keep=False)
     page = pool.take()
     pool.name(page, digest(1))

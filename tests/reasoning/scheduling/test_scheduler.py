@@ -21,7 +21,7 @@ class Rows:
 
 
 class Bench:
-    """A scheduler and the rows it asked for."""
+    """A scheduler and the rows that it requested."""
 
     def __init__(self, max_batch=4, prefill_tokens=100, pages=64, overlap=True, land=True, keep=True):
         self.asked = []
@@ -95,7 +95,7 @@ def test_rows_are_asked_for_while_a_prompt_waits_but_not_without_end():
     assert [rows.pieces[0].sequence.request.id for rows in bench.asked] == ["a", "b", "c"]  # two steps ahead
 
 
-def test_whoever_has_landed_runs_first():
+def test_the_group_whose_rows_have_landed_runs_first():
     bench = Bench(land=False)
     bench.add("slow", 3)
     bench.add("fast", 3)
@@ -203,7 +203,7 @@ def test_prompts_that_arrive_together_share_what_the_first_has_computed():
     for name in "abc":
         bench.add(name, 150)
     assert bench.step() == {"a": (0, 150)}  # b would not fit into the step
-    assert bench.step() == {"a": (150, 151)}  # what had been asked for b is of no use any more
+    assert bench.step() == {"a": (150, 151)}  # the rows requested for b are not needed any more
     assert bench.step() == {"a": (151, 152), "b": (128, 150)}
 
 

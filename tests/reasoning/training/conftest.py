@@ -16,6 +16,8 @@ from reasoning.training.corpus import Corpus, Stream, train_tokenizer
 from reasoning.training.recipe import TINY_CODE, TrainingConfig
 
 FILES = 60
+assert TINY_CODE.engram is not None
+MEMORY = dataclasses.replace(TINY_CODE.engram, layer_ids=(0, 2), n_heads=2, vocab_size=(500, 500))
 MODEL = dataclasses.replace(
     TINY_CODE,
     vocab_size=300,
@@ -29,9 +31,7 @@ MODEL = dataclasses.replace(
     qk_rope_head_dim=8,
     v_head_dim=8,
     max_position_embeddings=64,
-    engram_layer_ids=(0, 2),
-    engram_n_heads=2,
-    engram_vocab_size=(500, 500),
+    engram=MEMORY,
 )
 RUN = TrainingConfig(steps=40, window=32, batch=4, learning_rate=5e-3)
 
@@ -67,7 +67,7 @@ def bpe(corpus: Corpus) -> BpeTokenizer:
 @pytest.fixture(scope="session")
 def parts(bpe: BpeTokenizer, corpus: Corpus) -> tuple[NgramHasher, Stream]:
     """What a Trainer of MODEL takes besides its configurations."""
-    return build_hasher(MODEL, Tokenizer(bpe)), Stream.encode(bpe, corpus.train)
+    return build_hasher(MEMORY, Tokenizer(bpe)), Stream.encode(bpe, corpus.train)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_line_ends_are_read_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS, ids=range(len(ODD_TEXTS)))
-def test_the_tokenizer_loses_nothing(bpe, text):
+def test_the_tokenizer_gives_back_every_text(bpe, text):
     ids = bpe.encode(text, add_special_tokens=False).ids
     assert bpe.decode(ids, skip_special_tokens=False) == text
 

@@ -19,7 +19,7 @@ from reasoning.training.corpus import Stream
 from reasoning.training.evaluation import HeldOutLoss, held_out_loss, xz_bits_per_byte
 from reasoning.training.loop import Trainer
 
-from .conftest import MODEL, RUN
+from .conftest import MEMORY, MODEL, RUN
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,15 @@ def stream(bpe, corpus):
 @pytest.fixture(scope="module")
 def trained(parts):
     """A model with tables that matter, as its trainer leaves them and as a memory."""
-    model = dataclasses.replace(MODEL, max_position_embeddings=512, engram_conv_kernel=0, engram_row_format="fp32")
+    memory = dataclasses.replace(MEMORY, conv_kernel=0, row_format="fp32")
+    model = dataclasses.replace(MODEL, max_position_embeddings=512, engram=memory)
     trainer = Trainer(model, *parts, dataclasses.replace(RUN, steps=6))
     for values in trainer.tables.values.values():
         values *= 50
     trainer.run(lambda _: None)
-    specs = table_specs(model, trainer.hasher)
-    memory = LocalMemory({spec: pack_rows(trainer.tables.values[spec.layer], "fp32") for spec in specs})
-    return trainer.model, RowLookup(trainer.hasher, specs, memory, timeout_s=1.0)
+    specs = table_specs(memory, trainer.hasher)
+    tables = LocalMemory({spec: pack_rows(trainer.tables.values[spec.layer], "fp32") for spec in specs})
+    return trainer.model, RowLookup(trainer.hasher, specs, tables, timeout_s=1.0)
 
 
 @torch.inference_mode()
@@ -76,7 +77,7 @@ def test_short_windows_score_every_token_once_with_its_n_grams(trained, stream, 
     assert loss.nats == pytest.approx(whole_document_loss(model, lookup, stream), rel=1e-5)
 
 
-def test_units():
+def test_bits_a_byte_follow_from_nats_and_bytes():
     loss = HeldOutLoss(nats=math.log(2) * 240, tokens=60, bytes=120)
     assert loss.bits_per_byte == pytest.approx(2.0)
     assert loss.nats_per_token == pytest.approx(4 * math.log(2))

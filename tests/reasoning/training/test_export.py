@@ -13,6 +13,9 @@ import torch
 from memory_service import LocalMemory, pack_rows
 from reasoning.engine import Engine
 from reasoning.request import Completion, Request, SamplingParams
+from reasoning.training import run
+from reasoning.training.corpus import Corpus, Stream
+from reasoning.training.evaluation import held_out_loss
 from reasoning.training.export import export
 from reasoning.training.loop import Trainer
 from reasoning.training.run import LOG_FILE, train
@@ -29,7 +32,7 @@ def test_an_export_holds_what_the_trainer_holds(parts, bpe, tmp_path):
         export(trainer, bpe, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     engine = Engine.from_pretrained(tmp_path / "model")
-    assert engine.model.config.engram_compressed_vocab_size == parts[0].token_map.size
+    assert engine.model.config.engram.compressed_vocab_size == parts[0].token_map.size
     for name, tensor in trainer.model.state_dict().items():
         np.testing.assert_allclose(engine.model.state_dict()[name], tensor, rtol=2**-8, atol=0)
     memory = LocalMemory.load(tmp_path / "model" / "memory")
@@ -44,12 +47,25 @@ def test_an_export_holds_what_the_trainer_holds(parts, bpe, tmp_path):
 def test_a_run_writes_a_model_and_its_log(corpus_dir, tmp_path):
     output = tmp_path / "out"
     for _ in range(2):
-        train(MODEL, SHORT, output, corpus_dir)
+        loss = train(MODEL, SHORT, output, corpus_dir)
     log = [json.loads(line) for line in (output / LOG_FILE).read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2]
     assert all(math.isfinite(line["loss"]) for line in log)
-    Engine.from_pretrained(output)
+    engine = Engine.from_pretrained(output)
+    held_out = Corpus.find(corpus_dir).held_out
+    stream = Stream.encode(engine.tokenizer.backend, held_out)
+    assert loss == held_out_loss(engine.model, engine.lookup, stream, SHORT.window)
+    assert loss.bytes == sum(path.stat().st_size for path in held_out)
     assert torch.get_float32_matmul_precision() == "highest"  # as it was: other models in this process stay exact
+
+
+def test_a_run_is_evaluated_on_the_first_of_many_held_out_files(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.py").write_bytes(b"#" * 1000)
+    files = sorted(tmp_path.iterdir())
+    assert run._first(files) == files
+    (tmp_path / "1.py").write_bytes(b"#" * run.HELD_OUT_BYTES)
+    assert run._first(files) == files[:2]
 
 
 def test_a_folder_that_is_no_model_is_not_replaced(corpus_dir, tmp_path):

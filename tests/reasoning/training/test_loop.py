@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.training.loop import Trainer
 from reasoning.training.recipe import TrainingConfig
 
 from .conftest import MODEL, RUN
 
 
-def train(parts, config, model: ModelConfig = MODEL):
+def train(parts, config, model: DeepseekV3Config = MODEL):
     trainer, seen = Trainer(model, *parts, config), []
     trainer.run(seen.append)
     return trainer, seen

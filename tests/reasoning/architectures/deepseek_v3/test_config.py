@@ -1,4 +1,4 @@
-"""config.json to ModelConfig and back; what is refused names its field, its value and what is accepted."""
+"""config.json to DeepseekV3Config and back; what is refused names its field, its value and what is accepted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.architectures.registry import read_model_config
 from reasoning.config.rope import RopeConfig
 from tests.reasoning.conftest import END, TINY, TINY_ENGRAM
 
@@ -27,46 +28,47 @@ FULL = {**TINY, **TINY_ENGRAM, "rope_theta": 50000.0, "rope_scaling": YARN}
     ],
 )
 def test_what_is_written_reads_back_equal(raw):
-    config = ModelConfig.from_dict(raw)
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    config = DeepseekV3Config.from_dict(raw)
+    assert DeepseekV3Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_every_key_reaches_its_field():
-    config = ModelConfig.from_dict(FULL)
+    config = DeepseekV3Config.from_dict(FULL)
     for name, value in FULL.items():
         if name not in ("rope_theta", "rope_scaling", "eos_token_id", "engram_vocab_size", "engram_layer_ids"):
-            assert getattr(config, name) == value, name
-    assert (config.engram_layer_ids, config.engram_columns, config.engram_width) == ((0, 2), 4, 128)
-    assert (config.conv_history, config.latent_size) == (9, 24)
+            owner = config.engram if name.startswith("engram_") else config
+            assert getattr(owner, name.removeprefix("engram_")) == value, name
+    assert (config.engram.layer_ids, config.engram.columns, config.engram.width) == ((0, 2), 4, 128)
+    assert (config.engram.conv_history, config.latent_size) == (9, 24)
 
 
 def test_absent_keys_have_the_values_of_the_published_architecture():
-    config = ModelConfig.from_dict({})
+    config = DeepseekV3Config.from_dict({})
     assert (config.vocab_size, config.hidden_size, config.n_routed_experts, config.q_lora_rank) == (
         129280,
         7168,
         256,
         1536,
     )
-    assert ModelConfig.from_dict({"q_lora_rank": None}).q_lora_rank is None
-    assert (config.engram_layer_ids, config.eos_token_id, config.rope) == ((), (), RopeConfig())
+    assert DeepseekV3Config.from_dict({"q_lora_rank": None}).q_lora_rank is None
+    assert (config.engram, config.eos_token_id, config.rope) == (None, (), RopeConfig())
 
 
 def test_one_number_stands_for_a_list():
     sizes = {"engram_vocab_size": 500, "engram_max_ngram_size": 4}
-    assert ModelConfig.from_dict({**FULL, **sizes}).engram_vocab_size == (500, 500, 500)
-    assert ModelConfig.from_dict({**FULL, "engram_vocab_size": [300, 500]}).engram_vocab_size == (300, 500)
-    assert ModelConfig.from_dict({"eos_token_id": 7}).eos_token_id == (7,)
-    assert ModelConfig.from_dict({"eos_token_id": [7, 9]}).eos_token_id == (7, 9)
+    assert DeepseekV3Config.from_dict({**FULL, **sizes}).engram.vocab_size == (500, 500, 500)
+    assert DeepseekV3Config.from_dict({**FULL, "engram_vocab_size": [300, 500]}).engram.vocab_size == (300, 500)
+    assert DeepseekV3Config.from_dict({"eos_token_id": 7}).eos_token_id == (7,)
+    assert DeepseekV3Config.from_dict({"eos_token_id": [7, 9]}).eos_token_id == (7, 9)
 
 
 def test_a_plain_model_writes_no_engram_keys():
-    assert not [key for key in ModelConfig.from_dict(TINY).to_dict() if key.startswith("engram")]
+    assert not [key for key in DeepseekV3Config.from_dict(TINY).to_dict() if key.startswith("engram")]
 
 
-def test_foreign_keys_are_ignored():
+def test_keys_of_other_projects_are_ignored():
     foreign = {"ep_size": 1, "auto_map": {}, "torch_dtype": "bfloat16", "engram_num_embeddings": 12}
-    assert ModelConfig.from_dict({**FULL, **foreign}) == ModelConfig.from_dict(FULL)
+    assert DeepseekV3Config.from_dict({**FULL, **foreign}) == DeepseekV3Config.from_dict(FULL)
 
 
 ROPE = RopeConfig(50000.0, 4.0, 16, mscale=1.0, mscale_all_dim=0.7)
@@ -86,7 +88,7 @@ ROPE = RopeConfig(50000.0, 4.0, 16, mscale=1.0, mscale_all_dim=0.7)
     ],
 )  # fmt: skip
 def test_both_forms_of_rope_are_read(raw, expected):
-    assert ModelConfig.from_dict({**TINY, **raw}).rope == expected
+    assert DeepseekV3Config.from_dict({**TINY, **raw}).rope == expected
 
 
 REFUSED = [
@@ -107,7 +109,6 @@ REFUSED = [
     ("eos_token_id", "</s>", "a list of whole numbers of at least 0"),
     ("eos_token_id", [1, -1], "a list of whole numbers of at least 0"),
     ("qk_rope_head_dim", 7, "an even number"),
-    ("num_nextn_predict_layers", 2, "0 or 1: more are not implemented"),
     ("num_nextn_predict_layers", -1, "a whole number of at least 0"),
     ("model_type", "llama", "'deepseek_v3'"),
     ("hidden_act", "gelu", "'silu'"),
@@ -128,8 +129,8 @@ REFUSED = [
     ("engram_vocab_size", [500, "x"], "a list of whole numbers of at least 1"),
     ("engram_vocab_size", True, "a list of whole numbers of at least 1"),
     ("engram_layer_ids", [3], "layers 0 to 2 in ascending order"),
-    ("engram_layer_ids", [2, 0], "layers 0 to 2 in ascending order"),
-    ("engram_layer_ids", [1, 1], "layers 0 to 2 in ascending order"),
+    ("engram_layer_ids", [2, 0], "layers in ascending order, once each"),
+    ("engram_layer_ids", [1, 1], "layers in ascending order, once each"),
     ("engram_layer_ids", [-1], "a list of whole numbers of at least 0"),
     ("engram_layer_ids", 1, "a list of whole numbers of at least 0"),
     ("engram_n_heads", 0, "a whole number of at least 1"),
@@ -149,7 +150,7 @@ REFUSED = [
 def test_what_is_refused_names_field_value_and_remedy(name, value, accepted):
     shown = re.escape(repr(tuple(value) if isinstance(value, list) else value))
     with pytest.raises(ValueError, match=rf"^{name}: {shown} is not supported; expected .*{re.escape(accepted)}"):
-        ModelConfig.from_dict({**TINY, **TINY_ENGRAM, name: value})
+        DeepseekV3Config.from_dict({**TINY, **TINY_ENGRAM, name: value})
 
 
 @pytest.mark.parametrize(
@@ -167,23 +168,23 @@ def test_what_is_refused_names_field_value_and_remedy(name, value, accepted):
 )
 def test_a_rope_that_is_not_implemented_is_refused(name, value):
     with pytest.raises(ValueError, match=rf"rope_scaling.{name}: {value!r} is not supported; expected "):
-        ModelConfig.from_dict({**TINY, "rope_scaling": {**YARN, name: value}})
+        DeepseekV3Config.from_dict({**TINY, "rope_scaling": {**YARN, name: value}})
 
 
 def test_expert_numbers_do_not_matter_to_a_dense_model():
     dense = {**TINY, "first_k_dense_replace": 3, "n_routed_experts": 0, "num_experts_per_tok": 0, "n_group": 0}
-    assert ModelConfig.from_dict(dense).n_routed_experts == 0
+    assert DeepseekV3Config.from_dict(dense).n_routed_experts == 0
     with pytest.raises(ValueError, match=r"n_routed_experts: 0 .* or first_k_dense_replace=4"):  # of its MTP layer
-        ModelConfig.from_dict({**dense, "num_nextn_predict_layers": 1})
+        DeepseekV3Config.from_dict({**dense, "num_nextn_predict_layers": 1})
 
 
 @pytest.mark.parametrize("content", ["{", "", '["vocab_size"]', "7", b"\xff\xfe{}"], ids=repr)
 def test_a_file_that_is_no_json_object_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=r"config\.json.*(is not valid JSON.*copy|expected a JSON object)"):
-        ModelConfig.from_dir(tmp_path)
+        read_model_config(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json does not exist; give a directory"):
-        ModelConfig.from_dir(tmp_path / "nowhere")
+        read_model_config(tmp_path / "nowhere")

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.model.batch import PAGE_TOKENS, Batch, Cache
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.architectures.deepseek_v3.cache import LatentCache
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
+from reasoning.model.batch import PAGE_TOKENS, Batch
 from tests.reasoning.architectures.deepseek_v3.conftest import SMALL
 
 ENGRAM = {"engram_layer_ids": [0, 2], "engram_n_heads": 2, "engram_head_dim": 16, "engram_vocab_size": 101}
@@ -17,18 +18,18 @@ LENGTH = 2 * PAGE_TOKENS + 12
 PAGES = (5, 0, 3), (2, 4, 1)  # of two sequences: scattered, and together all but one of seven
 
 
-def build(gate: str = "sqrt", conv_kernel: int = 4) -> Transformer:
-    config = ModelConfig.from_dict({**SMALL, **ENGRAM, "engram_gate": gate, "engram_conv_kernel": conv_kernel})
-    model = Transformer(config).initialise(torch.Generator().manual_seed(1)).eval()
+def build(gate: str = "sqrt", conv_kernel: int = 4) -> DeepseekV3Backbone:
+    config = DeepseekV3Config.from_dict({**SMALL, **ENGRAM, "engram_gate": gate, "engram_conv_kernel": conv_kernel})
+    model = DeepseekV3Backbone(config).initialise(torch.Generator().manual_seed(1)).eval()
     for layer in model.layers:
         if layer.engram is not None and layer.engram.conv is not None:
             torch.nn.init.normal_(layer.engram.conv.weight, 0, 0.3)  # zero, as initialised, would hide the convolution
     return model
 
 
-def poisoned(model: Transformer, pages: int = 7) -> Cache:
-    """A cache in which whoever reads what was never written gets NaN."""
-    cache = Cache.empty(model.config, pages)
+def poisoned(model: DeepseekV3Backbone, pages: int = 7) -> LatentCache:
+    """A cache in which reading what was never written gives NaN."""
+    cache = LatentCache.empty(model.config, pages)
     for tensor in (cache.latents, *cache.conv.values()):
         tensor.fill_(float("nan"))
     return cache
@@ -37,14 +38,14 @@ def poisoned(model: Transformer, pages: int = 7) -> Cache:
 class Sequence:
     """Random tokens and their rows, and the hidden states that the model gives them at once."""
 
-    def __init__(self, model: Transformer, length: int, pages: tuple[int, ...]):
+    def __init__(self, model: DeepseekV3Backbone, length: int, pages: tuple[int, ...]):
         self.model, self.pages = model, pages
         self.ids = torch.randint(0, SMALL["vocab_size"], (length,))
-        self.rows = {layer: torch.randn(length, model.config.engram_width) for layer in model.config.engram_layer_ids}
+        self.rows = {layer: torch.randn(length, model.config.engram.width) for layer in model.config.engram.layer_ids}
         self.whole = model(Batch.of_whole_sequences(self.ids[None]), self.rows.__getitem__)
 
 
-def run(pieces: list[tuple[Sequence, int, int]], cache: Cache) -> tuple[torch.Tensor, ...]:
+def run(pieces: list[tuple[Sequence, int, int]], cache: LatentCache) -> tuple[torch.Tensor, ...]:
     """Hidden states of tokens start..end of each sequence, all computed as one batch."""
     batch = Batch(
         torch.cat([s.ids[start:end] for s, start, end in pieces]),
@@ -120,7 +121,7 @@ def test_a_prefix_is_shared_by_its_pages():
 @torch.inference_mode()
 def test_only_the_batch_s_own_positions_are_written():
     model = build()
-    cache = Cache.empty(model.config, 7)
+    cache = LatentCache.empty(model.config, 7)
     run([(Sequence(model, 70, PAGES[0]), 66, 70), (Sequence(model, 3, PAGES[1]), 0, 3)], cache)
     written = torch.zeros(7, PAGE_TOKENS, dtype=torch.bool)
     written[0, 2:6] = written[2, :3] = True
@@ -139,7 +140,7 @@ def test_more_pages_than_needed_may_be_listed():
 def test_memory_matters_and_masked_positions_ignore_it():
     model = build("sqrt", 0)
     ids = torch.randint(0, SMALL["vocab_size"], (1, 5))
-    rows = torch.randn(5, model.config.engram_width)
+    rows = torch.randn(5, model.config.engram.width)
     batch = Batch.of_whole_sequences(ids)
     without, with_rows = model(batch), model(batch, lambda _: rows)
     assert (without - with_rows).abs().max() > 1e-2

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from reasoning.architectures.deepseek_v3.attention import LatentAttention
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.model.batch import PAGE_TOKENS, Batch
 from tests.reasoning.architectures.deepseek_v3.conftest import SMALL
 
@@ -56,7 +56,7 @@ def both_ways(monkeypatch):
 )
 @torch.inference_mode()
 def test_attention_is_that_by_torch(both_ways, lengths, starts):
-    config = ModelConfig.from_dict(TINY)
+    config = DeepseekV3Config.from_dict(TINY)
     attention = LatentAttention(config).to(DEVICE)
     for expansion in (attention.key_expansion, attention.value_expansion):
         expansion.normal_(0, 0.2)
@@ -73,12 +73,12 @@ def test_attention_is_that_by_torch(both_ways, lengths, starts):
 
 
 def test_gradients_are_those_by_torch(both_ways):
-    config = ModelConfig.from_dict(TINY)
-    model = Transformer(config).initialise(torch.Generator().manual_seed(0))
+    config = DeepseekV3Config.from_dict(TINY)
+    model = DeepseekV3Backbone(config).initialise(torch.Generator().manual_seed(0))
     torch.nn.init.normal_(model.layers[1].engram.conv.weight, 0, 0.3)  # zero, as initialised, would hide it
     model.to(DEVICE)
     ids = torch.randint(0, 40, (2, 7), device=DEVICE)
-    rows = torch.randn(12, config.engram_width, device=DEVICE, requires_grad=True)
+    rows = torch.randn(12, config.engram.width, device=DEVICE, requires_grad=True)
     leaves = {"rows": rows, **dict(model.named_parameters())}
 
     def gradients():

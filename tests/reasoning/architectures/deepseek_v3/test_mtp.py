@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from reasoning.architectures.deepseek_v3.backbone import Transformer
-from reasoning.architectures.deepseek_v3.config import ModelConfig
-from reasoning.architectures.deepseek_v3.mtp import MtpDrafter
-from reasoning.checkpoint.checkpoint import SINGLE, load_model
-from reasoning.model.batch import PAGE_TOKENS, Batch, Cache
+from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
+from reasoning.architectures.deepseek_v3.cache import LatentCache
+from reasoning.architectures.deepseek_v3.config import DeepseekV3Config as OurConfig
+from reasoning.checkpoint.files import SINGLE
+from reasoning.checkpoint.load import load_model
+from reasoning.drafts.mtp import MtpDrafter
+from reasoning.model.batch import PAGE_TOKENS, Batch
 from tests.reasoning.architectures.deepseek_v3.conftest import SMALL
 
 LAYERS, HIDDEN, VOCAB = SMALL["num_hidden_layers"], SMALL["hidden_size"], SMALL["vocab_size"]
@@ -84,14 +86,21 @@ def pair(request, tmp_path):
     return reference, load_model(tmp_path)
 
 
-def poisoned(model: Transformer) -> Cache:
-    """A cache in which whoever reads what was never written gets NaN."""
-    cache = Cache.empty(model.config, pages=4)
+def poisoned(model: DeepseekV3Backbone) -> LatentCache:
+    """A cache in which reading what was never written gives NaN."""
+    cache = LatentCache.empty(model.config, pages=4)
     cache.latents.fill_(float("nan"))
     return cache
 
 
-def feed(model: Transformer, cache: Cache, sequences: list[Tensor], start: int, ends: list[int], counts: list[int]):
+def feed(
+    model: DeepseekV3Backbone,
+    cache: LatentCache,
+    sequences: list[Tensor],
+    start: int,
+    ends: list[int],
+    counts: list[int],
+):
     """Run tokens start..end of each sequence, and the prediction with the tokens that follow them."""
     lengths = tuple(end - start for end in ends)
     starts, pages = (start,) * len(ends), PAGES[: len(ends)]
@@ -107,8 +116,7 @@ def test_logits_are_those_of_the_formulas(pair):
     ids = torch.randint(0, VOCAB, (LENGTH,))
     hidden = model(Batch.of_whole_sequences(ids[None, :-1]))
     batch = Batch.of_whole_sequences(ids[None, 1:])
-    rotations = model.cos[batch.positions], model.sin[batch.positions]
-    got = model.logits(model.mtp(model.embed_tokens(batch.token_ids), hidden, *rotations, batch, None))
+    got = model.logits(model.predict_ahead(hidden, batch, None))
     expected = reference.lm.lm_head(reference.ahead(ids[1:], reference.backbone(ids[:-1])))
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
@@ -154,13 +162,13 @@ def test_drafts_stay_below_the_vocabulary_of_the_engine(pair):
     _, model = pair
     ids = torch.randint(0, 20, (9,))
     hidden, batch = model(Batch(ids[:8], (8,), (0,), PAGES[:1])), Batch(ids[1:], (8,), (0,), PAGES[:1])
-    drafts = MtpDrafter(model, 20).draft(hidden, batch, [16], Cache.empty(model.config, 4))
+    drafts = MtpDrafter(model, 20).draft(hidden, batch, [16], LatentCache.empty(model.config, 4))
     assert max(drafts[0]) < 20
 
 
 def test_a_model_without_the_layer_cannot_draft_and_keeps_no_latents_for_it():
-    model = Transformer(ModelConfig.from_dict(SMALL))
-    assert len(Cache.empty(model.config, 1).latents) == LAYERS
+    model = DeepseekV3Backbone(OurConfig.from_dict(SMALL))
+    assert len(LatentCache.empty(model.config, 1).latents) == LAYERS
     with pytest.raises(
         ValueError, match="drafts: this checkpoint has no multi-token prediction layer; use n-gram drafts"
     ):

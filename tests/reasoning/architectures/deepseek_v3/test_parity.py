@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from reasoning.checkpoint.checkpoint import load_model
-from reasoning.model.batch import Batch, Cache
+from reasoning.architectures.deepseek_v3.cache import LatentCache
+from reasoning.checkpoint.load import load_model
+from reasoning.model.batch import Batch
 from tests.reasoning.architectures.deepseek_v3.conftest import SMALL
 
 YARN = {
@@ -61,7 +62,7 @@ def test_greedy_tokens_are_those_of_transformers(pair):
         eos_token_id=None,
         pad_token_id=0,
     )[0, 17:]
-    cache = Cache.empty(model.config, pages=1)
+    cache = LatentCache.empty(model.config, pages=1)
     batch, got = Batch(prompt[0], (17,), (0,), ((0,),)), []
     for position in range(17, 17 + 32):
         token = model.logits(model(batch, cache=cache)[-1:]).argmax(-1)
