@@ -7,7 +7,7 @@ import torch
 
 from kernels.rope import rope, rope_
 from reasoning.config.rope import RopeConfig
-from reasoning.model.rope import cos_sin_table
+from reasoning.model.rope import Rotations
 
 SHAPES = [(1, 1, 2), (5, 17, 6), (17, 3, 64), (123, 1, 10), (1025, 2, 8), (3, 40, 16)]
 PLAIN = RopeConfig()
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
 
 def angles(device, tokens, dim, config=PLAIN):
     positions = torch.arange(tokens) * 37 % 4000
-    return [table[positions].to(device) for table in cos_sin_table(config, dim, 4000)]
+    return [values.to(device) for values in Rotations(config, dim)(positions)]
 
 
 def formula(x, cos, sin):
