@@ -30,7 +30,7 @@ from benchmarks.lookup import table_spec
 from benchmarks.report import Report, format_table
 from cluster.pool.config import PoolConfig
 from cluster.pool.named_pools import start_pool, stop_pool, wait_for_pool
-from cluster.pool.plan import Shape
+from cluster.pool.policies.plan import Shape
 from cluster.pool.ray_fleet import MEMORY_ROLE
 from cluster.pool.report import PoolDescription
 from cluster.ray_runtime import NAMESPACE, fetch

@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+from cluster.batch.executors.open_executor import open_executor
 from cluster.batch.job import JobReport, run_job
-from cluster.batch.open_executor import open_executor
 from cluster.batch.output import JobOutput
 from cluster.batch.sidecar import JobIdentity
 from cluster.batch.summary import job_lines

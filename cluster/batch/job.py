@@ -11,11 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cluster.batch.executor import Executor
+from cluster.batch.executors.executor import Executor
+from cluster.batch.executors.parts import LINE_ATTEMPTS
 from cluster.batch.lines import Line, give_up, parse_line
 from cluster.batch.options import InputLimits
 from cluster.batch.output import Output
-from cluster.batch.parts import LINE_ATTEMPTS
 from cluster.batch.reading import read_lines
 from cluster.batch.records import error_record, to_record
 from cluster.batch.sidecar import Attempt

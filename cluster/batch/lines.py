@@ -12,8 +12,8 @@ from typing import Any
 
 import xxhash
 
+from cluster.batch.executors.parts import given_up
 from cluster.batch.options import InputLimits
-from cluster.batch.parts import given_up
 from cluster.batch.reading import RawLine
 from cluster.batch.records import RecordId
 from reasoning.request import SAMPLING_FIELDS, Request, RequestError, SamplingParams

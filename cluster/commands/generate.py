@@ -169,8 +169,8 @@ def _generate(
     trace: Trace | None,
 ) -> None:
     """Generate the remaining lines of a job, and print a summary."""
+    from cluster.batch.executors.open_executor import open_executor
     from cluster.batch.job import run_job
-    from cluster.batch.open_executor import open_executor
     from cluster.batch.options import InputLimits
     from cluster.batch.summary import engine_line, job_lines
 

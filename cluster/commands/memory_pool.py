@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cluster.pool.autoscale import AutoscaleConfig
+    from cluster.pool.policies.autoscale import AutoscaleConfig
 
 _DEFAULT_NAME = "memory"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -109,7 +109,7 @@ def start(args: argparse.Namespace) -> int:
     """Start a pool and print the address of a shard."""
     from cluster.pool.config import PoolConfig
     from cluster.pool.named_pools import pool_exists, serve_pool
-    from cluster.pool.plan import Shape
+    from cluster.pool.policies.plan import Shape
     from cluster.ray_runtime import ray_session
     from memory_service.server.arguments import limits_from
 
@@ -166,7 +166,7 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _autoscale(args: argparse.Namespace) -> AutoscaleConfig | None:
-    from cluster.pool.autoscale import AutoscaleConfig
+    from cluster.pool.policies.autoscale import AutoscaleConfig
 
     if args.autoscale is None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from cluster.pool.autoscale import AutoscaleConfig
+from cluster.pool.policies.autoscale import AutoscaleConfig
 from memory_service.server.limits import DoorLimits
 
 

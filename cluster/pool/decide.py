@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from cluster.pool.autoscale import Reading
 from cluster.pool.config import PoolConfig
-from cluster.pool.node_spread import next_move
-from cluster.pool.plan import Goal, Layout, Shape, Whereabouts
+from cluster.pool.policies.autoscale import Reading
+from cluster.pool.policies.node_spread import next_move
+from cluster.pool.policies.plan import Goal, Layout, Shape, Whereabouts
 from cluster.pool.report import ScaleReport
 from cluster.pool.state import (
     AbandonReshape,

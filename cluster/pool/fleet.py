@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
-from cluster.pool.plan import Goal, Whereabouts
+from cluster.pool.policies.plan import Goal, Whereabouts
 
 
 class Fleet(Protocol):

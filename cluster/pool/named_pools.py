@@ -6,9 +6,9 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from cluster.pool.autoscale import Autoscaler
 from cluster.pool.config import PoolConfig
-from cluster.pool.plan import PoolPlan, Shape
+from cluster.pool.policies.autoscale import Autoscaler
+from cluster.pool.policies.plan import PoolPlan, Shape
 from cluster.pool.pool import MemoryPool
 from cluster.pool.ray_fleet import FOREVER, RayFleet
 from cluster.ray_runtime import NAMESPACE, fetch

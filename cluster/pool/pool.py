@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from cluster.pool.autoscale import Autoscaler, Tuner
 from cluster.pool.config import PoolConfig
 from cluster.pool.decide import decide, is_at_rest, problem, recover
 from cluster.pool.fleet import Fleet
 from cluster.pool.mailbox import Mailbox, stopping
-from cluster.pool.node_spread import Spreader
-from cluster.pool.plan import PoolPlan, Shape
+from cluster.pool.policies.autoscale import Autoscaler, Tuner
+from cluster.pool.policies.node_spread import Spreader
+from cluster.pool.policies.plan import PoolPlan, Shape
 from cluster.pool.report import PoolDescription, ScaleReport
 from cluster.pool.state import (
     AbandonReshape,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from cluster.pool.plan import Goal, Whereabouts
+from cluster.pool.policies.plan import Goal, Whereabouts
 from cluster.pool.shard_actor import ShardActor
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service.server.arrow_memory import bounded_environment

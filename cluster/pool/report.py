@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.pool.plan import Shape
+from cluster.pool.policies.plan import Shape
 from memory_service.placement.placement import Placement
 from memory_service.protocol.reports import ShardStats
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.pool.plan import Goal, Whereabouts
+from cluster.pool.policies.plan import Goal, Whereabouts
 from cluster.ray_metrics import RayMetrics
 from memory_service.protocol.security import ServerSecurity
 from memory_service.server.limits import DoorLimits

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from cluster.pool.autoscale import Tuner
-from cluster.pool.node_spread import Spreader
-from cluster.pool.plan import Goal, PoolPlan, Shape, Whereabouts
+from cluster.pool.policies.autoscale import Tuner
+from cluster.pool.policies.node_spread import Spreader
+from cluster.pool.policies.plan import Goal, PoolPlan, Shape, Whereabouts
 from cluster.pool.report import ScaleReport
 from cluster.pool.watch import Sighting
 from memory_service.placement.placement import Placement

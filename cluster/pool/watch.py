@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cluster.pool.fleet import Fleet
-from cluster.pool.plan import Whereabouts
+from cluster.pool.policies.plan import Whereabouts
 from memory_service.control.client import ControlClient, ShardUnresponsive
 from memory_service.errors import MemoryServiceError
 from memory_service.protocol.reports import ShardStats

@@ -13,8 +13,8 @@ from memory_service.client.config import ClientConfig
 from memory_service.client.counters import LookupCounters
 from memory_service.client.dispatch import Dispatcher
 from memory_service.client.pending import RowsFuture, forked
-from memory_service.client.shard_directory import ShardDirectory
-from memory_service.client.snapshot import snapshot_shards
+from memory_service.control.shard_directory import ShardDirectory
+from memory_service.control.snapshot import snapshot_shards
 from memory_service.errors import MemoryServiceError
 from memory_service.memory import MemoryStats, require_table
 from memory_service.metrics.catalogue import CLIENT_EPOCH

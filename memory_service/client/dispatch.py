@@ -28,9 +28,9 @@ from memory_service.client.mapped_table import MappedTable
 from memory_service.client.pending import Event, PendingLookup, RowsFuture
 from memory_service.client.replica_choice import HedgingBudget, Patience, ShardHealth
 from memory_service.client.retries import Retries
-from memory_service.client.shard_directory import ShardDirectory
 from memory_service.client.stream import RowStream
 from memory_service.client.watch import Watch
+from memory_service.control.shard_directory import ShardDirectory
 from memory_service.errors import MemoryServiceError, ShardUnavailable
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.protocol.shared_table import SharedTable

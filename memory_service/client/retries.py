@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from memory_service.client.lookup import RefreshPlacement
 from memory_service.client.pending import PendingLookup
-from memory_service.client.shard_directory import ShardDirectory
+from memory_service.control.shard_directory import ShardDirectory
 from memory_service.errors import MemoryServiceError
 
 _PAUSE_S = 0.01  # before the second round, then doubled: shards activate a new placement one after the other

@@ -1,1 +1,1 @@
-"""Control: calls to one shard or to all, and changes of the placement while it is served."""
+"""Control: calls to one shard or to all, their directory, changes of the placement, and snapshots of what they hold."""

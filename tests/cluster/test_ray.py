@@ -16,15 +16,15 @@ import numpy as np
 import psutil
 import pytest
 
+from cluster.batch.executors.open_executor import open_executor
+from cluster.batch.executors.ray_executor import RayExecutor
 from cluster.batch.job import run_job
-from cluster.batch.open_executor import open_executor
 from cluster.batch.output import JobOutput
-from cluster.batch.ray_executor import RayExecutor
 from cluster.batch.sidecar import JobIdentity
 from cluster.cli import main
 from cluster.commands.memory_report import MemoryReport
 from cluster.pool.named_pools import find_pool, pool_exists, serve_pool, start_pool, stop_pool, wait_for_pool
-from cluster.pool.plan import Shape
+from cluster.pool.policies.plan import Shape
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_runtime import fetch
 from cluster.workers import actors

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.batch.executor import InProcessExecutor
+from cluster.batch.executors.executor import InProcessExecutor
 from cluster.batch.job import run_job
 from cluster.batch.options import InputLimits
 from cluster.batch.output import JobOutput
@@ -201,7 +201,7 @@ def test_a_line_beyond_the_limit_is_an_error_record_among_the_others(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cluster.batch.executor import InProcessExecutor
+from cluster.batch.executors.executor import InProcessExecutor
 from cluster.batch.job import run_job
 from cluster.batch.options import InputLimits
 from cluster.batch.output import JobOutput

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
-from cluster.pool.plan import Whereabouts
+from cluster.pool.policies.plan import Whereabouts
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
 

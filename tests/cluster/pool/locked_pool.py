@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.pool.config import PoolConfig
 from cluster.pool.named_pools import start_pool, stop_pool, wait_for_pool
-from cluster.pool.plan import Shape
+from cluster.pool.policies.plan import Shape
 from cluster.ray_runtime import fetch, ray_session
 from memory_service import ClientSecurity, LocalMemory, MemoryClient, MemoryServiceError
 from tests.cluster.on_ray import shard_processes, wait_until

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.pool.autoscale import AutoscaleConfig, Autoscaler, Tuner
 from cluster.pool.decide import decide, problem
-from cluster.pool.plan import Goal, Shape
+from cluster.pool.policies.autoscale import AutoscaleConfig, Autoscaler, Tuner
+from cluster.pool.policies.plan import Goal, Shape
 from cluster.pool.state import (
     AbandonReshape,
     Conclude,

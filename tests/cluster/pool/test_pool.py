@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.pool.autoscale import AutoscaleConfig
 from cluster.pool.config import PoolConfig
-from cluster.pool.plan import Shape
+from cluster.pool.policies.autoscale import AutoscaleConfig
+from cluster.pool.policies.plan import Shape
 from cluster.pool.pool import MemoryPool
 from memory_service import LocalMemory, Snapshot, extend_snapshot
 from memory_service.errors import ShardUnavailable, SnapshotError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.pool.named_pools import serve_pool, stop_pool
-from cluster.pool.plan import Shape
+from cluster.pool.policies.plan import Shape
 from cluster.pool.pool import PoolConfig
 from memory_service import MemoryClient, ResourceExhausted
 from memory_service.server.limits import DoorLimits

@@ -12,7 +12,7 @@ import pytest
 from cluster.cli import main
 from cluster.pool.config import PoolConfig
 from cluster.pool.named_pools import find_pool, pool_address, start_pool, stop_pool, wait_for_pool
-from cluster.pool.plan import Shape
+from cluster.pool.policies.plan import Shape
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service import LocalMemory, MemoryClient
 from memory_service.errors import ShardError

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from cluster.pool.plan import Whereabouts
+from cluster.pool.policies.plan import Whereabouts
 from cluster.pool.watch import ShardWatch
 from tests.cluster.pool.in_process import InProcessFleet
 

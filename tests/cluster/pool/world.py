@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from cluster.pool.config import PoolConfig
 from cluster.pool.decide import decide, is_at_rest, recover
-from cluster.pool.node_spread import Spreader
-from cluster.pool.plan import Goal, PoolPlan, Shape, Whereabouts
+from cluster.pool.policies.node_spread import Spreader
+from cluster.pool.policies.plan import Goal, PoolPlan, Shape, Whereabouts
 from cluster.pool.state import (
     AbandonReshape,
     Conclude,

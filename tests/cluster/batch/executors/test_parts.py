@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.batch.parts import LINE_ATTEMPTS, Part, given_up
+from cluster.batch.executors.parts import LINE_ATTEMPTS, Part, given_up
 from reasoning.request import Request
 
 

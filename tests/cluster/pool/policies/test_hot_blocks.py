@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cluster.pool.hot_blocks import SpreadConfig, imbalance, shard_load, spread_hot_blocks
+from cluster.pool.policies.hot_blocks import SpreadConfig, imbalance, shard_load, spread_hot_blocks
 from memory_service import Placement, ShardAddress
 from memory_service.placement.assignment import NOBODY
 

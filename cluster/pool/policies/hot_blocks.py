@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.pool.plan import BlockReplicas
+from cluster.pool.policies.plan import BlockReplicas
 from memory_service.placement.placement import Placement
 
 BlockLoad = Mapping[str, NDArray[np.int64]]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.pool.plan import PoolPlan, Shape, Whereabouts
+from cluster.pool.policies.plan import PoolPlan, Shape, Whereabouts
 from cluster.pool.report import ScaleReport
 from memory_service import Snapshot
 from memory_service.placement.assignment import NOBODY

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from cluster.batch.executor import Executor, InProcessExecutor
-from cluster.batch.ray_executor import RayExecutor
+from cluster.batch.executors.executor import Executor, InProcessExecutor
+from cluster.batch.executors.ray_executor import RayExecutor
 from cluster.pool.named_pools import pool_address, serve_pool, stop_pool
-from cluster.pool.plan import Shape
+from cluster.pool.policies.plan import Shape
 from cluster.ray_runtime import ray_session
 from cluster.workers.actors import start_workers, stop_workers
 from cluster.workers.options import ClusterOptions

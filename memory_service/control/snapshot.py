@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.client.shard_directory import ShardDirectory
 from memory_service.control.client import ControlClient
 from memory_service.control.each_shard import describing, each_shard
+from memory_service.control.shard_directory import ShardDirectory
 from memory_service.errors import MemoryServiceError, RowOutOfRange, ShardUnavailable, SnapshotError
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.protocol.security import ClientSecurity

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.batch import ray_executor
-from cluster.batch.parts import Part
-from cluster.batch.ray_executor import RayExecutor, _Worker
+from cluster.batch.executors import ray_executor
+from cluster.batch.executors.parts import Part
+from cluster.batch.executors.ray_executor import RayExecutor, _Worker
 from memory_service.errors import ShardUnavailable
 from reasoning.request import Choice, Completion, Request
 

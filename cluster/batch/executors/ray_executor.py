@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cluster.batch.parts import Part, given_up
+from cluster.batch.executors.parts import Part, given_up
 from cluster.ray_runtime import fetch
 from cluster.workers.actors import KEEPS_DYING
 from memory_service.errors import MemoryServiceError

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from cluster.pool.node_spread import Move, Spreader, next_move
+from cluster.pool.policies.node_spread import Move, Spreader, next_move
 
 
 def nodes(text):

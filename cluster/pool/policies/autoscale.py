@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.pool.hot_blocks import SpreadConfig, spread_hot_blocks
-from cluster.pool.plan import Shape, Whereabouts
+from cluster.pool.policies.hot_blocks import SpreadConfig, spread_hot_blocks
+from cluster.pool.policies.plan import Shape, Whereabouts
 from memory_service.placement.placement import Placement
 from memory_service.protocol.reports import ShardStats
 from memory_service.tables.spec import TableSpec

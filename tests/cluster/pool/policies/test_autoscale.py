@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from cluster.pool.autoscale import AutoscaleConfig, Autoscaler, PoolLoad, Reading, Tuner
-from cluster.pool.plan import Shape, Whereabouts
+from cluster.pool.policies.autoscale import AutoscaleConfig, Autoscaler, PoolLoad, Reading, Tuner
+from cluster.pool.policies.plan import Shape, Whereabouts
 from memory_service import Placement, RowFormat, ShardAddress, TableSpec
 from memory_service.metrics.metrics import Distribution
 from memory_service.protocol.reports import ShardStats
