@@ -1,1 +1,1 @@
-"""Every figure that the README quotes, as a command: `python -m benchmarks.NAME [--quick] [--json FILE]`."""
+"""Every figure of docs/figures.md, as a command: `python -m benchmarks.NAME [--quick] [--json FILE]`."""

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cache_models import interleave
+from benchmarks.harness.report import Report, format_table
+from benchmarks.harness.rounds import Spread, Timing
+from benchmarks.harness.servers import memory_shards
+from benchmarks.harness.text_streams import CODE, deepseek_tokenizer, read_stream
 from benchmarks.hot_rows import arguments, hash_in_pieces
 from benchmarks.lookup import table_spec
-from benchmarks.report import Report, format_table
-from benchmarks.rounds import Spread, Timing
-from benchmarks.servers import memory_shards
-from benchmarks.text_streams import CODE, deepseek_tokenizer, read_stream
+from benchmarks.memories.cache_models import interleave
 from memory_service import ClientConfig, MemoryClient, write_snapshot
 from reasoning.engram.presets import PRESETS
 from reasoning.engram.token_map import TokenMap

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chaos_load import CLIENTS, Load
+from benchmarks.faults.chaos_load import CLIENTS, Load
+from benchmarks.harness.report import Report, format_table
 from benchmarks.lookup import table_spec
-from benchmarks.report import Report, format_table
 from cluster.pool.config import PoolConfig
 from cluster.pool.named_pools import start_pool, stop_pool, wait_for_pool
 from cluster.pool.policies.plan import Shape

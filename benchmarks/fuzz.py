@@ -23,7 +23,7 @@ import grpc
 import numpy as np
 import psutil
 
-from benchmarks.hostile import Hostility, Request, describe
+from benchmarks.faults.hostile import Hostility, Request, describe
 from memory_service import MemoryClient, RowFormat, TableSpec, write_snapshot
 from memory_service.control.client import ControlClient
 from memory_service.protocol.addresses import parse_address

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import Report, format_table, parse_arguments
-from benchmarks.rounds import time_interleaved
+from benchmarks.harness.report import Report, format_table, parse_arguments
+from benchmarks.harness.rounds import time_interleaved
 from reasoning.engram.hashing import NgramHasher
 from reasoning.engram.presets import PRESETS
 from reasoning.engram.token_map import TokenMap

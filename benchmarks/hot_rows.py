@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cache_models import Accesses, interleave, lru_distances, optimum, previous_use, replay
-from benchmarks.line_chart import Panel, draw
-from benchmarks.report import Report, argument_parser, format_table
-from benchmarks.text_streams import CODE, PROSE, TextStream, deepseek_tokenizer, read_stream
+from benchmarks.harness.line_chart import Panel, draw
+from benchmarks.harness.report import Report, argument_parser, format_table
+from benchmarks.harness.text_streams import CODE, PROSE, TextStream, deepseek_tokenizer, read_stream
+from benchmarks.memories.cache_models import Accesses, interleave, lru_distances, optimum, previous_use, replay
 from memory_service.client.cache import RowCache, set_bytes
 from memory_service.tables.spec import TableSpec
 from reasoning.engram.hashing import NgramHasher

@@ -17,10 +17,10 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.harness.report import Report, argument_parser, format_table
+from benchmarks.harness.rounds import Spread, Timing, take_turns, time_interleaved
+from benchmarks.harness.servers import memory_shards
 from benchmarks.lookup import table_spec
-from benchmarks.report import Report, argument_parser, format_table
-from benchmarks.rounds import Spread, Timing, take_turns, time_interleaved
-from benchmarks.servers import memory_shards
 from memory_service import MemoryClient, TableSpec, write_snapshot
 from memory_service.tables.random_tables import random_block, random_blocks
 

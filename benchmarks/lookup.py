@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import Report, format_table, parse_arguments
+from benchmarks.harness.report import Report, format_table, parse_arguments
+from benchmarks.harness.rounds import Spread, Timing, time_interleaved
+from benchmarks.harness.servers import free_ports, memory_shards, module_server
 from benchmarks.rivals import redis_mget
 from benchmarks.rivals.bare_flight import BareFlightClient
 from benchmarks.rivals.plain_grpc import StreamingClient, UnaryClient
 from benchmarks.rivals.raw_socket import RawSocketClient
-from benchmarks.rounds import Spread, Timing, time_interleaved
-from benchmarks.servers import free_ports, memory_shards, module_server
 from memory_service import ClientConfig, MemoryClient, RowFormat, Rows, TableSpec, write_snapshot
 
 ROUNDS = {384: 60, 1_536: 40, 12_288: 20, 98_304: 6}

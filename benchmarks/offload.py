@@ -31,12 +31,12 @@ import tokenizers
 import torch
 from tokenizers import models
 
-from benchmarks.generated import generated_tokens
+from benchmarks.harness.generated import generated_tokens
+from benchmarks.harness.report import Report, argument_parser, describe_device, format_table
+from benchmarks.harness.rounds import Spread
 from benchmarks.large_table import available_bytes
-from benchmarks.random_shard import random_shards
-from benchmarks.report import Report, argument_parser, describe_device, format_table
-from benchmarks.resident_memory import ResidentMemory, device_table, locked_table
-from benchmarks.rounds import Spread
+from benchmarks.memories.random_shard import random_shards
+from benchmarks.memories.resident_memory import ResidentMemory, device_table, locked_table
 from memory_service import Memory, MemoryClient, RowFormat, TableSpec
 from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
 from reasoning.architectures.deepseek_v3.config import DeepseekV3Config

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.far_memory import FarMemory
+from benchmarks.harness.report import Report, argument_parser, format_table
+from benchmarks.harness.rounds import Spread, take_turns
+from benchmarks.harness.text_streams import deepseek_tokenizer
 from benchmarks.hashing import load_tokens
-from benchmarks.report import Report, argument_parser, format_table
-from benchmarks.rounds import Spread, take_turns
-from benchmarks.text_streams import deepseek_tokenizer
+from benchmarks.memories.far_memory import FarMemory
 from benchmarks.throughput import CONFIG
 from memory_service import LocalMemory
 from memory_service.tables.random_tables import random_blocks

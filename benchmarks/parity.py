@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from benchmarks.generated import generated_tokens
-from benchmarks.report import (
+from benchmarks.harness.generated import generated_tokens
+from benchmarks.harness.report import (
     PACKAGES,
     Report,
     argument_parser,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import Report, format_table, parse_arguments
-from benchmarks.rounds import Timing, time_interleaved
+from benchmarks.harness.report import Report, format_table, parse_arguments
+from benchmarks.harness.rounds import Timing, time_interleaved
 from memory_service.client.cache import RowCache
 
 TABLE_ROWS, ROW_BYTES = 384_000_000, 264

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness.report import Report, format_table, parse_arguments
+from benchmarks.harness.rounds import Timing, time_interleaved
 from benchmarks.lookup import table_spec
-from benchmarks.report import Report, format_table, parse_arguments
-from benchmarks.rounds import Timing, time_interleaved
 from memory_service import Placement, ShardAddress, Snapshot, TableSpec, extend_snapshot
 from memory_service.shard.shard import Shard
 from memory_service.tables.random_tables import random_blocks

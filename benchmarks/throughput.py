@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.generated import generated_tokens
-from benchmarks.report import (
+from benchmarks.harness.generated import generated_tokens
+from benchmarks.harness.report import (
     PACKAGES,
     Report,
     argument_parser,
@@ -30,8 +30,8 @@ from benchmarks.report import (
     format_table,
     installed_versions,
 )
+from benchmarks.harness.rounds import Spread, Timing, time_interleaved
 from benchmarks.rivals.vllm_cpu import VllmProcess
-from benchmarks.rounds import Spread, Timing, time_interleaved
 from reasoning.architectures.deepseek_v3.backbone import DeepseekV3Backbone
 from reasoning.architectures.deepseek_v3.config import DeepseekV3Config
 from reasoning.checkpoint.save import save_model

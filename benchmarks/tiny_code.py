@@ -10,8 +10,8 @@ import dataclasses
 
 from tokenizers import Tokenizer as BpeTokenizer
 
-from benchmarks.report import Report, format_table, parse_arguments
-from benchmarks.rounds import Spread
+from benchmarks.harness.report import Report, format_table, parse_arguments
+from benchmarks.harness.rounds import Spread
 from reasoning.engine import Engine
 from reasoning.text.tokenizer import TOKENIZER_FILE
 from reasoning.training.corpus import Corpus, Stream

@@ -15,9 +15,9 @@ from dataclasses import asdict
 
 import torch
 
+from benchmarks.harness.report import Report, argument_parser, format_table
 from benchmarks.kernels.case import Case, forced, largest_difference
 from benchmarks.kernels.cases import CASES
-from benchmarks.report import Report, argument_parser, format_table
 
 PARITY_TOKENS = 3
 

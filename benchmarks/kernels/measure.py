@@ -9,8 +9,8 @@ from functools import partial
 import torch
 import triton.testing
 
+from benchmarks.harness.rounds import Spread, take_turns
 from benchmarks.kernels.case import Case, forced, largest_difference
-from benchmarks.rounds import Spread, take_turns
 
 ROUNDS = 5
 _WARMUP_MS, _MEASURED_MS = 10, 30  # of each candidate in each round

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from benchmarks import fuzz
-from benchmarks.mutations import edit_field, encode_field, mutate, parse_fields, reorder
+from benchmarks.faults.mutations import edit_field, encode_field, mutate, parse_fields, reorder
 
 
 @pytest.mark.slow

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks import lookup
+from benchmarks.harness.rounds import Spread, Timing
+from benchmarks.harness.servers import free_ports, module_server
 from benchmarks.rivals import redis_mget
 from benchmarks.rivals.plain_grpc import StreamingClient, UnaryClient
 from benchmarks.rivals.raw_socket import RawSocketClient
-from benchmarks.rounds import Spread, Timing
-from benchmarks.servers import free_ports, module_server
 
 
 @pytest.fixture

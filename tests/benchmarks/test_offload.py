@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.harness.report import Report
+from benchmarks.memories.resident_memory import ResidentMemory, device_table, locked_table
 from benchmarks.offload import QUICK, Bench, print_runs, run_places
-from benchmarks.report import Report
-from benchmarks.resident_memory import ResidentMemory, device_table, locked_table
 from memory_service import RowFormat, TableSpec
 from memory_service.tables.random_tables import random_blocks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.rounds import Timing
+from benchmarks.harness.rounds import Timing
 from benchmarks.throughput import check, rate, ratios
 
 

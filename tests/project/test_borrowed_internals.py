@@ -31,7 +31,7 @@ import torch
 from pyarrow import flight
 from torch import nn
 
-from benchmarks.rounds import process_seconds
+from benchmarks.harness.rounds import process_seconds
 from memory_service.client import mapped_table, stream
 from memory_service.client.cache import RowCache
 from memory_service.client.pending import owned

@@ -20,7 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import memory_service
-from benchmarks.servers import memory_shards
+from benchmarks.harness.servers import memory_shards
 from memory_service import MemoryClient, RowFormat, TableSpec, write_snapshot
 from memory_service.control.client import ControlClient
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks.rounds import Spread, Timing, time_interleaved
+from benchmarks.harness.rounds import Spread, Timing, time_interleaved
 
 
 def test_candidates_take_turns_and_each_leads_once() -> None:

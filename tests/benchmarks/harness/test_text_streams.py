@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from benchmarks.text_streams import PROSE, find_files, read_stream, text_of_html
+from benchmarks.harness.text_streams import PROSE, find_files, read_stream, text_of_html
 from reasoning.text.tokenizer import Tokenizer
 
 

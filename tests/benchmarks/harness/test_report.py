@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import hashing
-from benchmarks.report import Report, format_table, installed_versions, parse_arguments
-from benchmarks.rounds import Spread
+from benchmarks.harness.report import Report, format_table, installed_versions, parse_arguments
+from benchmarks.harness.rounds import Spread
 
 
 def test_every_benchmark_takes_quick_and_a_file_for_json(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.rounds import Spread
+from benchmarks.harness.rounds import Spread
 
 if TYPE_CHECKING:
     import torch

@@ -38,7 +38,7 @@ class Load:
         for number in range(CLIENTS):
             records.append(folder / f"client-{number}.npy")
             options = {"--memory": address, "--snapshot": snapshot, "--records": records[-1], "--seed": seed + number}
-            command = [sys.executable, "-m", "benchmarks.chaos_client"]
+            command = [sys.executable, "-m", "benchmarks.faults.chaos_client"]
             command += [str(word) for option in options.items() for word in option]
             processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         try:

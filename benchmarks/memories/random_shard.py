@@ -1,7 +1,7 @@
 """A shard process whose tables hold random rows that were never on a disk, so that they may fill the machine's memory.
 
-python -m benchmarks.random_shard SPECS PORT,PORT,... INDEX: the tables, as a file of JSON; the ports of all shards, and
-which of them this is.
+python -m benchmarks.memories.random_shard SPECS PORT,PORT,... INDEX: the tables, as a file of JSON; the ports of all
+shards, and which of them this is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.random_rows import random_blocks
-from benchmarks.servers import free_ports, module_server
+from benchmarks.harness.servers import free_ports, module_server
+from benchmarks.memories.random_rows import random_blocks
 from memory_service import Placement, ShardAddress, TableSpec
 from memory_service.protocol.addresses import parse_address
 from memory_service.server.arrow_memory import restart_bounded
@@ -47,7 +47,7 @@ def random_shards(specs: Sequence[TableSpec], shards: int, directory: Path) -> I
     ports = ",".join(map(str, free_ports(shards)))
     with contextlib.ExitStack() as stack:
         servers = [
-            stack.enter_context(module_server("benchmarks.random_shard", str(path), ports, str(index)))
+            stack.enter_context(module_server("benchmarks.memories.random_shard", str(path), ports, str(index)))
             for index in range(shards)
         ]
         yield servers[0].address

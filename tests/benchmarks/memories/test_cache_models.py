@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.cache_models import Accesses, interleave, lru_distances, optimum, previous_use, replay
+from benchmarks.memories.cache_models import Accesses, interleave, lru_distances, optimum, previous_use, replay
 from memory_service.client.cache import RowCache, set_bytes
 
 ROWS = 1000

@@ -7,8 +7,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from benchmarks.far_memory import FarMemory
 from benchmarks.lookup import table_spec
+from benchmarks.memories.far_memory import FarMemory
 from memory_service import LocalMemory, Rows, ShardUnavailable, UnknownTable
 
 

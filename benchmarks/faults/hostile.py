@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from benchmarks.mutations import encode_field, mutate, reorder
+from benchmarks.faults.mutations import encode_field, mutate, reorder
 from memory_service import InvalidRequest, Placement, TableSpec
 from memory_service.protocol.messages import placement_from_proto, placement_to_proto
 from protos import memory_pb2 as pb

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.line_chart import Panel, draw
+from benchmarks.harness.line_chart import Panel, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.random_rows import fill_table, random_blocks
+from benchmarks.memories.random_rows import fill_table, random_blocks
 from kernels.dispatch import use_triton
 from memory_service import MemoryStats, Rows, TableSpec
 from memory_service.client.counters import LookupCounters
@@ -67,7 +67,7 @@ class ResidentMemory:
 def gather(table: Tensor, ids: Tensor) -> Tensor:
     """Return the rows [n, row_bytes] of ids [n] on the device of these, from a table there or in page-locked memory."""
     if use_triton(ids):
-        from benchmarks.gather_kernel import gather_rows
+        from benchmarks.memories.gather_kernel import gather_rows
 
         return gather_rows(table, ids)
     return table[ids]

@@ -1,0 +1,1 @@
+"""Faults of the chaos and fuzz benchmarks: clients under load, hostile requests, and seeded damage to messages."""
