@@ -36,7 +36,7 @@ from cluster.pool.report import PoolDescription
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service import MemoryServiceError, TableSpec, write_snapshot
 from memory_service.control.client import ControlClient
-from memory_service.placement.placement import NOBODY, Placement
+from memory_service.placement.placement import UNASSIGNED, Placement
 from memory_service.tables.random_tables import random_blocks
 
 POOL = "chaos"
@@ -182,7 +182,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 def has_all_replicas(assigned: np.ndarray) -> bool:
     """Whether a placement gives each block its full number of replicas."""
-    return bool(((assigned != NOBODY).sum(axis=0) >= REPLICAS).all())
+    return bool(((assigned != UNASSIGNED).sum(axis=0) >= REPLICAS).all())
 
 
 def serves(placement: Placement, shard: str, address: str) -> bool:

@@ -11,7 +11,7 @@ The experiment of arXiv 2601.07372, section 6.4, with this engine: 512 sequences
 
 The first three have the same rows, as many as the GPU has room for. It has room for one of the ways at a time, so they
 cannot take turns: each generates everything four times, of which the first does not count, and ratios have the widest
-range that their figures allow. Token ids are drawn evenly, so that hardly two n-grams are alike: no row is asked for
+range that their figures allow. Token ids are drawn evenly, so that hardly two n-grams are alike: no row is requested
 twice, the worst case. `--quick` is a tiny model on a few sequences and tells nothing about speed.
 """
 

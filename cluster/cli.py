@@ -85,7 +85,7 @@ def guarded(action: Callable[[], int], flags: Mapping[str, str] | None = None) -
         flags: the flag of each field that an error may name.
 
     Returns:
-        the exit code: 2 for an error that the user can fix, 130 after an interrupt, 143 after SIGTERM.
+        The exit code: 2 for an error that the user can fix, 130 after an interrupt, 143 after SIGTERM.
     """
     try:
         with _terminable():

@@ -23,7 +23,7 @@ def ray_session(address: str | None = None, cpus: int = 1) -> Iterator[ModuleTyp
     Args:
         address: A cluster's "HOST:PORT" or "ray://HOST:PORT", an IPv6 host in brackets, or "auto"; None starts Ray on
             this machine.
-        cpus: Actors of one CPU each that a local Ray must have room for; it offers all CPUs even if these are fewer.
+        cpus: actors of one CPU each that a local Ray must have room for; it offers all CPUs even if these are fewer.
 
     Raises:
         ValueError: Ray is not installed, or the address cannot be reached.

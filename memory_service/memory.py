@@ -77,7 +77,7 @@ class Memory(Protocol):
             timeout_s: seconds until the lookup fails; None takes the memory's default.
 
         Returns:
-            a future that ends in Rows, or in a MemoryServiceError.
+            A future that ends in Rows, or in a MemoryServiceError.
 
         Raises:
             UnknownTable, InvalidRequest, RowOutOfRange: the request cannot be right.

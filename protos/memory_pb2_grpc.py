@@ -86,8 +86,8 @@ class MemoryShardServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Activate(self, request, context):
-        """Name a placement as the one in force. Older epochs are answered until Retire. FAILED_PRECONDITION for an epoch
-        older than the one in force, or if assigned blocks are not held.
+        """Make a placement the active one. Older epochs are answered until Retire. FAILED_PRECONDITION for an epoch
+        older than the active one, or if assigned blocks are not held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

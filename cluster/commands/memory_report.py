@@ -11,7 +11,7 @@ from memory_service.control.client import ControlClient
 from memory_service.control.each_shard import each_shard
 from memory_service.errors import MemoryServiceError, ShardUnavailable
 from memory_service.metrics.metrics import Distribution
-from memory_service.placement.placement import NOBODY, Placement, ShardAddress
+from memory_service.placement.placement import UNASSIGNED, Placement, ShardAddress
 from memory_service.protocol.messages import HeldTable, ShardInfo
 from memory_service.protocol.reports import ShardStats
 
@@ -46,8 +46,8 @@ class MemoryReport:
         """Ask the shard at HOST:PORT, and the shards of its placement.
 
         Raises:
-            InvalidRequest: The address is not valid.
-            ShardUnavailable: The shard cannot be reached, or has no placement yet.
+            InvalidRequest: the address is not valid.
+            ShardUnavailable: the shard cannot be reached, or has no placement yet.
         """
         with ControlClient(address) as control:
             info = control.describe()
@@ -92,7 +92,7 @@ def _ask(control: ControlClient) -> ShardReport | None:
 
 def _table_json(held: HeldTable, placement: Placement) -> dict[str, Any]:
     spec = held.spec
-    replicas = (placement.assigned(spec.name) != NOBODY).sum(axis=0)
+    replicas = (placement.assigned(spec.name) != UNASSIGNED).sum(axis=0)
     return {
         "name": spec.name,
         "layer": spec.layer,

@@ -91,7 +91,7 @@ class RowCache:
             out: receives the rows that are cached, [n, row_bytes]; the others are left alone.
 
         Returns:
-            which rows were cached, bool [n], and the version that all of them belong to.
+            Which rows were cached, bool [n], and the version that all of them belong to.
         """
         sets = self._sets_of(ids, out)
         found = np.zeros(len(ids), np.bool_)

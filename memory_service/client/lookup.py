@@ -1,4 +1,4 @@
-"""The state machine of one lookup: which shards were asked for which rows, and what follows from each event.
+"""The state machine of one lookup: which rows were requested from which shards, and what follows from each event.
 
 Pure: it knows no thread, lock, socket, byte of a row or clock. Its owner reports events (an answer landed, a request
 failed, time passed, the placement was read again) and performs the actions that each returns. So every order of events
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from memory_service.client.replica_choice import choose
 from memory_service.errors import DeadlineExceeded, MemoryServiceError, ShardUnavailable, WrongEpoch
-from memory_service.placement.placement import NOBODY, Placement, ShardAddress
+from memory_service.placement.placement import UNASSIGNED, Placement, ShardAddress
 from memory_service.tables.spec import TableSpec
 
 Places = slice | NDArray[np.int64]
@@ -84,7 +84,7 @@ class Reason(Enum):
 
 @dataclass(eq=False)
 class ShardRequest:
-    """Rows of a lookup that one shard is asked for in one message."""
+    """Rows of a lookup that are requested from one shard in one message."""
 
     shard: ShardAddress
     places: Places
@@ -161,7 +161,7 @@ class _Waiting:
     places: NDArray[np.int64]
     rounds: int
     error: MemoryServiceError
-    """The error that these rows end in if no shard can be asked for them then."""
+    """The error that these rows end in if no shard has them then either."""
 
 
 class Lookup:
@@ -318,7 +318,7 @@ class Lookup:
         if not places.size:
             return [], places
         shards = self._choose(placement, self.ids[places], self._tried(placement, places, rounds))
-        able = np.flatnonzero(shards != NOBODY)
+        able = np.flatnonzero(shards != UNASSIGNED)
         left = np.delete(places, able)
         able = able[np.argsort(shards[able], kind="stable")]
         if not able.size:
@@ -355,7 +355,7 @@ class Lookup:
     def _tried(
         self, placement: Placement, places: NDArray[np.int64], rounds: int
     ) -> dict[ShardAddress, NDArray[np.bool_]]:
-        """By shard, which of these places it was asked for in this round or is being asked for still."""
+        """By shard, which of these places were requested from it in this round or are requested still."""
         tried: dict[ShardAddress, NDArray[np.bool_]] = {}
         for request in self.requests:
             if request.outcome is Outcome.PENDING or (request.rounds >= rounds and request.epoch == placement.epoch):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.placement.placement import NOBODY, Placement, ShardAddress
+from memory_service.placement.placement import UNASSIGNED, Placement, ShardAddress
 
 _STRIKES = 3  # hedged requests in a row after which a shard is avoided
 _MAX_PAUSE_S = 30.0
@@ -144,7 +144,7 @@ def choose(
         tried: by shard, the blocks for which it must not be chosen, [n].
 
     Returns:
-        Index into `placement.shards` for each block, uint16 [n]; NOBODY where every replica was tried.
+        Index into `placement.shards` for each block, uint16 [n]; UNASSIGNED where every replica was tried.
 
     Raises:
         UnknownTable: the placement has no such table.
@@ -152,18 +152,18 @@ def choose(
     replicas = placement.assigned(table).take(blocks, axis=1)
     if len(replicas) == 1 and not tried:
         return replicas[0]
-    counts = np.maximum((replicas != NOBODY).sum(axis=0), 1)
+    counts = np.maximum((replicas != UNASSIGNED).sum(axis=0), 1)
     first = turn % counts
     if not tried and not suspects:
         return np.take_along_axis(replicas, first[None], axis=0)[0]
     rank = (np.arange(len(replicas))[:, None] - first) % counts
     rank += len(replicas) * np.isin(replicas, _numbers(placement, suspects))
-    excluded = replicas == NOBODY
+    excluded = replicas == UNASSIGNED
     for number, shard in enumerate(placement.shards):
         if tried and shard in tried:
             excluded |= (replicas == number) & tried[shard]
     best = np.where(excluded, np.iinfo(rank.dtype).max, rank).argmin(axis=0)[None]
-    chosen = np.take_along_axis(np.where(excluded, np.uint16(NOBODY), replicas), best, axis=0)[0]
+    chosen = np.take_along_axis(np.where(excluded, np.uint16(UNASSIGNED), replicas), best, axis=0)[0]
     return chosen.astype(np.uint16, copy=False)
 
 

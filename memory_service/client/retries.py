@@ -22,7 +22,7 @@ Resume = Callable[[PendingLookup, MemoryServiceError | None], None]
 class Retries:
     """Refreshes placements that are outdated, or of which no shard could answer.
 
-    However many lookups fail at once, the shards are asked for the placement by one thread, once a round.
+    However many lookups fail at once, one thread reads the placement from the shards, once a round.
     """
 
     def __init__(self, directory: ShardDirectory, resume: Resume) -> None:

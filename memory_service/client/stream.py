@@ -59,8 +59,8 @@ class RowRequest(Protocol):
 class RowStream:
     """Sends requests and hands out their replies. It opens in the background and, once retired, is replaced by another.
 
-    A thread of its own sends, because writing to a shard that has stopped reading blocks: whoever looks rows up must
-    not. That holds for the smallest request too, since nobody says how much HTTP/2 still lets travel unread.
+    A thread of its own sends, because writing to a shard that has stopped reading blocks, which a lookup must not. That
+    holds for the smallest request too, since the flow-control window that HTTP/2 has left is not known.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ class RowStream:
     ) -> None:
         """Wait for pending requests, then cancel; closing the writer as well keeps Arrow from complaining later.
 
-        Not by done_writing(): a reader whose stream breaks at that moment says the same by itself, and gRPC ends the
-        process of whoever says it twice.
+        Not by done_writing(): a reader whose stream breaks at that moment calls the same function itself, and gRPC
+        aborts a process in which it is called twice.
         """
         deadline = time.monotonic() + _LEAVE_S
         while self._pending and receiver.is_alive() and time.monotonic() < deadline:

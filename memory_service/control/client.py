@@ -64,9 +64,9 @@ class ControlClient:
     Every call raises the error that the shard answers with, or, for all of them:
 
     Raises:
-        ShardUnavailable: The shard cannot be reached; the message names it.
-        ShardUnresponsive: The shard does not answer in time.
-        ResourceExhausted: The shard has too many calls under way.
+        ShardUnavailable: the shard cannot be reached; the message names it.
+        ShardUnresponsive: the shard does not answer in time.
+        ResourceExhausted: the shard has too many calls under way.
     """
 
     def __init__(self, address: str, shard: str = "shard", security: ClientSecurity | None = None) -> None:
@@ -74,11 +74,11 @@ class ControlClient:
 
         Args:
             address: HOST:PORT of the control door.
-            shard: Name of the shard in errors.
+            shard: name of the shard in errors.
             security: TLS and token of the connection; None for what the environment says.
 
         Raises:
-            InvalidRequest: The address is not valid.
+            InvalidRequest: the address is not valid.
         """
         self.address = address
         self._shard = shard
@@ -107,7 +107,7 @@ class ControlClient:
         return Prepared(reply.kept, reply.copied, reply.loaded, reply.bytes)
 
     def activate(self, placement: Placement, timeout_s: float = 5.0) -> None:
-        """Have the shard put a placement in force; see Shard.activate."""
+        """Have the shard activate a placement; see Shard.activate."""
         self._call(self._stub.Activate, pb.ActivateRequest(placement=placement_to_proto(placement)), timeout_s)
 
     def retire(self, epoch: int, timeout_s: float = 5.0) -> None:

@@ -30,7 +30,7 @@ def each_shard(
         The results, in the order of the shards.
 
     Raises:
-        MemoryServiceError: The error of the first shard in that order whose call fails.
+        MemoryServiceError: the error of the first shard in that order whose call fails.
     """
     with ThreadPoolExecutor(max(1, min(at_once, len(shards)))) as pool:
         return list(pool.map(ask, shards, repeat(call), repeat(security)))

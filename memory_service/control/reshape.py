@@ -26,13 +26,13 @@ class Reshaped:
     """The result of a change of placement."""
 
     epoch: int
-    """Epoch of the placement now in force."""
+    """Epoch of the placement that is active now."""
     moved: int
     """Block replicas on shards that did not have them under the previous placement."""
     prepared: Prepared
     """Where the blocks came from, counted over all shards."""
     seconds: float
-    """Seconds until every shard had the new placement in force."""
+    """Seconds until every shard had activated the new placement."""
 
 
 def reshape(
@@ -43,23 +43,23 @@ def reshape(
     activate_s: float = 5.0,
     cancellation: Cancellation | None = None,
 ) -> Reshaped:
-    """Put a placement in force on its shards, while they serve the current one.
+    """Activate a placement on its shards, while they serve the current one.
 
     Shards that `target` no longer names are told of it too, so that they can tell their clients; they answer under the
     old epoch until they are stopped.
 
     Args:
-        current: The placement in force, whose shards blocks are copied from; they may be dead. None for none.
-        target: The placement to put in force.
-        snapshot_uri: Where shards read the blocks that no shard has; every shard must be able to read it.
-        prepare_s: Timeout of a shard's preparation.
-        activate_s: Timeout of a shard's activation.
-        cancellation: Ends the preparation early; shards go on preparing until they are given another placement.
+        current: the active placement, whose shards blocks are copied from; they may be dead. None for none.
+        target: the placement to activate.
+        snapshot_uri: where shards read the blocks that no shard has; every shard must be able to read it.
+        prepare_s: timeout of a shard's preparation.
+        activate_s: timeout of a shard's activation.
+        cancellation: ends the preparation early; shards go on preparing until they are given another placement.
 
     Raises:
-        Cancelled: The preparation was cancelled.
-        MemoryServiceError: The first shard's error, naming the shard. If a preparation fails, `current` stays in
-            force. If an activation fails, some shards have only `current` in force and some have both: go on to a
+        Cancelled: the preparation was cancelled.
+        MemoryServiceError: the first shard's error, naming the shard. If a preparation fails, `current` stays
+            active. If an activation fails, `target` is active on some shards and `current` on others: go on to a
             placement with a higher epoch.
     """
     started = time.monotonic()
@@ -80,7 +80,7 @@ def retire(target: Placement, timeout_s: float = 5.0) -> None:
     """Have the shards of a placement stop serving older ones, once clients have had time to learn of it.
 
     Raises:
-        MemoryServiceError: The first shard's error, naming the shard.
+        MemoryServiceError: the first shard's error, naming the shard.
     """
     _on_all(target.shards, lambda shard: shard.retire(target.epoch, timeout_s))
 

@@ -13,7 +13,7 @@ import numpy as np
 from memory_service.control.client import ControlClient
 from memory_service.control.each_shard import ask, describing, each_shard
 from memory_service.errors import FingerprintMismatch, MemoryServiceError, ShardUnavailable
-from memory_service.placement.placement import NOBODY, Placement, ShardAddress
+from memory_service.placement.placement import UNASSIGNED, Placement, ShardAddress
 from memory_service.protocol.messages import ShardInfo
 from memory_service.protocol.security import ClientSecurity
 from memory_service.protocol.shared_table import SharedTable
@@ -74,7 +74,7 @@ class ShardDirectory:
                 self._adopt(answer)
         unreachable = [number for number, answer in enumerate(answers) if isinstance(answer, MemoryServiceError)]
         for assigned in placement.tables.values():
-            alone = np.isin(assigned, [*unreachable, NOBODY]).all(axis=0)
+            alone = np.isin(assigned, [*unreachable, UNASSIGNED]).all(axis=0)
             if alone.any():
                 error = answers[assigned[0, np.argmax(alone)]]
                 assert isinstance(error, MemoryServiceError), "its shards are unreachable"

@@ -30,7 +30,7 @@ SHARD_STREAMS = Metric("engram_memory_shard_streams", Kind.GAUGE, "Streams of ro
 SHARD_START = Metric(
     "engram_memory_shard_start_time_seconds", Kind.GAUGE, "Unix time at which this incarnation started."
 )
-SHARD_EPOCH = Metric("engram_memory_shard_epoch", Kind.GAUGE, "Epoch of the placement in force; 0 before the first.")
+SHARD_EPOCH = Metric("engram_memory_shard_epoch", Kind.GAUGE, "Epoch of the active placement; 0 before the first.")
 SHARD_BLOCKS = Metric("engram_memory_shard_blocks", Kind.GAUGE, "Blocks held.", ("table",))
 SHARD_HELD_BYTES = Metric("engram_memory_shard_held_bytes", Kind.GAUGE, "Bytes of the blocks held.", ("table",))
 SHARD_VERSION = Metric(

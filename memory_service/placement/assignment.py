@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from memory_service.placement.failure_domains import present, repeated, separate, shares
 
 MAX_SHARDS = 1 << 16
-NOBODY = MAX_SHARDS - 1
+UNASSIGNED = MAX_SHARDS - 1
 """Marks, in an assignment, the missing replicas of a block that has fewer than the block with the most."""
 
 
@@ -55,7 +55,7 @@ def assign_blocks(
     for replica in range(replicas):
         cap = math.ceil(slack * blocks * (replica + 1) / len(shards))
         assigned[replica] = _assign_once(scores, taken, cap)
-        if (stuck := np.flatnonzero(assigned[replica] == NOBODY)).size:
+        if (stuck := np.flatnonzero(assigned[replica] == UNASSIGNED)).size:
             _swap_in(assigned[: replica + 1], taken, cap, stuck)
     return assigned
 
@@ -83,8 +83,8 @@ def reassign_blocks(
         slack: largest load of a shard as a multiple of its share, at least 1.
 
     Returns:
-        uint16 [largest number of replicas, blocks], indices into `shards`. NOBODY marks missing replicas of blocks that
-        have fewer.
+        uint16 [largest number of replicas, blocks], indices into `shards`. UNASSIGNED marks missing replicas of blocks
+        that have fewer.
 
     Raises:
         ValueError: there are fewer shards than replicas, or names repeat.
@@ -105,7 +105,7 @@ def reassign_blocks(
     while (missing := wanted - taken.sum(axis=1)).any():
         offers = _worth(scores, present(taken, domains)[:, domains] > 0)
         choice = _assign_once(np.where(missing[:, None] > 0, offers, 0), taken, goal)
-        if (stuck := np.flatnonzero((missing > 0) & (choice == NOBODY))).size:
+        if (stuck := np.flatnonzero((missing > 0) & (choice == UNASSIGNED))).size:
             _squeeze_in(taken, most, stuck)
     separate(taken, domains, most)
     return _in_order(taken, scores)
@@ -180,11 +180,11 @@ def _in_order(taken: NDArray[np.bool_], scores: NDArray[np.uint64]) -> NDArray[n
     others = ~taken
     first = _assign_once(scores, others, math.ceil(blocks / shards) + others.sum(axis=0))
     rank = np.where(taken, scores, 0)
-    chosen = np.flatnonzero(first != NOBODY)
+    chosen = np.flatnonzero(first != UNASSIGNED)
     rank[chosen, first[chosen]] = np.iinfo(np.uint64).max
     counts = taken.sum(axis=1)
     ordered = np.argsort(~rank, axis=1)[:, : counts.max()].T.astype(np.uint16)
-    ordered[np.arange(len(ordered))[:, None] >= counts] = NOBODY
+    ordered[np.arange(len(ordered))[:, None] >= counts] = UNASSIGNED
     return ordered
 
 
@@ -195,7 +195,7 @@ def _assign_once(
 
     If too many blocks prefer a shard, it keeps those with the highest scores.
     """
-    choice = np.full(len(scores), NOBODY)
+    choice = np.full(len(scores), UNASSIGNED)
     room = cap - taken.sum(axis=0)
     waiting = np.arange(len(scores))
     while waiting.size:

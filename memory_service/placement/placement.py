@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.errors import UnknownTable
-from memory_service.placement.assignment import NOBODY, assign_blocks, check_names, reassign_blocks
+from memory_service.placement.assignment import UNASSIGNED, assign_blocks, check_names, reassign_blocks
 from memory_service.placement.failure_domains import number_domains
 from memory_service.tables.spec import TableSpec
 
@@ -41,7 +41,7 @@ class Placement:
     shards: tuple[ShardAddress, ...]
     """All shards of the placement."""
     tables: Mapping[str, NDArray[np.uint16]]
-    """Assignment of each table by name: uint16 [replicas, blocks], indices into `shards`. NOBODY marks the missing
+    """Assignment of each table by name: uint16 [replicas, blocks], indices into `shards`. UNASSIGNED marks the missing
     replicas of blocks that have fewer than others."""
 
     def __post_init__(self) -> None:
@@ -57,11 +57,13 @@ class Placement:
                 f"placement of table {table!r} must be uint16 [replicas, blocks], "
                 f"got {assigned.dtype} {list(assigned.shape)}"
             )
-        unknown = assigned[(assigned >= len(self.shards)) & (assigned != NOBODY)]
+        unknown = assigned[(assigned >= len(self.shards)) & (assigned != UNASSIGNED)]
         if unknown.size:
             raise ValueError(f"placement of table {table!r} names shard {unknown[0]}, there are {len(self.shards)}")
-        if (unassigned := np.flatnonzero(assigned[0] == NOBODY)).size:
-            raise ValueError(f"placement of table {table!r} gives block {unassigned[0]} to nobody as its first replica")
+        if (unassigned := np.flatnonzero(assigned[0] == UNASSIGNED)).size:
+            raise ValueError(
+                f"placement of table {table!r} has no shard for the first replica of block {unassigned[0]}"
+            )
 
     @classmethod
     def build(
@@ -152,7 +154,7 @@ class Placement:
         assigned = self.assigned(table)
         held = np.zeros((assigned.shape[1], len(shards) + 1), bool)
         for replica in assigned:
-            given = np.flatnonzero(replica != NOBODY)
+            given = np.flatnonzero(replica != UNASSIGNED)
             held[given, columns[replica[given]]] = True
         return held[:, :-1]
 

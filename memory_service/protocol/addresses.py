@@ -19,7 +19,7 @@ class Address:
     """A host and a port; as text, HOST:PORT with an IPv6 host in brackets.
 
     Raises:
-        InvalidRequest: The host or the port is not valid.
+        InvalidRequest: the host or the port is not valid.
     """
 
     host: str
@@ -39,10 +39,10 @@ def parse_address(text: str, field: str = "address") -> Address:
 
     Args:
         text: HOST:PORT.
-        field: What the address is given for; errors begin with it.
+        field: what the address is given for; errors begin with it.
 
     Raises:
-        InvalidRequest: The text is not an address; the message shows how to write it.
+        InvalidRequest: the text is not an address; the message shows how to write it.
     """
     if "://" in text:
         raise InvalidRequest(f"{field}: {_shown(text)} is a URL; {_FORMAT}")
@@ -64,7 +64,7 @@ def check_host(host: str, field: str = "host") -> str:
     """Return a hostname in lower case, or an IP address in its shortest form and without brackets.
 
     Raises:
-        InvalidRequest: The text is neither; the message begins with `field`.
+        InvalidRequest: the text is neither; the message begins with `field`.
     """
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if "%" in bare:
@@ -87,7 +87,7 @@ def check_port(port: int, field: str = "port") -> int:
     """Return a port to listen on or to call; 0 means any free port.
 
     Raises:
-        InvalidRequest: The number is no port; the message begins with `field`.
+        InvalidRequest: the number is no port; the message begins with `field`.
     """
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= MAX_PORT:
         raise InvalidRequest(f"{field}: {port!r} is no port; give a number from 1 to {MAX_PORT}, or 0 for any free one")

@@ -28,7 +28,7 @@ class BearerToken:
     """A secret that clients and shards share. It never appears in a repr, a log or an error.
 
     Raises:
-        ValueError: The secret is too short, or HTTP headers cannot carry it.
+        ValueError: the secret is too short, or HTTP headers cannot carry it.
     """
 
     secret: str = field(repr=False)
@@ -44,7 +44,7 @@ class BearerToken:
         """Read the token from a file, without the white space around it.
 
         Raises:
-            ValueError: The file cannot be read, or its content is not a token.
+            ValueError: the file cannot be read, or its content is not a token.
         """
         try:
             return cls(Path(path).read_text().strip())

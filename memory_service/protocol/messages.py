@@ -46,7 +46,7 @@ class ShardInfo:
     rows_port: int
     """Port of the rows door, on the host of the control door."""
     placement: Placement | None
-    """Placement in force; None before the first."""
+    """Active placement; None before the first."""
     tables: Mapping[str, HeldTable]
     """Tables held, by name."""
     node: str = ""
@@ -62,7 +62,7 @@ def spec_from_proto(message: pb.TableSpec) -> TableSpec:
     """Return the table spec of a message.
 
     Raises:
-        InvalidRequest: The message is not a possible table spec.
+        InvalidRequest: the message is not a possible table spec.
     """
     with _reading("table spec"):
         return TableSpec(
@@ -94,7 +94,7 @@ def placement_from_proto(message: pb.Placement) -> Placement:
     """Return the placement of a message.
 
     Raises:
-        InvalidRequest: The message is not a possible placement.
+        InvalidRequest: the message is not a possible placement.
     """
     with _reading("placement"):
         tables = {

@@ -153,7 +153,7 @@ class ClientSecurity:
         """Return a channel to the control door at HOST:PORT.
 
         Raises:
-            InvalidRequest: The address is not valid.
+            InvalidRequest: the address is not valid.
         """
         address = str(parse_address(address, "memory address"))
         if self.ca_file:

@@ -62,11 +62,11 @@ class Quota:
         """Make the quota of one of `limits`.
 
         Args:
-            shard: Name of the shard in errors.
-            limits: Where the limit stands.
-            field: Its field.
-            held: What errors say that a client holds, with {client}, {held} and {amount} to be filled in.
-            remedy: What errors tell the client to do.
+            shard: name of the shard in errors.
+            limits: where the limit stands.
+            field: its field.
+            held: what errors say that a client holds, with {client}, {held} and {amount} to be filled in.
+            remedy: what errors tell the client to do.
         """
         self._shard = shard
         self._field = field
@@ -92,7 +92,7 @@ class Quota:
             The function that gives the amount back.
 
         Raises:
-            ResourceExhausted: The client would hold more than the limit.
+            ResourceExhausted: the client would hold more than the limit.
         """
         with self._lock:
             held = self._held[client]
@@ -128,7 +128,7 @@ class Admission:
 
     def __init__(self, shard: str, limits: DoorLimits) -> None:
         open_streams, fewer = "{held:,} streams of {client} are open", "use fewer client processes"
-        asked = "{amount:,} bytes of rows asked for while {held:,} are under way to {client}"
+        asked = "{amount:,} bytes of rows requested while {held:,} are under way to {client}"
         calls = "{held:,} control calls of {client} are under way"
         self._streams = Quota(shard, limits, "streams", open_streams, fewer)
         self._client_streams = Quota(shard, limits, "streams_per_client", open_streams, fewer)
@@ -140,7 +140,7 @@ class Admission:
         """Hold a stream of a client.
 
         Raises:
-            ResourceExhausted: The client, or all clients together, have as many as allowed.
+            ResourceExhausted: the client, or all clients together, have as many as allowed.
         """
         with self._streams.held(_EVERYONE), self._client_streams.held(client):
             yield Visitor(self, client)
@@ -149,7 +149,7 @@ class Admission:
         """Hold the bytes of a request and its reply.
 
         Raises:
-            ResourceExhausted: The client has as much under way as allowed.
+            ResourceExhausted: the client has as much under way as allowed.
         """
         return self._bytes.held(client, size)
 
@@ -160,7 +160,7 @@ class Admission:
             The function that gives the call back.
 
         Raises:
-            ResourceExhausted: The client has as many under way as allowed.
+            ResourceExhausted: the client has as many under way as allowed.
         """
         return self._calls.take(client)
 
@@ -186,8 +186,8 @@ def client_of(peer: str, identity: bytes) -> str:
     """Return the name by which limits know the client of a call.
 
     Args:
-        peer: Address as gRPC writes it: "ipv4:10.0.0.7:51234" or "ipv6:%5Bfd00::7%5D:51234".
-        identity: The name in the client's certificate; empty without mutual TLS.
+        peer: address as gRPC writes it: "ipv4:10.0.0.7:51234" or "ipv6:%5Bfd00::7%5D:51234".
+        identity: the name in the client's certificate; empty without mutual TLS.
 
     Returns:
         The identity, or else the host without its port; an IPv4 host alike whether the shard listens on IPv4 or IPv6.

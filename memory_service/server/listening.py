@@ -12,12 +12,12 @@ def check_free(host: str, port: int, purpose: str = "listen") -> None:
     """Check that this machine has the host's addresses and that the port is free on them.
 
     Args:
-        host: Address or name of this machine.
-        port: The port; 0 for any free one.
-        purpose: What the port is for, as errors put it: "cannot listen on HOST:PORT".
+        host: address or name of this machine.
+        port: the port; 0 for any free one.
+        purpose: what the port is for, as errors put it: "cannot listen on HOST:PORT".
 
     Raises:
-        OSError: No server can listen there.
+        OSError: no server can listen there.
     """
     address = Address(host, port)
     try:

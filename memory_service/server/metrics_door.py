@@ -44,15 +44,15 @@ class MetricsDoor:
         """Listen.
 
         Args:
-            collect: Returns the samples, at each scrape.
-            labels: Added to every sample.
-            host: Address or name of this machine to listen on.
-            port: Port to listen on, 0 for any free one.
+            collect: returns the samples, at each scrape.
+            labels: added to every sample.
+            host: address or name of this machine to listen on.
+            port: port to listen on, 0 for any free one.
             security: TLS, client certificates and token to ask for; None for plain HTTP.
-            advertise: Host for the URL where `host` is a wildcard.
+            advertise: host for the URL where `host` is a wildcard.
 
         Raises:
-            OSError: The port is taken, or the host is no address of this machine.
+            OSError: the port is taken, or the host is no address of this machine.
             ValueError: A certificate cannot be read.
         """
         self._host = check_host(host)

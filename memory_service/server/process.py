@@ -34,7 +34,7 @@ def serve(config: ServeConfig) -> NoReturn:
 
     Raises:
         OSError: A port is taken, or a host is no address of this machine.
-        ValueError, MemoryServiceError: The snapshot cannot be served.
+        ValueError, MemoryServiceError: the snapshot cannot be served.
     """
     wake_reader, wake_writer = socket.socketpair()
     wake_writer.setblocking(False)
@@ -104,7 +104,7 @@ def start(config: ServeConfig) -> ShardServer:
 
     Raises:
         OSError: A port is taken, or a host is no address of this machine.
-        ValueError, MemoryServiceError: The snapshot cannot be served.
+        ValueError, MemoryServiceError: the snapshot cannot be served.
     """
     if config.metrics_port is not None:
         check_free(config.metrics_host, config.metrics_port, "serve metrics")  # before the blocks are loaded

@@ -37,13 +37,13 @@ class ShardServer:
         """Check the arguments; `start` listens.
 
         Args:
-            shard: The shard to serve.
-            host: Address or name of this machine to listen on; 0.0.0.0 and :: are all of its addresses.
-            port: Port of the control door; 0 for any free one.
-            rows_port: Port of the rows door; 0 for any free one.
+            shard: the shard to serve.
+            host: address or name of this machine to listen on; 0.0.0.0 and :: are all of its addresses.
+            port: port of the control door; 0 for any free one.
+            rows_port: port of the rows door; 0 for any free one.
             security: TLS and token of both doors; None for plaintext without a token.
-            limits: What clients may have under way; None for the defaults.
-            advertise: Host by which clients reach this shard; None if they reach it by `host`.
+            limits: what clients may have under way; None for the defaults.
+            advertise: host by which clients reach this shard; None if they reach it by `host`.
 
         Raises:
             ValueError: A host or port is not valid, or clients cannot reach the shard by it.

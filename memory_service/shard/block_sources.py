@@ -12,7 +12,7 @@ from pyarrow import flight
 
 from memory_service.control.client import ControlClient
 from memory_service.errors import MemoryServiceError, OutOfMemory, ShardUnavailable, SnapshotError
-from memory_service.placement.assignment import NOBODY
+from memory_service.placement.assignment import UNASSIGNED
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.protocol.addresses import parse_address
 from memory_service.protocol.messages import HeldTable, ShardInfo
@@ -33,7 +33,7 @@ class Sources:
 
     Args:
         taker: name of the shard that lacks blocks.
-        current: placement whose shards are asked for blocks; None if nothing is served yet.
+        current: placement whose shards blocks are copied from; None if nothing is served yet.
         snapshot_uri: snapshot to read the remaining blocks from, or None.
     """
 
@@ -144,7 +144,7 @@ class Sources:
         usable = {peer.shard.shard: peer for peer in self._peers if peer.failure is None}
         shards = self._current.shards
         for block, replicas in zip(missing.tolist(), self._current.tables[table.spec.name].T[missing], strict=True):
-            able = [shards[i].shard for i in replicas.tolist() if i != NOBODY and shards[i].shard in usable]
+            able = [shards[i].shard for i in replicas.tolist() if i != UNASSIGNED and shards[i].shard in usable]
             if able:
                 asked[usable[able[block % len(able)]]].append(block)
         return asked
@@ -157,7 +157,7 @@ class Sources:
 
 
 class _Peer:
-    """A shard to copy from. It is asked for its tables when they are first needed."""
+    """A shard to copy from. Its tables are read from it when they are first needed."""
 
     def __init__(self, shard: ShardAddress) -> None:
         self.shard = shard

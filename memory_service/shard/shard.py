@@ -46,12 +46,12 @@ class _Serving:
     """The placements under which lookups are answered. Replaced as a whole."""
 
     active: Placement | None = None
-    """The placement in force."""
+    """The active placement."""
     placements: Mapping[int, Placement] = field(default_factory=dict)
-    """Placements by epoch: the one in force, older ones that are not retired yet, and a prepared one."""
+    """Placements by epoch: the active one, older ones that are not retired yet, and a prepared one."""
 
     def epoch(self) -> int:
-        """The epoch in force, or 0 before the first activation."""
+        """The active epoch, or 0 before the first activation."""
         return self.active.epoch if self.active else 0
 
     def until_active(self) -> dict[int, Placement]:
@@ -81,12 +81,12 @@ class Shard:
 
     @property
     def placement(self) -> Placement | None:
-        """The placement in force, or None before the first activation."""
+        """The active placement, or None before the first activation."""
         return self._serving.active
 
     @property
     def epoch(self) -> int:
-        """The epoch in force, or 0 before the first activation."""
+        """The active epoch, or 0 before the first activation."""
         return self._serving.epoch()
 
     @property
@@ -104,14 +104,14 @@ class Shard:
 
         Args:
             placement: the placement to prepare.
-            current: placement whose shards are asked for copies of missing blocks.
+            current: placement whose shards missing blocks are copied from.
             snapshot_uri: snapshot from which blocks are read that no shard provides.
 
         Returns:
             Numbers of the blocks kept, copied and loaded.
 
         Raises:
-            WrongEpoch: the placement is older than the one in force, or another one was prepared in the meantime.
+            WrongEpoch: the placement is older than the active one, or another one was prepared in the meantime.
             InvalidRequest: the placement has another number of blocks than a table.
             ShardUnavailable: no shard provides a block, and there is no snapshot.
             SnapshotError: the snapshot lacks a block, or the block is damaged.
@@ -134,10 +134,10 @@ class Shard:
         return sum(parts, Prepared())
 
     def activate(self, placement: Placement) -> None:
-        """Put a placement in force. Lookups of older placements are answered until `retire`.
+        """Activate a placement. Lookups of older placements are answered until `retire`.
 
         Raises:
-            WrongEpoch: the placement is older than the one in force, or this shard does not hold its blocks.
+            WrongEpoch: the placement is older than the active one, or this shard does not hold its blocks.
         """
         with self._changing:
             self._check_newer(placement)
@@ -153,7 +153,7 @@ class Shard:
         """Stop answering under placements older than `epoch`, and free the blocks that only they assign to this shard.
 
         Raises:
-            WrongEpoch: the placement in force is itself older than `epoch`.
+            WrongEpoch: the active placement is itself older than `epoch`.
         """
         with self._changing:
             serving = self._serving
@@ -195,7 +195,7 @@ class Shard:
             return self._gather(held, rows), max(epoch, self.epoch), held.version
 
     def when_serving(self, callback: Callable[[], None]) -> None:
-        """Register a callback for every activation; it is called at once if a placement is in force already."""
+        """Register a callback for every activation; it is called at once if a placement is active already."""
         self._callbacks.append(callback)
         if self._serving.active:
             callback()
@@ -297,7 +297,7 @@ class Shard:
         if self._intended is not placement:
             raise WrongEpoch(
                 f"{self.name} was given another placement while it prepared epoch {placement.epoch}: "
-                "read the placement in force and build on it"
+                "read the active placement and build on it"
             )
 
     def _check_holds(self, placement: Placement) -> None:
@@ -317,7 +317,7 @@ class Shard:
     def _check_asked(self, held: ShardTable, epoch: int, fingerprint: str) -> None:
         if held.spec.fingerprint != fingerprint:
             raise FingerprintMismatch(
-                f"table {held.spec.name!r} on {self.name} has fingerprint {held.spec.fingerprint}, asked for "
+                f"table {held.spec.name!r} on {self.name} has fingerprint {held.spec.fingerprint}, not "
                 f"{fingerprint}: use the snapshot and the tokenizer that the model was trained with"
             )
         served = self._serving.placements

@@ -56,7 +56,7 @@ class DistinctRows:
 
 def out_of_range(spec: TableSpec, row: int) -> RowOutOfRange:
     """Error for a row id that the table does not have."""
-    return RowOutOfRange(f"table {spec.name!r} has rows 0 to {spec.rows - 1}, asked for row {row}")
+    return RowOutOfRange(f"table {spec.name!r} has rows 0 to {spec.rows - 1}, requested row {row}")
 
 
 def _check(spec: TableSpec, rows: np.ndarray) -> None:

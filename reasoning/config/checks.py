@@ -16,7 +16,7 @@ _LONGEST_NAME = 120
 
 
 class _Short(reprlib.Repr):
-    """`repr` of values that strangers wrote: long strings, lists and integers are cut in the middle."""
+    """`repr` of values from outside: long strings, lists and integers are cut in the middle."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -166,7 +166,7 @@ def test_killed_shards_cost_no_line(ray, executor, source, expected, tmp_path, r
     run(source, tmp_path / "out.jsonl", executor, kill_all)
     assert read_records(tmp_path / "out.jsonl") == expected
     assert fetch(pool.describe.remote()).placement.epoch > epoch
-    wait_until(lambda: {one.rows > 0 for one in fetch(pool.describe.remote()).stats.values()} == {True})
+    wait_until(lambda: {stats.rows > 0 for stats in fetch(pool.describe.remote()).stats.values()} == {True})
     assert not set(before.values()) & set(shard_processes(name).values())
 
 
@@ -241,7 +241,7 @@ def test_a_pool_that_cannot_start_from_the_newest_generation_serves_the_last_goo
         assert f"generation {newest.generation} is passed over: shard-" in caplog.text
         with closing(MemoryClient.connect(address)) as client:
             ids = np.arange(spec.rows)
-            got, want = (one.lookup(spec.name, ids).result() for one in (client, reference))
+            got, want = (memory.lookup(spec.name, ids).result() for memory in (client, reference))
             assert (got.unique[got.inverse] == want.unique[want.inverse]).all()
     finally:
         stop_pool(pool)

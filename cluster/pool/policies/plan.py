@@ -161,7 +161,7 @@ class PoolPlan:
         return replace(self, served=self.target, target=None, known=known)
 
     def failed(self) -> PoolPlan:
-        """The plan once the target did not come into force on every shard: another layout has to follow."""
+        """The plan once the target was not activated on every shard: another layout has to follow."""
         return replace(self, target=None, served=self.served and replace(self.served, shape=None))
 
     def is_reached(self, given_up: Collection[str] = ()) -> bool:

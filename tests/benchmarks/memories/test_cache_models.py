@@ -49,8 +49,8 @@ def test_accesses_name_each_row_once_a_lookup() -> None:
     assert accesses.ids.tolist() == [5, 8, 9, 1, 5, 9]
     assert accesses.bounds.tolist() == [0, 3, 6]
     assert accesses.tokens == 4
-    some = accesses.select(accesses.ids > 5)
-    assert (some.ids.tolist(), some.bounds.tolist()) == ([8, 9, 9], [0, 2, 3])
+    selected = accesses.select(accesses.ids > 5)
+    assert (selected.ids.tolist(), selected.bounds.tolist()) == ([8, 9, 9], [0, 2, 3])
 
 
 def test_equal_streams_take_turns_chunk_by_chunk() -> None:

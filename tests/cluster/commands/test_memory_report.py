@@ -53,8 +53,8 @@ def test_the_json_report_holds_what_every_shard_says(shards, capsys):
         assert (shard["streams"], shard["rows_per_s"]) == (0, 0)
         assert shard["started"] == server.shard.stats().started
     served = [shard["served"] for shard in report["shards"]]
-    assert sum(one["rows"] for one in served) == SPEC.rows
-    assert [one["refused"] for one in served] == [1, 0]
+    assert sum(shard["rows"] for shard in served) == SPEC.rows
+    assert [shard["refused"] for shard in served] == [1, 0]
     assert report["shards"][0]["refused_by"] == {"internal": 1}
     busy = max(report["shards"], key=lambda shard: shard["served"]["rows"])
     assert 0 < busy["latency"]["p50_s"] <= busy["latency"]["p99_s"]

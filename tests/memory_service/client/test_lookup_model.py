@@ -187,7 +187,7 @@ def replicas_of(world: World, row: int) -> list[ShardAddress]:
 
 
 def is_exhausted(world: World, row: int, requests: list[ShardRequest], rounds: int) -> bool:
-    """Whether every replica of a row is being asked, or was in this round under the placement in force."""
+    """Whether every replica of a row is being asked, or was in this round under the active placement."""
     return all(
         any(
             request.shard == shard

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_service import Placement, RowFormat, ShardAddress, TableSpec
-from memory_service.placement.assignment import NOBODY
+from memory_service.placement.assignment import UNASSIGNED
 
 SLACK = 1.05
 
@@ -24,9 +24,9 @@ def check_sound(placement: Placement, table: str, wanted: np.ndarray) -> None:
     """Each block on as many distinct shards as it shall, none beyond the bound."""
     assigned = placement.assigned(table)
     for column, replicas in zip(assigned.T.tolist(), wanted.tolist(), strict=True):
-        shards = [shard for shard in column if shard != NOBODY]
+        shards = [shard for shard in column if shard != UNASSIGNED]
         assert len(set(shards)) == len(shards) == replicas
-        assert column[:replicas] == shards, "NOBODY comes last"
+        assert column[:replicas] == shards, "UNASSIGNED comes last"
     load = placement.held(table, [shard.shard for shard in placement.shards]).sum(axis=0)
     assert load.max() <= math.ceil(SLACK * wanted.sum() / len(placement.shards))
 
@@ -113,6 +113,6 @@ def test_impossible_numbers_of_replicas_are_named(spec: TableSpec) -> None:
         placement.evolve(2, addresses(range(3)), 4)
     with pytest.raises(ValueError, match=r"nothing given for table 'engram\.1'"):
         placement.evolve(2, addresses(range(3)), {"engram.2": 1})
-    nobody = np.full_like(placement.assigned(spec.name), NOBODY)
+    nobody = np.full_like(placement.assigned(spec.name), UNASSIGNED)
     with pytest.raises(ValueError, match="gives block 0 to nobody"):
         Placement(2, placement.shards, {spec.name: nobody})

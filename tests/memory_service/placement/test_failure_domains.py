@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_service import Placement, RowFormat, ShardAddress, TableSpec
-from memory_service.placement.assignment import NOBODY
+from memory_service.placement.assignment import UNASSIGNED
 from memory_service.placement.failure_domains import MOST_SHARE, number_domains, shares
 
 SLACK = 1.05
@@ -33,7 +33,7 @@ def together(placement: Placement, nodes: dict[str, str]) -> int:
     """Replicas that are on a node with another one of their block."""
     count = 0
     for column in placement.assigned("engram.1").T.tolist():
-        shards = [placement.shards[index].shard for index in column if index != NOBODY]
+        shards = [placement.shards[index].shard for index in column if index != UNASSIGNED]
         assert len(set(shards)) == len(shards)
         count += len(shards) - len({nodes[shard] for shard in shards})
     return count

@@ -148,7 +148,7 @@ def test_admission_counts_by_client_and_forgets_who_left() -> None:
         with pytest.raises(ResourceExhausted, match="3 streams of all clients"), admission.stream("c"):
             pass
         with a.request(13_600), b.request(13_000):
-            with pytest.raises(ResourceExhausted, match="1 bytes of rows asked for while 13,600 are under way to a"):
+            with pytest.raises(ResourceExhausted, match="1 bytes of rows requested while 13,600 are under way to a"):
                 a.request(1).__enter__()
             with pytest.raises(ResourceExhausted, match="under way to b"):
                 b.request(601).__enter__()

@@ -87,8 +87,8 @@ def test_every_refusal_is_a_counted_reply_and_the_stream_goes_on(
 ) -> None:
     raw = Raw(port, stack)
     cases: list[tuple[object, bytes | pb.LookupRequest | None, int, str]] = [
-        ([1650], header, pb.STATUS_ROW_OUT_OF_RANGE, "1649, asked for row 1650"),
-        ([0, -1], header, pb.STATUS_ROW_OUT_OF_RANGE, "asked for row -1"),
+        ([1650], header, pb.STATUS_ROW_OUT_OF_RANGE, "1649, requested row 1650"),
+        ([0, -1], header, pb.STATUS_ROW_OUT_OF_RANGE, "requested row -1"),
         ([0], changed(header, fingerprint=b"other"), pb.STATUS_FINGERPRINT_MISMATCH, "engram.1"),
         ([0], changed(header, epoch=7), pb.STATUS_WRONG_EPOCH, "serves epoch 1, asked under epoch 7"),
         ([0] * 101, header, pb.STATUS_REQUEST_TOO_LARGE, "takes 100"),

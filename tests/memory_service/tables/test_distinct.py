@@ -41,7 +41,7 @@ def test_the_inverse_has_the_shape_asked_for(spec: TableSpec, shape: tuple[int, 
 
 @pytest.mark.parametrize(("ids", "row"), [([5, -1], -1), ([1650], 1650), (np.array([2**64 - 1], np.uint64), 2**64 - 1)])
 def test_what_is_no_row_of_the_table(spec: TableSpec, ids: object, row: int) -> None:
-    with pytest.raises(RowOutOfRange, match=f"rows 0 to 1649, asked for row {row}$"):
+    with pytest.raises(RowOutOfRange, match=f"rows 0 to 1649, requested row {row}$"):
         DistinctRows(spec, np.asarray(ids))
 
 

@@ -95,7 +95,7 @@ def test_sampled_tokens_keep_their_distribution():
 
 def test_nothing_is_chosen_past_where_the_consumer_stops():
     sampler = CountingSampler(SamplingParams(), PROMPT)
-    some = choices(sampler, torch.eye(3, VOCAB), [0, 1])
-    assert next(some).token == 0
-    some.close()
+    verified = choices(sampler, torch.eye(3, VOCAB), [0, 1])
+    assert next(verified).token == 0
+    verified.close()
     assert sampler.calls == 1

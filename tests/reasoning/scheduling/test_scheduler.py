@@ -116,8 +116,8 @@ def test_a_cohort_runs_when_all_its_rows_have_landed(monkeypatch):
     bench.add("c", 3)
 
     def land(rows, until):
-        for one in rows:
-            one.landed = True
+        for future in rows:
+            future.landed = True
 
     monkeypatch.setattr("reasoning.scheduling.scheduler.wait_any", land)
     assert list(bench.step()) == ["a", "b", "c"]

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.pool.policies.hot_blocks import SpreadConfig, imbalance, shard_load, spread_hot_blocks
 from memory_service import Placement, ShardAddress
-from memory_service.placement.assignment import NOBODY
+from memory_service.placement.assignment import UNASSIGNED
 
 BLOCKS = 800
 SHARDS = [ShardAddress(f"shard-{i}", f"host:{i}") for i in range(6)]
@@ -83,4 +83,4 @@ def test_the_load_of_a_block_is_shared_by_its_replicas():
     load[5] = 10
     shards = shard_load({"engram.1": load}, placement)
     assert sorted(shards) == [0, 0, 0, 0, 5, 5]
-    assert (placement.tables["engram.1"] != NOBODY).all()
+    assert (placement.tables["engram.1"] != UNASSIGNED).all()

@@ -9,7 +9,7 @@ import pytest
 from cluster.pool.policies.plan import PoolPlan, Shape, Whereabouts
 from cluster.pool.report import ScaleReport
 from memory_service import Snapshot
-from memory_service.placement.assignment import NOBODY
+from memory_service.placement.assignment import UNASSIGNED
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +165,13 @@ def test_every_block_must_be_on_a_shard_that_answers(specs):
     assert plan.serving(seen(1, 1, 1)) == []
     plan = step(plan, seen(1, 1, 1))
     assert len(plan.serving(seen(1, 1, 1))) == 3
-    assert {one.shard for one in plan.serving(seen(1, 2, 1))} == {"shard-0", "shard-2"}  # a new life is empty
+    assert {address.shard for address in plan.serving(seen(1, 2, 1))} == {"shard-0", "shard-2"}  # a new life is empty
     assert plan.serving(seen(1, 0, 0)) == []
 
 
 def test_replicas_by_table_and_of_hot_blocks(specs):
     plan = step(PoolPlan(specs, Shape(3, {"engram.0": 2}, {"engram.2": {5: 2, 6: 9}})), seen(1, 1, 1))
-    copies = {table: (assigned != NOBODY).sum(axis=0) for table, assigned in plan.placement.tables.items()}
+    copies = {table: (assigned != UNASSIGNED).sum(axis=0) for table, assigned in plan.placement.tables.items()}
     assert (copies["engram.0"] == 2).all()
     assert copies["engram.2"][[4, 5, 6, 7]].tolist() == [1, 3, 3, 1]
     assert plan.wanted.bytes_of(specs) == sum(s.rows * s.row_bytes * n for s, n in zip(specs, (2, 1), strict=True))
