@@ -113,6 +113,6 @@ def test_impossible_numbers_of_replicas_are_named(spec: TableSpec) -> None:
         placement.evolve(2, addresses(range(3)), 4)
     with pytest.raises(ValueError, match=r"nothing given for table 'engram\.1'"):
         placement.evolve(2, addresses(range(3)), {"engram.2": 1})
-    nobody = np.full_like(placement.assigned(spec.name), UNASSIGNED)
-    with pytest.raises(ValueError, match="gives block 0 to nobody"):
-        Placement(2, placement.shards, {spec.name: nobody})
+    unassigned = np.full_like(placement.assigned(spec.name), UNASSIGNED)
+    with pytest.raises(ValueError, match="has no shard for the first replica of block 0"):
+        Placement(2, placement.shards, {spec.name: unassigned})
