@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import subprocess
 import sys
@@ -56,7 +57,15 @@ def _shard(
 
 
 def free_ports(count: int) -> Sequence[int]:
-    """Ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [item.getsockname()[1] for item in sockets]
+    """Return ports for servers that will listen on loopback, for where every server must know the ports of all.
+
+    They lie outside of the range from which Linux gives ports to connections and to servers that listen on port 0
+    (32768 to 60999), so that nothing else takes them before the servers listen.
+    """
+    found: set[int] = set()
+    chance = random.SystemRandom()  # others draw at the same time, and may have seeded `random` alike
+    while len(found) < count:
+        port = chance.randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.add(port)
+    return sorted(found)

@@ -13,6 +13,8 @@ from reasoning.config.checks import check_types, is_number, is_whole, require
 _ONLY_ROPE_VALUE: dict[str, tuple[Any, ...]] = {"attention_factor": (None,), "truncate": (True, None)}
 
 _LARGEST_FACTOR = 1 << 20
+LARGEST_CONTEXT = 1 << 24
+"""Most positions of a model: angles are computed in fp32, which has no whole numbers between 2^24 and 2^24 + 2."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.harness.servers import free_ports
 from memory_service import (
     ClientConfig,
     MemoryClient,
@@ -154,7 +155,7 @@ class Processes:
         return [process.pid for process in self.running]
 
     def __call__(self, shards: int, replicas: int = 1, share_memory: bool = False) -> Processes:
-        peers = [f"127.0.0.1:{port}" for port in _free_ports(shards)]
+        peers = [f"127.0.0.1:{port}" for port in free_ports(shards)]
         for index, peer in enumerate(peers):
             port = peer.rpartition(":")[2]
             place = ["--port", port, "--shard-index", str(index), "--peers", ",".join(peers)]
@@ -192,17 +193,9 @@ def processes(snapshot: Path, stack: ExitStack) -> Processes:
 
 @pytest.fixture
 def free_port() -> int:
-    return _free_ports(1)[0]
+    return free_ports(1)[0]
 
 
 def _end(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in sockets]

@@ -209,7 +209,7 @@ def test_a_shard_runs_from_the_wheel_and_its_extra_adds_metrics(wheel: Path, sto
         np.testing.assert_array_equal(rows.unique[rows.inverse], ROWS[IDS])
     refused = fresh.run("-m", "memory_service.server.process", *serve, "--metrics-port", "0")
     assert refused.returncode == 2
-    assert "metrics_port: prometheus_client is missing: pip install 'engram-memory[server]'" in refused.stderr
+    assert "--metrics-port: prometheus_client is missing: pip install 'engram-memory[server]'" in refused.stderr
 
     added = fresh.add_needed("server") - alone
     assert added == {"grpcio-health-checking", "grpcio-reflection", "prometheus_client"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from reasoning.config.checks import check_types, is_whole, require
 from reasoning.config.engram import EngramConfig, check_keys
-from reasoning.config.rope import RopeConfig
+from reasoning.config.rope import LARGEST_CONTEXT, RopeConfig
 from reasoning.config.token_ids import read_token_ids
 
 # Keys whose other values would mean an architecture that this model does not implement.
@@ -78,6 +78,8 @@ class DeepseekV3Config:
 
     def __post_init__(self) -> None:
         check_types(self, zero_allowed=_ZERO_ALLOWED)
+        positions = self.max_position_embeddings
+        require(positions <= LARGEST_CONTEXT, "max_position_embeddings", positions, f"at most {LARGEST_CONTEXT:,}")
         require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "an even number")
         ahead = self.num_nextn_predict_layers
         require(ahead <= 1, "num_nextn_predict_layers", ahead, "0 or 1: more are not implemented")
