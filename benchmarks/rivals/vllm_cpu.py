@@ -19,6 +19,7 @@ class VllmProcess:
         environment = {
             **os.environ,
             "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # by default it leaves one core idle
             "HF_HUB_OFFLINE": "1",
             "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         }
