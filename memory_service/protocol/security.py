@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from pyarrow import flight
 
-from memory_service.protocol.addresses import bracketed, parse_address
-from memory_service.protocol.bearer_token import BearerToken, ControlGuard, ControlSender, RowsGuard, RowsSender
+from memory_service.protocol.addresses import parse_address
+from memory_service.protocol.bearer_token import BearerToken, TokenGuard, TokenSender
 
 _FILE_OF_SERVER = {
     "cert_file": "ENGRAM_MEMORY_TLS_CERT",
@@ -70,7 +69,7 @@ class ServerSecurity:
         return cls(**_paths(_FILE_OF_SERVER, environ), token=_token(environ))
 
     def credentials(self) -> grpc.ServerCredentials | None:
-        """Return the credentials of the control door; None for plaintext."""
+        """Return the credentials of both ports; None for plaintext."""
         if not self.cert_file:
             return None
         ca = _read(self.client_ca_file, "client CA") if self.client_ca_file else None
@@ -88,24 +87,8 @@ class ServerSecurity:
         return context
 
     def interceptors(self, open_services: Sequence[str]) -> list[grpc.ServerInterceptor]:
-        """Return the interceptors of the control door; `open_services` need no token."""
-        return [ControlGuard(self.token, open_services)] if self.token else []
-
-    def flight_location(self, host: str, port: int) -> flight.Location:
-        """Return the location on which the rows door listens."""
-        return (flight.Location.for_grpc_tls if self.cert_file else flight.Location.for_grpc_tcp)(bracketed(host), port)
-
-    def flight_options(self, middleware: Mapping[str, flight.ServerMiddlewareFactory]) -> dict[str, Any]:
-        """Return the keyword arguments of flight.FlightServerBase for the rows door, with further middleware."""
-        options: dict[str, Any] = {"middleware": dict(middleware)}
-        if self.cert_file:
-            key, certificate = self._key_and_certificate()
-            options["tls_certificates"] = [(certificate, key)]
-        if self.client_ca_file:
-            options |= {"verify_client": True, "root_certificates": _read(self.client_ca_file, "client CA")}
-        if self.token:
-            options["middleware"]["token"] = RowsGuard(self.token)
-        return options
+        """Return the interceptors of a port; `open_services` need no token."""
+        return [TokenGuard(self.token, open_services)] if self.token else []
 
     def _key_and_certificate(self) -> tuple[bytes, bytes]:
         return _read(self.key_file, "key"), _read(self.cert_file, "certificate")
@@ -150,7 +133,7 @@ class ClientSecurity:
         return cls(**_paths(_FILE_OF_CLIENT, environ), token=_token(environ), server_name=name)
 
     def channel(self, address: str, options: _Options = ()) -> grpc.Channel:
-        """Return a channel to the control door at HOST:PORT.
+        """Return a channel to a port of a shard, HOST:PORT.
 
         Raises:
             InvalidRequest: the address is not valid.
@@ -161,19 +144,7 @@ class ClientSecurity:
             channel = grpc.secure_channel(address, self._credentials(), [*options, *renamed])
         else:
             channel = grpc.insecure_channel(address, list(options))
-        return grpc.intercept_channel(channel, ControlSender(self.token)) if self.token else channel
-
-    def flight_client(self, host: str, port: int, options: _Options = ()) -> flight.FlightClient:
-        """Return a client of the rows door."""
-        keywords: dict[str, Any] = {"generic_options": list(options)}
-        if self.ca_file:
-            keywords |= {"tls_root_certs": _read(self.ca_file, "CA"), "override_hostname": self.server_name}
-        if self.cert_file:
-            keywords |= {"cert_chain": _read(self.cert_file, "certificate"), "private_key": _read(self.key_file, "key")}
-        if self.token:
-            keywords["middleware"] = [RowsSender(self.token)]
-        location = flight.Location.for_grpc_tls if self.ca_file else flight.Location.for_grpc_tcp
-        return flight.FlightClient(location(bracketed(host), port), **keywords)
+        return grpc.intercept_channel(channel, TokenSender(self.token)) if self.token else channel
 
     def remedy(self, details: str) -> str:
         """Return what to do about a failed connection, given gRPC's description of the failure."""

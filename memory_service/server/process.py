@@ -16,7 +16,6 @@ from memory_service.errors import MemoryServiceError
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.protocol.security import ServerSecurity
 from memory_service.server.arguments import add_arguments, in_flags, serve_config
-from memory_service.server.arrow_memory import restart_bounded
 from memory_service.server.config import ServeConfig
 from memory_service.server.listening import check_free
 from memory_service.server.open_files import allow_open_files
@@ -159,5 +158,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    restart_bounded()
     sys.exit(main())

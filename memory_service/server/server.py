@@ -69,7 +69,7 @@ class ShardServer:
         for taken in self._ports:
             check_free(self._host, taken)
         admission = Admission(self.shard.name, self._limits)
-        self._rows = RowsDoor(self.shard, self._host, rows_port, self._security, admission)
+        self._rows = RowsDoor(self.shard, self._host, rows_port, self._security, self._limits, admission)
         try:
             self._control = ControlDoor(
                 self.shard, self.incarnation, self._rows.port, self._host, port, self._security, self._limits, admission

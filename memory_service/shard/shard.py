@@ -12,7 +12,14 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.errors import FingerprintMismatch, InvalidRequest, RequestTooLarge, ShardUnavailable, WrongEpoch
+from memory_service.errors import (
+    FingerprintMismatch,
+    InvalidRequest,
+    OldVersion,
+    RequestTooLarge,
+    ShardUnavailable,
+    WrongEpoch,
+)
 from memory_service.memory import require_table
 from memory_service.metrics.catalogue import SHARD_BLOCKS, SHARD_EPOCH, SHARD_HELD_BYTES, SHARD_VERSION
 from memory_service.metrics.metrics import Sample
@@ -166,8 +173,19 @@ class Shard:
             self._serving = replace(serving, placements=remaining)
             self._free_blocks()
 
+    def table(self, name: str) -> ShardTable:
+        """A table that this shard serves.
+
+        Raises:
+            ShardUnavailable: the shard has no placement yet.
+            UnknownTable: the shard has no such table.
+        """
+        if not self._serving.placements:
+            raise ShardUnavailable(f"{self.name} has no active placement yet: give it one", name, self.name)
+        return require_table(self._tables, name)
+
     def lookup(
-        self, table: str, rows: NDArray[np.int64], epoch: int, fingerprint: str
+        self, table: str, rows: NDArray[np.int64], epoch: int, fingerprint: str, min_version: int = 0
     ) -> tuple[NDArray[np.uint8], int, int]:
         """Look up rows.
 
@@ -176,6 +194,7 @@ class Shard:
             rows: row ids, int64 [n].
             epoch: epoch of the placement by which the client chose this shard.
             fingerprint: fingerprint of the table that the client expects.
+            min_version: oldest version of the table that the client takes.
 
         Returns:
             Packed rows, uint8 [n, row_bytes]; the newest epoch that this shard knows; the table's version.
@@ -188,10 +207,11 @@ class Shard:
             InvalidRequest: the row ids have the wrong dtype or shape.
             RequestTooLarge: there are more row ids than `max_rows`.
             RowOutOfRange: the table has no such row, or this shard does not hold its block.
+            OldVersion: the table is older than `min_version`.
         """
-        held = self._table(table)
+        held = self.table(table)
         with held.reading():  # before the epoch is checked: its blocks stay until the rows are gathered
-            self._check_asked(held, epoch, fingerprint)
+            self._check_asked(held, epoch, fingerprint, min_version)
             return self._gather(held, rows), max(epoch, self.epoch), held.version
 
     def when_serving(self, callback: Callable[[], None]) -> None:
@@ -222,7 +242,7 @@ class Shard:
             InvalidRequest: the prefix would lead out of the table's folder.
             SnapshotError: a file cannot be written.
         """
-        held = self._table(table)
+        held = self.table(table)
         rows = ((block, held.copy_block(block)) for block in blocks)
         prefix = f"{prefix}{quote(self.name, safe=' ')}-"
         return held.version, write_blocks(open_store(uri), held.spec, rows, prefix, base)
@@ -309,12 +329,7 @@ class Shard:
                     "prepare that placement first"
                 )
 
-    def _table(self, table: str) -> ShardTable:
-        if not self._serving.placements:
-            raise ShardUnavailable(f"{self.name} has no active placement yet: give it one", table, self.name)
-        return require_table(self._tables, table)
-
-    def _check_asked(self, held: ShardTable, epoch: int, fingerprint: str) -> None:
+    def _check_asked(self, held: ShardTable, epoch: int, fingerprint: str, min_version: int) -> None:
         if held.spec.fingerprint != fingerprint:
             raise FingerprintMismatch(
                 f"table {held.spec.name!r} on {self.name} has fingerprint {held.spec.fingerprint}, not "
@@ -324,6 +339,10 @@ class Shard:
         if epoch not in served:
             epochs = ", ".join(map(str, sorted(served)))
             raise WrongEpoch(f"{self.name} serves epoch {epochs}, asked under epoch {epoch}")
+        if held.version < min_version:
+            raise OldVersion(
+                f"table {held.spec.name!r} on {self.name} has version {held.version}, asked for {min_version} or later"
+            )
 
     def _gather(self, held: ShardTable, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         if rows.dtype != np.int64 or rows.ndim != 1:

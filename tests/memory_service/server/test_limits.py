@@ -24,7 +24,6 @@ from memory_service import (
     write_snapshot,
 )
 from memory_service.control.client import ControlClient
-from memory_service.server.arrow_memory import LIMIT_BYTES
 from memory_service.server.config import ServeConfig
 from memory_service.server.limits import Admission, DoorLimits, client_of
 from memory_service.server.process import start

@@ -1,0 +1,1 @@
+"""The native implementation of the service Rows, in C++ on gRPC C++: optional, and equal to the one in Python."""

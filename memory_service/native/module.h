@@ -1,0 +1,4 @@
+// The parts of the Python module.
+#pragma once
+
+#include <nanobind/nanobind.h>
