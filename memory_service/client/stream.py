@@ -17,14 +17,14 @@ from memory_service.control.client import ControlClient
 from memory_service.errors import MemoryServiceError, ResourceExhausted, ShardError, ShardUnavailable
 from memory_service.placement.placement import ShardAddress
 from memory_service.protocol.addresses import Address, parse_address
-from memory_service.protocol.row_messages import CHUNK_BYTES, HEADER_BYTES, LOOKUP, as_rows, ids_to_bytes, split_rows
+from memory_service.protocol.row_messages import LOOKUP, MESSAGE_BYTES, as_rows, ids_to_bytes, split_rows
 from memory_service.protocol.security import ClientSecurity
 from memory_service.protocol.status import error_in, error_of
 from memory_service.tables.spec import TableSpec
 from protos import memory_pb2 as pb
 
 _OPTIONS = [
-    ("grpc.max_receive_message_length", 4 * CHUNK_BYTES + HEADER_BYTES),  # what the wire allows, not what shards send
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.use_local_subchannel_pool", 1),  # no back-off inherited from a channel to an earlier process
     ("grpc.min_reconnect_backoff_ms", 2000),  # for one attempt to connect
     ("grpc.http2.lookahead_bytes", 8 << 20),  # a large reply need not wait for the window to grow

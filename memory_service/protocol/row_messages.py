@@ -17,10 +17,10 @@ from protos import memory_pb2 as pb
 
 SERVICE = "engram.memory.v1.Rows"
 LOOKUP, BLOCKS = f"/{SERVICE}/Lookup", f"/{SERVICE}/Blocks"
-CHUNK_BYTES = 1 << 20
-"""Bytes of rows in one message, at most, unless a single row has more."""
+MESSAGE_BYTES = 4 << 20
+"""Bytes of a message with rows, at most: what clients of gRPC take if they set nothing."""
 HEADER_BYTES = 4096
-"""Bytes of everything else in a message, at most; texts are cut to fit."""
+"""Bytes of everything but ids or rows in a message, at most; texts are cut to fit."""
 
 _ROWS_OF = {
     pb.LookupReply: pb.LookupReply.ROWS_FIELD_NUMBER,
@@ -53,8 +53,8 @@ def ids_from_bytes(content: bytes, table_rows: int) -> NDArray[np.int64]:
 
 
 def rows_a_chunk(row_bytes: int) -> int:
-    """Rows of one message."""
-    return max(1, CHUNK_BYTES // row_bytes)
+    """Rows of one message, as many as it can carry: in Python, more and smaller messages cost more than they save."""
+    return max(1, (MESSAGE_BYTES - HEADER_BYTES) // row_bytes)
 
 
 def with_rows(header: Message, rows: NDArray[np.uint8]) -> bytes:
