@@ -54,7 +54,7 @@ def ids_from_bytes(content: bytes, table_rows: int) -> NDArray[np.int64]:
 
 def rows_a_chunk(row_bytes: int) -> int:
     """Rows of one message, as many as it can carry: in Python, more and smaller messages cost more than they save."""
-    return max(1, (MESSAGE_BYTES - HEADER_BYTES) // row_bytes)
+    return (MESSAGE_BYTES - HEADER_BYTES) // row_bytes
 
 
 def with_rows(header: Message, rows: NDArray[np.uint8]) -> bytes:
