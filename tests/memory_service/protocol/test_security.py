@@ -14,7 +14,6 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
-import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pyarrow import flight
@@ -34,26 +33,10 @@ from memory_service import (
 from memory_service.control.client import ControlClient
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
+from tests.memory_service.papers import Papers
 
 TOKEN = BearerToken("a-token-of-some-length")
 OTHER_TOKEN = BearerToken("a-token-of-another-kind")
-
-
-class Papers:
-    """Certificates of one authority, as files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._authority = trustme.CA()
-        self.ca = folder / "ca.pem"
-        self._authority.cert_pem.write_to_path(self.ca)
-
-    def issue(self, name: str, **options: object) -> dict[str, Path]:
-        issued = self._authority.issue_cert(name, **options)
-        cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-        issued.private_key_pem.write_to_path(key)
-        return {"cert_file": cert, "key_file": key}
 
 
 @pytest.fixture(scope="module")
