@@ -348,7 +348,10 @@ class RowsServicer(object):
     def Lookup(self, request_iterator, context):
         """Look rows up, many requests down one stream. Replies carry the id of their request; those to different requests may
         come in any order. A request that is refused gets a reply with a status, and the stream goes on; a message that is
-        not a LookupRequest ends it with INVALID_ARGUMENT.
+        not a LookupRequest, or has no request_id, ends it with INVALID_ARGUMENT. Once the client has ended its side, the
+        shard answers what it has read, and ends the stream with OK. A shard that is to stop says so in a reply with
+        request_id 0: end your side, and ask another shard from then on. It breaks off streams that are idle, and those
+        that are not ended in time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

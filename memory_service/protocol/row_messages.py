@@ -129,11 +129,11 @@ def _varint(value: int) -> bytes:
 
 def _read_varint(message: bytes, at: int) -> tuple[int, int]:
     """A number and where it ends."""
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 70, 7):
         byte = message[at]
         value |= (byte & 0x7F) << shift
         at += 1
         if byte < 0x80:
             return value, at
-        shift += 7
+    raise ValueError("a number has more than ten bytes")

@@ -150,13 +150,16 @@ class _Stream:
         """Yield the replies to requests until the client ends the stream.
 
         Raises:
-            InvalidRequest: a message is no LookupRequest.
+            InvalidRequest: a message is no LookupRequest, or has no request_id.
         """
         for message in requests:
             read = time.perf_counter()
             with self._lock:
                 self._busy = True
-            yield from self._answer(_decode(pb.LookupRequest, message))
+            request = _decode(pb.LookupRequest, message)
+            if not request.request_id:
+                raise InvalidRequest("the request has request_id 0, by which a shard says that it stops: count from 1")
+            yield from self._answer(request)
             self._counters.took(time.perf_counter() - read)
             with self._lock:
                 self._busy = self._leaving  # if so, until the client ends the stream

@@ -25,6 +25,7 @@ from memory_service import (
 )
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard, ShardConfig
+from tests.conformance.implementations import IMPLEMENTATIONS, choose
 
 DIM = 64
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,13 @@ class Cluster:
         client = MemoryClient.connect(self.servers[shard].address, config=ClientConfig(**config))  # type: ignore[arg-type]
         self._stack.callback(client.close)
         return client
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The implementation of the wire of shards and clients that the test starts."""
+    choose(request.param, monkeypatch)
+    return request.param
 
 
 @pytest.fixture

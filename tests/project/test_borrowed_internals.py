@@ -28,6 +28,7 @@ import prometheus_client.utils
 import pyarrow as pa
 import pytest
 import torch
+from memory_service.server.arrow_memory import LIMIT_BYTES, bounded_environment
 from pyarrow import flight
 from torch import nn
 
@@ -37,7 +38,6 @@ from memory_service.client.cache import RowCache
 from memory_service.client.pending import owned
 from memory_service.control import client as control_client
 from memory_service.protocol.bearer_token import BearerToken, ControlSender
-from memory_service.server.arrow_memory import LIMIT_BYTES, bounded_environment
 from memory_service.server.limits import client_of
 from memory_service.shard import arena
 from memory_service.shard.scratch import Scratch

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from memory_service.server.arrow_memory import LIMIT_BYTES
 
 from cluster.cli import main
 from cluster.pool.config import PoolConfig
@@ -16,7 +17,6 @@ from cluster.pool.policies.plan import Shape
 from cluster.ray_runtime import NAMESPACE, fetch
 from memory_service import LocalMemory, MemoryClient
 from memory_service.errors import ShardError
-from memory_service.server.arrow_memory import LIMIT_BYTES
 from tests.cluster.lookups import lookups, progress
 from tests.cluster.on_ray import process_of, shard_processes, wait_until
 
