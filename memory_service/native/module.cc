@@ -1,8 +1,7 @@
 // The Python module: what each part of it offers stands at the end of that part's own file.
-#include <nanobind/nanobind.h>
-
 #include "module.h"
 
 NB_MODULE(_rows, module) {
   bind_cache(module);
+  bind_server(module);
 }

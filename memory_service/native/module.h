@@ -1,6 +1,7 @@
-// The parts of the Python module.
+// The parts of the Python module, each in files of its own.
 #pragma once
 
 #include <nanobind/nanobind.h>
 
 void bind_cache(nanobind::module_& module);
+void bind_server(nanobind::module_& module);

@@ -16,7 +16,7 @@ from memory_service.protocol.status import refuse
 
 MIN_LENGTH = 16
 _HEADER = "authorization"
-_REFUSAL = (
+REFUSAL = (
     "this memory asks for a token and got {what}: "
     "set ENGRAM_MEMORY_TOKEN_FILE or ENGRAM_MEMORY_TOKEN to the token that the shards were started with"
 )
@@ -58,10 +58,10 @@ class BearerToken:
     def refusal(self, headers: Sequence[str | bytes]) -> str | None:
         """Return why a call with these authorization headers is refused; None if it carries the token."""
         if len(headers) != 1:
-            return _REFUSAL.format(what=f"{len(headers)} of them" if headers else "none")
+            return REFUSAL.format(what=f"{len(headers)} of them" if headers else "none")
         given = headers[0].encode() if isinstance(headers[0], str) else headers[0]
         # In constant time: how long a refusal takes says nothing about how much of a guess was right.
-        return None if hmac.compare_digest(given, self.header.encode()) else _REFUSAL.format(what="another one")
+        return None if hmac.compare_digest(given, self.header.encode()) else REFUSAL.format(what="another one")
 
 
 class TokenGuard(grpc.ServerInterceptor):

@@ -52,6 +52,11 @@ def ids_from_bytes(content: bytes, table_rows: int) -> NDArray[np.int64]:
     return np.frombuffer(content, kind).astype(np.int64)
 
 
+def max_request_bytes(max_rows: int) -> int:
+    """Bytes of the largest message that a shard takes whose lookups have at most so many rows."""
+    return max(max_rows, 1) * id_type(1 << 63).itemsize + HEADER_BYTES
+
+
 def rows_a_chunk(row_bytes: int) -> int:
     """Rows of one message, as many as it can carry: in Python, more and smaller messages cost more than they save."""
     return (MESSAGE_BYTES - HEADER_BYTES) // row_bytes

@@ -36,6 +36,15 @@ _Options = Sequence[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
+class ServerPem:
+    """The content of a shard's PEM files; empty for those that it has not."""
+
+    key: bytes = b""
+    certificate: bytes = b""
+    client_ca: bytes = b""
+
+
+@dataclass(frozen=True)
 class ServerSecurity:
     """What a shard requires of its clients.
 
@@ -72,8 +81,20 @@ class ServerSecurity:
         """Return the credentials of both ports; None for plaintext."""
         if not self.cert_file:
             return None
-        ca = _read(self.client_ca_file, "client CA") if self.client_ca_file else None
-        return grpc.ssl_server_credentials([self._key_and_certificate()], ca, require_client_auth=ca is not None)
+        pem = self.pem()
+        ca = pem.client_ca or None
+        return grpc.ssl_server_credentials([(pem.key, pem.certificate)], ca, require_client_auth=ca is not None)
+
+    def pem(self) -> ServerPem:
+        """Read the files, for a server that takes their content.
+
+        Raises:
+            ValueError: a file cannot be read.
+        """
+        if not self.cert_file:
+            return ServerPem()
+        ca = _read(self.client_ca_file, "client CA") if self.client_ca_file else b""
+        return ServerPem(_read(self.key_file, "key"), _read(self.cert_file, "certificate"), ca)
 
     def tls_context(self) -> ssl.SSLContext | None:
         """Return the TLS settings of an HTTPS server with the same requirements; None for plaintext."""
@@ -89,9 +110,6 @@ class ServerSecurity:
     def interceptors(self, open_services: Sequence[str]) -> list[grpc.ServerInterceptor]:
         """Return the interceptors of a port; `open_services` need no token."""
         return [TokenGuard(self.token, open_services)] if self.token else []
-
-    def _key_and_certificate(self) -> tuple[bytes, bytes]:
-        return _read(self.key_file, "key"), _read(self.cert_file, "certificate")
 
 
 @dataclass(frozen=True)

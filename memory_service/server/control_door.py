@@ -27,6 +27,8 @@ from memory_service.server.call_guard import CallGuard
 from memory_service.server.health import HEALTH, StandardServices
 from memory_service.server.limits import Admission, DoorLimits
 from memory_service.server.listening import bind
+from memory_service.server.native_rows_door import NativeRowsDoor
+from memory_service.server.rows_door import RowsDoor
 from memory_service.shard.shard import Shard
 from memory_service.shard.table import ShardTable
 from protos import memory_pb2 as pb
@@ -45,7 +47,7 @@ class ControlDoor:
         self,
         shard: Shard,
         incarnation: str,
-        rows_port: int,
+        rows: RowsDoor | NativeRowsDoor,
         host: str,
         port: int,
         security: ServerSecurity,
@@ -62,7 +64,7 @@ class ControlDoor:
             options=[("grpc.so_reuseport", 0), *options],
             maximum_concurrent_rpcs=limits.control_calls,
         )
-        memory_pb2_grpc.add_MemoryShardServicer_to_server(_Servicer(shard, incarnation, rows_port), self._server)
+        memory_pb2_grpc.add_MemoryShardServicer_to_server(_Servicer(shard, incarnation, rows), self._server)
         self._standard = StandardServices(self._server, SERVICE)
         self.port = bind(self._server, host, port, security.credentials())
         self._server.start()
@@ -93,10 +95,10 @@ def _answering(method: _Method) -> _Method:
 class _Servicer(memory_pb2_grpc.MemoryShardServicer):
     """The methods of memory.proto: each decodes, calls the shard and encodes."""
 
-    def __init__(self, shard: Shard, incarnation: str, rows_port: int) -> None:
+    def __init__(self, shard: Shard, incarnation: str, rows: RowsDoor | NativeRowsDoor) -> None:
         self._shard = shard
         self._incarnation = incarnation
-        self._rows_port = rows_port
+        self._rows = rows
 
     @_answering
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
@@ -104,11 +106,11 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
         return pb.DescribeReply(
             shard=self._shard.name,
             incarnation=self._incarnation,
-            rows_port=self._rows_port,
+            rows_port=self._rows.port,
             placement=placement_to_proto(placement) if placement else None,
             tables=_held_to_proto(self._shard.tables.values()),
             node=self._shard.config.node,
-            implementation="python",
+            implementation=self._rows.implementation,
         )
 
     @_answering
@@ -135,7 +137,7 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
 
     @_answering
     def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsReply:  # noqa: N802
-        block_rows = self._shard.block_load.read() if request.blocks else {}
+        block_rows = self._shard.block_rows() if request.blocks else {}
         return stats_to_proto(replace(self._shard.stats(), incarnation=self._incarnation, block_rows=block_rows))
 
 

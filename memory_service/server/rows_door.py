@@ -24,10 +24,9 @@ from memory_service.errors import (
 )
 from memory_service.memory import require_table
 from memory_service.protocol.row_messages import (
-    HEADER_BYTES,
     SERVICE,
-    id_type,
     ids_from_bytes,
+    max_request_bytes,
     rows_a_chunk,
     with_rows,
 )
@@ -48,6 +47,8 @@ _log = logging.getLogger(__name__)
 class RowsDoor:
     """The gRPC server of a shard's rows, listening from construction on."""
 
+    implementation = "python"
+
     def __init__(
         self,
         shard: Shard,
@@ -58,7 +59,6 @@ class RowsDoor:
         admission: Admission,
     ) -> None:
         threads = limits.streams + _REFUSING
-        most_ids = max(shard.config.max_rows, 1) * id_type(1 << 63).itemsize
         self._shard = shard
         self._admission = admission
         self._lock = threading.Lock()
@@ -67,7 +67,7 @@ class RowsDoor:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="rows"),
             interceptors=security.interceptors(open_services=[]),
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", most_ids + HEADER_BYTES)],
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", max_request_bytes(shard.config.max_rows))],
             maximum_concurrent_rpcs=threads,
         )
         methods = {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -22,9 +23,10 @@ from memory_service.errors import (
 )
 from memory_service.memory import require_table
 from memory_service.metrics.catalogue import SHARD_BLOCKS, SHARD_EPOCH, SHARD_HELD_BYTES, SHARD_VERSION
-from memory_service.metrics.metrics import Sample
+from memory_service.metrics.metrics import SECONDS_BOUNDS, Sample
+from memory_service.native import extension
 from memory_service.placement.placement import Placement
-from memory_service.protocol.reports import Prepared, ShardStats
+from memory_service.protocol.reports import BlockRows, Prepared, ShardStats
 from memory_service.shard.block_load import BlockLoad
 from memory_service.shard.block_sources import Sources
 from memory_service.shard.counters import ShardCounters
@@ -85,6 +87,11 @@ class Shard:
         self._scratch = Scratch()
         self.block_load = BlockLoad()
         self._callbacks: list[Callable[[], None]] = []
+        module = extension()
+        self.native: Any = (
+            module and module.Shard(name=name, max_rows=self.config.max_rows, bounds=list(SECONDS_BOUNDS))
+        )
+        """What is served, for native readers, and what they count; None without the native extension."""
 
     @property
     def placement(self) -> Placement | None:
@@ -135,9 +142,8 @@ class Shard:
                 sources.close()
             with self._changing:
                 self._check_intended(placement)
-                self._serving = replace(
-                    self._serving, placements={**self._serving.placements, placement.epoch: placement}
-                )
+                placements = {**self._serving.placements, placement.epoch: placement}
+                self._publish(serving=replace(self._serving, placements=placements))
         return sum(parts, Prepared())
 
     def activate(self, placement: Placement) -> None:
@@ -152,7 +158,7 @@ class Shard:
             placements = {**self._serving.until_active(), placement.epoch: placement}
             if self._intended is not None and self._intended.epoch <= placement.epoch:
                 self._intended = None
-            self._serving = _Serving(placement, placements)
+            self._publish(serving=_Serving(placement, placements))
         for callback in self._callbacks:
             callback()
 
@@ -170,7 +176,7 @@ class Shard:
                     "activate that one first"
                 )
             remaining = {number: placement for number, placement in serving.placements.items() if number >= epoch}
-            self._serving = replace(serving, placements=remaining)
+            self._publish(serving=replace(serving, placements=remaining))
             self._free_blocks()
 
     def table(self, name: str) -> ShardTable:
@@ -249,16 +255,38 @@ class Shard:
 
     def stats(self) -> ShardStats:
         """Values of the counters since construction."""
+        self._take_counts()
         return self.counters.snapshot()
+
+    def block_rows(self) -> BlockRows:
+        """Estimated number of requested rows by table and block since construction."""
+        if self.native:
+            self.block_load.absorb(self.native.take_blocks())
+        return self.block_load.read()
 
     def collect(self) -> Iterator[Sample]:
         """All metrics as samples, for an exporter."""
+        self._take_counts()
         yield from self.counters.collect()
         yield Sample(SHARD_EPOCH, (), self.epoch)
         for name, table in self._tables.items():
             yield Sample(SHARD_BLOCKS, (name,), len(table.blocks))
             yield Sample(SHARD_HELD_BYTES, (name,), table.nbytes)
             yield Sample(SHARD_VERSION, (name,), table.version)
+
+    def _take_counts(self) -> None:
+        if self.native:
+            self.counters.absorb(self.native.take_counts())
+
+    def _publish(self, serving: _Serving | None = None, tables: Mapping[str, ShardTable] | None = None) -> None:
+        """Replace what is served, for readers in Python and for native ones."""
+        if serving is not None:
+            self._serving = serving
+        if tables is not None:
+            self._tables = tables
+        if self.native:
+            known = {name: table.native for name, table in self._tables.items()}
+            self.native.publish(self.epoch, set(self._serving.placements), known)
 
     def _intend(self, placement: Placement) -> None:
         """Declare the placement to prepare, which makes a preparation of another one stop."""
@@ -270,7 +298,7 @@ class Shard:
         """Free the blocks that were prepared for another placement, whose preparation has ended."""
         with self._changing:
             self._check_intended(placement)
-            self._serving = replace(self._serving, placements=self._serving.until_active())
+            self._publish(serving=replace(self._serving, placements=self._serving.until_active()))
             self._free_blocks()
 
     def _prepare_table(self, name: str, placement: Placement, sources: Sources) -> Prepared:
@@ -289,7 +317,7 @@ class Shard:
         table = ShardTable(spec, version, self.config.share_memory)
         with self._changing:
             self._check_intended(placement)
-            self._tables = {**self._tables, name: table}
+            self._publish(tables={**self._tables, name: table})
         return table
 
     def _free_blocks(self) -> None:
@@ -299,7 +327,7 @@ class Shard:
             given = [placement.blocks_of(name, self.name) for placement in needed if name in placement.tables]
             table.drop(np.setdiff1d(table.blocks, np.concatenate([np.empty(0, np.int64), *given])))
         named = {name for placement in needed for name in placement.tables}
-        self._tables = {name: table for name, table in self._tables.items() if name in named}
+        self._publish(tables={name: table for name, table in self._tables.items() if name in named})
 
     def _check_newer(self, placement: Placement) -> None:
         if placement.epoch < self.epoch:
