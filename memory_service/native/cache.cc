@@ -10,6 +10,8 @@
 
 namespace nb = nanobind;
 
+namespace engram {
+
 namespace {
 
 using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -115,3 +117,5 @@ void bind_cache(nb::module_& module) {
   module.def("cache_put", &put<uint32_t>);
   module.def("cache_put", &put<uint64_t>);
 }
+
+}  // namespace engram

@@ -2,6 +2,6 @@
 #include "module.h"
 
 NB_MODULE(_rows, module) {
-  bind_cache(module);
-  bind_server(module);
+  engram::bind_cache(module);
+  engram::bind_server(module);
 }

@@ -3,5 +3,9 @@
 
 #include <nanobind/nanobind.h>
 
+namespace engram {
+
 void bind_cache(nanobind::module_& module);
 void bind_server(nanobind::module_& module);
+
+}  // namespace engram
