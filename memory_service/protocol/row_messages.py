@@ -21,6 +21,8 @@ MESSAGE_BYTES = 4 << 20
 """Bytes of a message with rows, at most: what clients of gRPC take if they set nothing."""
 HEADER_BYTES = 4096
 """Bytes of everything but ids or rows in a message, at most; texts are cut to fit."""
+CHUNK_BYTES = MESSAGE_BYTES - HEADER_BYTES
+"""Bytes of rows in one message, at most: in Python, more and smaller messages cost more than they save."""
 
 _ROWS_OF = {
     pb.LookupReply: pb.LookupReply.ROWS_FIELD_NUMBER,
@@ -58,8 +60,8 @@ def max_request_bytes(max_rows: int) -> int:
 
 
 def rows_a_chunk(row_bytes: int) -> int:
-    """Rows of one message, as many as it can carry: in Python, more and smaller messages cost more than they save."""
-    return (MESSAGE_BYTES - HEADER_BYTES) // row_bytes
+    """Rows of one message."""
+    return max(1, CHUNK_BYTES // row_bytes)
 
 
 def with_rows(header: Message, rows: NDArray[np.uint8]) -> bytes:
