@@ -21,8 +21,9 @@ MESSAGE_BYTES = 4 << 20
 """Bytes of a message with rows, at most: what clients of gRPC take if they set nothing."""
 HEADER_BYTES = 4096
 """Bytes of everything but ids or rows in a message, at most; texts are cut to fit."""
-CHUNK_BYTES = MESSAGE_BYTES - HEADER_BYTES
-"""Bytes of rows in one message, at most: in Python, more and smaller messages cost more than they save."""
+CHUNK_BYTES = 512 << 10
+"""Bytes of rows in one message that this side sends: one is made while the one before it travels. Of 128 KiB to 4 MiB,
+this took least time for 12,288 rows of 264 bytes."""
 
 _ROWS_OF = {
     pb.LookupReply: pb.LookupReply.ROWS_FIELD_NUMBER,
