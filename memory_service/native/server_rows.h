@@ -4,7 +4,6 @@
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/server.h>
 
-#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -66,7 +65,6 @@ class RowsServer {
   int port_ = 0;
 
   std::mutex mutex_;  // guards what follows
-  std::condition_variable none_left_;
   std::set<Call*> calls_;
   std::vector<size_t> calls_of_;  // by queue, those included that are still to come
   bool stopping_ = false;
