@@ -126,9 +126,9 @@ class ShardTable:
             RowOutOfRange: the block is not held.
         """
         start = block * self.spec.block_rows
-        rows = np.empty((self.spec.block_length(block), self.spec.row_bytes), np.uint8)
         with self.reading():
             (low,) = self.locate(np.array([start]))
+            rows = np.empty((self.spec.block_length(block), self.spec.row_bytes), np.uint8)
             np.copyto(rows, self._arena.rows[low : low + len(rows)])
         return rows
 
