@@ -67,7 +67,10 @@ class RowsDoor:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="rows"),
             interceptors=security.interceptors(open_services=[]),
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", max_request_bytes(shard.config.max_rows))],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", max_request_bytes(shard.config.max_rows)),
+            ],
             maximum_concurrent_rpcs=threads,
         )
         methods = {

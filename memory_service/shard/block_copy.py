@@ -79,7 +79,9 @@ def _take_group(
     except StopIteration as error:
         raise MemoryServiceError(f"table {spec.name!r}: the shard sent fewer than {len(blocks)} blocks") from error
     except grpc.RpcError as error:
-        raise error_in(error) or MemoryServiceError(f"table {spec.name!r}: the copy broke off: {error.details()}") from error
+        raise error_in(error) or MemoryServiceError(
+            f"table {spec.name!r}: the copy broke off: {error.details()}"
+        ) from error
     finally:
         chunks.cancel()
 

@@ -88,8 +88,8 @@ class Shard:
         self.block_load = BlockLoad()
         self._callbacks: list[Callable[[], None]] = []
         module = extension()
-        self.native: Any = (
-            module and module.Shard(name=name, max_rows=self.config.max_rows, bounds=list(SECONDS_BOUNDS))
+        self.native: Any = module and module.Shard(
+            name=name, max_rows=self.config.max_rows, bounds=list(SECONDS_BOUNDS)
         )
         """What is served, for native readers, and what they count; None without the native extension."""
 

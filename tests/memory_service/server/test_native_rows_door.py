@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ import psutil
 import pytest
 import xxhash
 
-from memory_service import BearerToken, Placement, ServerSecurity, ShardAddress, ShardUnavailable, TableSpec
+from memory_service import BearerToken, Placement, ServerSecurity, ShardAddress, TableSpec
 from memory_service.control.client import ControlClient
 from memory_service.native import extension
 from memory_service.protocol.row_messages import BLOCKS, LOOKUP, SERVICE, ids_to_bytes
