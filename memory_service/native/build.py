@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SANITIZERS = ("address", "undefined", "thread")
 
-_PROGRAMS = {"g++": "g++", "cmake": "cmake", "pkg-config": "pkg-config", "protoc": "protobuf-compiler"}
+PROGRAMS = {"g++": "g++", "cmake": "cmake", "pkg-config": "pkg-config", "protoc": "protobuf-compiler"}
 _HEADERS = {
     "grpcpp/grpcpp.h": "libgrpc++-dev",
     "google/protobuf/message.h": "libprotobuf-dev",
@@ -30,7 +30,7 @@ _HEADERS = {
 
 def missing() -> Iterator[str]:
     """Yield what the build lacks, with the command that installs it."""
-    packages = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
+    packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if shutil.which("g++"):
         packages += [package for header, package in _HEADERS.items() if not _has_header(header)]
     else:
@@ -38,7 +38,7 @@ def missing() -> Iterator[str]:
     if packages:
         yield f"{', '.join(packages)}: apt-get install {' '.join(packages)}"
     if importlib.util.find_spec("nanobind") is None:
-        yield f"nanobind: {sys.executable} -m pip install 'nanobind>=2,<4'"
+        yield f"nanobind: {sys.executable} -m pip install 'nanobind>=2.4,<4'"
 
 
 def build(sanitize: str = "", jobs: int = 2) -> Path:
@@ -54,9 +54,9 @@ def build(sanitize: str = "", jobs: int = 2) -> Path:
     Raises:
         subprocess.CalledProcessError: a step fails; it has printed why.
     """
-    folder = ROOT / "build" / (f"native-{sanitize}" if sanitize else "native")
-    import nanobind
+    import nanobind  # found by `missing`
 
+    folder = ROOT / "build" / (f"native-{sanitize}" if sanitize else "native")
     settings = {
         "nanobind_DIR": nanobind.cmake_dir(),
         "Python_EXECUTABLE": sys.executable,

@@ -59,7 +59,7 @@ def serve(config: ServeConfig) -> NoReturn:
 def _greeting(server: ShardServer, config: ServeConfig) -> str:
     listening = "" if server.address == server.listens_on else f", listening on {server.listens_on},"
     doing = "serving" if config.snapshot else "waiting"
-    return f"engram memory {server.shard.name}{listening} {doing} on {server.address}"
+    return f"engram memory {server.shard.name} ({server.implementation}){listening} {doing} on {server.address}"
 
 
 def _warn(message: str) -> None:

@@ -124,6 +124,12 @@ def snapshot(tmp_path: Path, spec: TableSpec, packed: np.ndarray) -> Path:
 
 
 @pytest.fixture
+def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that this test starts answer by the implementation in Python, parts of which the test replaces."""
+    monkeypatch.setenv("ENGRAM_MEMORY_NATIVE", "0")
+
+
+@pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack

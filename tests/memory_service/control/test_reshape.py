@@ -190,6 +190,7 @@ def test_what_no_shard_has_comes_from_the_snapshot(elastic: Elastic, cluster, sp
     assert elastic.held() == before
 
 
+@pytest.mark.usefixtures("in_python")
 def test_a_damaged_copy_is_refused_and_the_next_source_asked(
     elastic: Elastic, cluster, spec: TableSpec, packed: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +232,7 @@ def test_a_snapshot_of_another_version_is_refused(
         elastic.scale(2, uri=tmp_path / "newer")
 
 
+@pytest.mark.usefixtures("in_python")
 def test_an_interrupted_preparation_goes_on_where_it_was(
     elastic: Elastic, watch, spec: TableSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +268,7 @@ def test_another_placement_takes_the_place_of_one_that_was_only_prepared(elastic
         shard.lookup(spec.name, np.array([0]), 2, spec.fingerprint)
 
 
+@pytest.mark.usefixtures("in_python")
 def test_a_preparation_ends_when_another_one_begins(
     elastic: Elastic, spec: TableSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
