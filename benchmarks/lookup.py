@@ -3,7 +3,7 @@
 264-byte rows (256 fp8 values and 8 scales) of one random table of a gigabyte, the same random rows asked of all rivals,
 every server a process of its own on this machine. The service's figures are those of its whole client: dedup, split,
 reassembly. Rivals take turns, ten lookups each; "rounds" is the range of the medians of a turn, ratios are of turns in
-the same round. Processor time is that of client and servers together.
+the same round.
 """
 
 from __future__ import annotations
@@ -206,13 +206,22 @@ def print_timings(rows: int, row_bytes: int, timings: Mapping[str, Timing]) -> N
             name,
             *t.milliseconds(3),
             f"{rows / t.p50 / 1e6:.2f}",
-            f"{t.cpu / (rows * row_bytes) * 1e9:.2f}",
+            *(f"{cpu / (rows * row_bytes) * 1e9:.2f}" for cpu in (t.cpu - t.server_cpu, t.server_cpu)),
             *(f"{t.over(timings[service]).median:.2f}x" for service in SERVICES),
         )
         for name, t in timings.items()
     ]
     print(f"{rows:,} rows a request")
-    header = ("", "p50", "p99", "rounds", "M rows/s", "CPU s/GB", *(f"/ {name}" for name in SERVICES))
+    header = (
+        "",
+        "p50",
+        "p99",
+        "rounds",
+        "M rows/s",
+        "client CPU s/GB",
+        "server CPU s/GB",
+        *(f"/ {name}" for name in SERVICES),
+    )
     print(format_table(header, lines))
     print()
 
