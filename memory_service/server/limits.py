@@ -25,15 +25,15 @@ class DoorLimits:
 
     A client is a name in a certificate under mutual TLS, and otherwise a host: the processes of a host share its
     limits, and hosts behind one proxy or address translation count as one. The defaults suit hosts with hundreds of
-    client processes that use several tables; lower `streams` where a container may have fewer threads.
+    client processes; lower `streams` where a container may have fewer threads.
 
     Raises:
         ValueError: A limit is not above 0.
     """
 
-    streams: int = 8192
+    streams: int = 4096
     """Streams of rows open at once, one for each client process; each takes a thread and about 0.25 MiB."""
-    streams_per_client: int = 2048
+    streams_per_client: int = 1024
     """Streams of rows that one client, a host or a certificate's name, may have open."""
     request_bytes_per_client: int = 2 << 30
     """Bytes of row ids being read and of rows being sent, over all streams of one client."""

@@ -53,7 +53,7 @@ def serve(config: ServeConfig) -> NoReturn:
         _warn("stopped while a client still held a stream open")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # threads of gRPC and Flight that still wait for a client would keep the interpreter from ending
+    os._exit(0)  # threads of gRPC that still wait for a client would keep the interpreter from ending
 
 
 def _greeting(server: ShardServer, config: ServeConfig) -> str:

@@ -19,7 +19,7 @@ DEFAULT_BLOCK_ROWS = 4096
 _UINT32, _INT64 = 2**32 - 1, 2**63 - 1  # bounds on the wire
 _MAX_ROWS = 1 << 48
 _MAX_ROW_BYTES = 1 << 20  # a message with rows, of at most 4 MiB, carries at least one
-_MAX_BLOCK_BYTES = 1 << 30  # a shard that sends a block to another holds a copy of it
+_MAX_BLOCK_BYTES = 1 << 30  # a block is copied and written as a whole
 _FIELDS: Mapping[str, Check] = {
     "name": text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "use up to 128 letters, digits, '.', '_' or '-'"),
     "layer": whole(0, _UINT32),

@@ -9,10 +9,12 @@ import pytest
 
 from benchmarks import lookup
 from benchmarks.harness.rounds import Spread, Timing
-from benchmarks.harness.servers import free_ports, module_server
+from benchmarks.harness.servers import free_ports, memory_shards, module_server
 from benchmarks.rivals import redis_mget
+from benchmarks.rivals.bare_stream import BareStreamClient
 from benchmarks.rivals.plain_grpc import StreamingClient, UnaryClient
 from benchmarks.rivals.raw_socket import RawSocketClient
+from memory_service import write_snapshot
 
 
 @pytest.fixture
@@ -41,6 +43,19 @@ def test_both_clients_of_plain_grpc_return_the_rows_asked_for(packed, tmp_path):
         for kind in (UnaryClient, StreamingClient):
             with contextlib.closing(kind(server.address, 20)) as client:
                 check(packed, client)
+
+
+def test_a_bare_stream_returns_the_rows_asked_for(tmp_path):
+    spec = lookup.table_spec(column_rows=4000)
+    packed = np.random.default_rng(0).integers(0, 256, (spec.rows, spec.row_bytes), np.uint8)
+    write_snapshot(tmp_path / "memory", {spec: packed})
+    with (
+        memory_shards(tmp_path / "memory") as (server,),
+        contextlib.closing(BareStreamClient(server.address, spec.name)) as client,
+    ):
+        check(packed, client)
+        rows = np.arange(spec.rows)  # in several replies
+        np.testing.assert_array_equal(client.lookup(rows), packed)
 
 
 @pytest.mark.skipif(redis_mget.missing() is not None, reason=str(redis_mget.missing()))

@@ -27,6 +27,9 @@ def main() -> int:
             print(f"{memory.described.shard} at {options.address}, rows on {memory.rows_address}")
             print(f"implementation: {memory.described.implementation}")
             results = [_run(each, memory) for each in CHECKS if options.only in each.name]
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except grpc.RpcError as error:
         print(f"{options.address} cannot be asked: {error.code().name}: {error.details()}", file=sys.stderr)
         return 2
@@ -54,27 +57,21 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tests.conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("address", metavar="HOST:PORT", help="control door of a shard that serves")
-    parser.add_argument(
-        "--ca", metavar="PEM", type=_read, help="authority that signed the shard's certificate: use TLS"
-    )
-    parser.add_argument("--cert", metavar="PEM", type=_read, help="certificate to show under mutual TLS")
-    parser.add_argument("--key", metavar="PEM", type=_read, help="key of --cert")
+    parser.add_argument("--ca", metavar="PEM", type=Path, help="authority that signed the shard's certificate: use TLS")
+    parser.add_argument("--cert", metavar="PEM", type=Path, help="certificate to show under mutual TLS")
+    parser.add_argument("--key", metavar="PEM", type=Path, help="key of --cert")
     parser.add_argument("--server-name", metavar="NAME", default="", help="name to expect in the shard's certificate")
-    parser.add_argument("--token-file", metavar="FILE", type=_read, help="file with the bearer token")
+    parser.add_argument("--token-file", metavar="FILE", type=Path, help="file with the bearer token")
     parser.add_argument("--only", metavar="TEXT", default="", help="run only the checks whose names contain this")
     return parser
 
 
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from error
-
-
 def _keys(options: argparse.Namespace) -> Keys:
-    tls = grpc.ssl_channel_credentials(options.ca, options.key, options.cert) if options.ca else None
-    return Keys(tls, options.server_name, (options.token_file or b"").decode().strip())
+    ca, key, cert, token = (
+        path and path.read_bytes() for path in (options.ca, options.key, options.cert, options.token_file)
+    )
+    tls = grpc.ssl_channel_credentials(ca, key, cert) if ca else None
+    return Keys(tls, options.server_name, (token or b"").decode().strip())
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ class Keys:
         """Metadata of every call."""
         return [("authorization", f"Bearer {self.token}")] if self.token else []
 
-    def channel(self, address: str) -> grpc.Channel:
-        """A connection of its own to a port."""
+    def channel(self, address: str, compression: grpc.Compression | None = None) -> grpc.Channel:
+        """A connection of its own to a port; messages are sent with that compression."""
         options: list[tuple[str, Any]] = [
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_receive_message_length", REPLY_BYTES + 4096),
@@ -41,8 +41,8 @@ class Keys:
         if self.server_name:
             options.append(("grpc.ssl_target_name_override", self.server_name))
         if self.tls is None:
-            return grpc.insecure_channel(address, options)
-        return grpc.secure_channel(address, self.tls, options)
+            return grpc.insecure_channel(address, options, compression)
+        return grpc.secure_channel(address, self.tls, options, compression)
 
 
 class Memory:

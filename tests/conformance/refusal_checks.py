@@ -115,11 +115,16 @@ def what_is_no_lookup_request_ends_the_stream(memory: Memory) -> None:
 
 @check
 def a_message_that_is_too_long_is_not_read(memory: Memory) -> None:
-    """RESOURCE_EXHAUSTED ends a stream with a message longer than that of the most rows that the shard takes."""
-    with memory.stream() as stream:
-        stream.send(memory.request(memory.table, [], row_ids=bytes(_TOO_LONG)))
-        code, _, _ = error_of(stream.read)
-        expect("code", code, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    """A message longer than that of the most rows that the shard takes ends its stream, also if it is compressed."""
+    refusals = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED)  # of the length, or of compression
+    for compression, codes in ((grpc.Compression.NoCompression, refusals[:1]), (grpc.Compression.Gzip, refusals)):
+        with (
+            memory.keys.channel(memory.rows_address, compression) as channel,
+            memory.stream(channel) as stream,
+        ):
+            stream.send(memory.request(memory.table, [], row_ids=bytes(_TOO_LONG)))
+            code, _, _ = error_of(stream.read)
+            expect_that(f"{codes} for {compression}", code in codes, code)
     with memory.stream() as stream:
         asked(memory, stream, memory.table, memory.table.some_ids(2))
 

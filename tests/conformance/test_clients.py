@@ -157,7 +157,9 @@ ROW = SPEC.row_bytes
 Answers = Callable[[ScriptedShard, pb.LookupRequest], list[Message]]
 MALFORMED: dict[str, Answers] = {
     "no message": lambda shard, asked: [b"\xff\xff\xff"],
-    "a text that is not UTF-8": lambda shard, asked: [b"\x1a\x01\xff"],
+    "a text that is not UTF-8": lambda shard, asked: [
+        shard.reply(asked, rows=b"").SerializeToString() + b"\x1a\x01\xff"
+    ],
     "a message cut short": lambda shard, asked: [shard.reply(asked).SerializeToString()[:-1]],
     "a huge claim of length": lambda shard, asked: [b"\x08\x01\x3a\xff\xff\xff\xff\xff\x7f" + bytes(50)],
     "rows before other fields": lambda shard, asked: [shard.reply(asked).SerializeToString() + b"\x20\x01"],
