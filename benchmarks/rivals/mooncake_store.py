@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.servers import free_ports
+from benchmarks.harness.servers import Server, free_ports
 
 _START_SECONDS = 20.0
 _LAYER = 1
@@ -31,7 +31,7 @@ _HEADROOM = 1 << 28  # bytes beside the table: its segments are not filled to th
 class MooncakeClient:
     """Client of the store; the largest lookup has `most_rows`."""
 
-    def __init__(self, master: int, shape: tuple[int, int], most_rows: int):
+    def __init__(self, master: int, shape: tuple[int, ...], most_rows: int):
         self._row_bytes = shape[1]
         self._client = _store(master, 0, most_rows * shape[1])
         self._table = _table(self._client, shape)
@@ -53,8 +53,8 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def mooncake_master() -> Iterator[tuple[int, int]]:
-    """Run the master, whose metadata lie on the next port; yields its port and process id."""
+def mooncake_master() -> Iterator[Server]:
+    """Run the master, whose metadata lie on the port after its own."""
     (port,) = free_ports(1)
     options = [
         f"-port={port}",
@@ -66,7 +66,7 @@ def mooncake_master() -> Iterator[tuple[int, int]]:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as master:
         try:
             _await(_metadata(port))
-            yield port, master.pid
+            yield Server(port, master.pid)
         finally:
             master.kill()
 
@@ -81,7 +81,7 @@ def main() -> None:
     os._exit(0)  # its threads do not end by themselves
 
 
-def _table(store: Any, shape: tuple[int, int]) -> Any:
+def _table(store: Any, shape: tuple[int, ...]) -> Any:
     from mooncake.store import EngramStore, EngramStoreConfig
 
     config = EngramStoreConfig()

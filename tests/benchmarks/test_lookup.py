@@ -10,7 +10,7 @@ import pytest
 from benchmarks import lookup
 from benchmarks.harness.rounds import Spread, Timing
 from benchmarks.harness.servers import free_ports, memory_shards, module_server
-from benchmarks.rivals import redis_mget
+from benchmarks.rivals import mooncake_store, redis_mget
 from benchmarks.rivals.bare_stream import BareStreamClient
 from benchmarks.rivals.plain_grpc import StreamingClient, UnaryClient
 from benchmarks.rivals.raw_socket import RawSocketClient
@@ -64,6 +64,18 @@ def test_redis_returns_the_rows_asked_for(packed):
     with redis_mget.redis_server(port):
         redis_mget.fill(port, packed)
         with contextlib.closing(redis_mget.RedisClient(port, 20)) as client:
+            check(packed, client)
+
+
+@pytest.mark.skipif(mooncake_store.missing() is not None, reason=str(mooncake_store.missing()))
+def test_mooncake_returns_the_rows_asked_for(packed, tmp_path):
+    np.save(tmp_path / "table.npy", packed)
+    with mooncake_store.mooncake_master() as master:
+        arguments = str(tmp_path / "table.npy"), str(master.port)
+        with (
+            module_server("benchmarks.rivals.mooncake_store", *arguments),
+            contextlib.closing(mooncake_store.MooncakeClient(master.port, packed.shape, 100)) as client,
+        ):
             check(packed, client)
 
 
