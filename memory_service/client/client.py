@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from memory_service.client.config import ClientConfig
 from memory_service.client.counters import LookupCounters
 from memory_service.client.dispatch import Dispatcher
+from memory_service.client.native_dispatch import NativeDispatcher
 from memory_service.client.pending import RowsFuture, forked
 from memory_service.control.shard_directory import ShardDirectory
 from memory_service.control.snapshot import snapshot_shards
@@ -19,9 +19,9 @@ from memory_service.errors import MemoryServiceError
 from memory_service.memory import MemoryStats, require_table
 from memory_service.metrics.catalogue import CLIENT_EPOCH
 from memory_service.metrics.metrics import Sample
+from memory_service.native import extension
 from memory_service.protocol.security import ClientSecurity
 from memory_service.snapshots.snapshot import Snapshot
-from memory_service.tables.distinct import DistinctRows
 from memory_service.tables.spec import TableSpec
 
 
@@ -33,7 +33,11 @@ class MemoryClient:
         self._directory = directory
         self._config = config
         self._counters = LookupCounters()
-        self._dispatcher = Dispatcher(directory, config, self._counters)
+        native = extension()
+        if native is None:
+            self._dispatcher = Dispatcher(directory, config, self._counters)
+        else:
+            self._dispatcher = NativeDispatcher(directory, config, self._counters, native.client)
         self._process = os.getpid()
         self._closed = False
 
@@ -75,11 +79,7 @@ class MemoryClient:
         """
         self._require_usable()
         spec = require_table(self.specs, table)
-        started = time.monotonic()
-        with self._counters.stage("dedup"):
-            asked = DistinctRows(spec, rows)
-        timeout_s = self._config.lookup_timeout_s if timeout_s is None else timeout_s
-        return self._dispatcher.start(spec, asked, started, timeout_s)
+        return self._dispatcher.lookup(spec, rows, self._config.lookup_timeout_s if timeout_s is None else timeout_s)
 
     def stats(self) -> MemoryStats:
         """Counters since the client connected."""

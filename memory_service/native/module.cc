@@ -4,5 +4,5 @@
 #include "module.h"
 
 NB_MODULE(_rows, module) {
-  (void)module;
+  engram::bind_client(module);
 }

@@ -2,3 +2,9 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+
+namespace engram {
+
+void bind_client(nanobind::module_& module);
+
+}  // namespace engram
