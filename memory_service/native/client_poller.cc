@@ -40,7 +40,7 @@ bool Poller::wait(Waiting& waiting, double until) {
   while (!waiting.over() && monotonic() < until) {
     if (!leading_) {
       ++led_;
-      lead(lock, until);
+      lead(lock, &waiting, until);
     } else {
       const auto place = followers_.insert(followers_.end(), &waiting);
       waiting.changed_.wait_for(lock, seconds_to(until));
@@ -55,6 +55,7 @@ void Poller::end(Waiting& waiting) {
   std::lock_guard<std::mutex> lock(mutex_);
   waiting.over_.store(true, std::memory_order_release);
   waiting.changed_.notify_all();
+  if (leader_ == &waiting && leads != this) wake_.ring(&queue_);
 }
 
 void Poller::attend() {
@@ -70,8 +71,9 @@ void Poller::defer(std::function<void()> task) {
 }
 
 // Let happen what has happened, and wait for something to until then; the lock is held again afterwards.
-void Poller::lead(std::unique_lock<std::mutex>& lock, double until) {
+void Poller::lead(std::unique_lock<std::mutex>& lock, const Waiting* waiting, double until) {
   leading_ = true;
+  leader_ = waiting;
   leads = this;
   lock.unlock();
   void* tag = nullptr;
@@ -81,6 +83,7 @@ void Poller::lead(std::unique_lock<std::mutex>& lock, double until) {
   }
   lock.lock();
   leads = nullptr;
+  leader_ = nullptr;
   leading_ = false;
   while (!deferred_.empty()) {
     if (!followers_.empty()) followers_.front()->changed_.notify_all();  // it leads while this thread is in Python
@@ -104,7 +107,7 @@ void Poller::run() {
     } else {
       const bool long_poll = must_lead(now);
       led_before_ = led_;
-      lead(lock, long_poll ? now + patience(now) : now);
+      lead(lock, nullptr, long_poll ? now + patience(now) : now);
       if (!long_poll && !closed_ && !summoned_) rest(lock, kTick);
     }
     lock.unlock();

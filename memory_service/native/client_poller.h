@@ -6,6 +6,7 @@
 // leads while requests are under way that nobody waits for, and now and then while there are none.
 #pragma once
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/completion_queue.h>
 
 #include <atomic>
@@ -68,13 +69,27 @@ class Poller {
   void close();
 
  private:
-  void lead(std::unique_lock<std::mutex>& lock, double until);
+  // Wakes the thread that leads, when what it waits for is over by the doing of another thread.
+  class Wake : public Happening {
+   public:
+    void happen(bool) override { set_.store(false); }
+    void ring(grpc::CompletionQueue* queue) {
+      if (!set_.exchange(true)) alarm_.Set(queue, gpr_time_0(GPR_CLOCK_MONOTONIC), static_cast<Happening*>(this));
+    }
+
+   private:
+    std::atomic<bool> set_{false};
+    grpc::Alarm alarm_;
+  };
+
+  void lead(std::unique_lock<std::mutex>& lock, const Waiting* waiting, double until);
   void run();
   void rest(std::unique_lock<std::mutex>& lock, double seconds);
   bool must_lead(double now);
   double patience(double now) const;
 
   grpc::CompletionQueue queue_;
+  Wake wake_;
   const std::function<void(double)> tick_;
   std::atomic<int64_t> under_way_{0};
   std::mutex mutex_;
@@ -82,6 +97,7 @@ class Poller {
   std::list<Waiting*> followers_;
   std::vector<std::function<void()>> deferred_;
   bool leading_ = false;
+  const Waiting* leader_ = nullptr;  // what the thread that leads waits for; null if it is the background thread
   bool summoned_ = false;  // somebody asked the background thread to lead
   bool closed_ = false;
   uint64_t led_ = 0;       // times that a thread which waits came to lead

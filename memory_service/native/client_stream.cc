@@ -35,8 +35,9 @@ void Stream::open(const Target& target, const std::vector<std::pair<std::string,
   if (broken_) return;
   channel_ = channel;
   stub_ = std::make_unique<grpc::GenericStub>(channel_);
-  if (!target.authorization.empty()) context_.AddMetadata("authorization", target.authorization);
-  call_ = stub_->PrepareCall(&context_, kLookup, poller_->queue());
+  context_ = std::make_unique<grpc::ClientContext>();
+  if (!target.authorization.empty()) context_->AddMetadata("authorization", target.authorization);
+  call_ = stub_->PrepareCall(context_.get(), kLookup, poller_->queue());
   call_->StartCall(on_start_.begin(shared_from_this()));
   poller_->sent();  // the start counts as under way, so that somebody leads
 }
@@ -79,10 +80,10 @@ void Stream::break_off(const std::string& why) {
     std::lock_guard<std::mutex> lock(mutex_);
     broken_ = true;
     pending.swap(pending_);
-    never_opened = call_ == nullptr;
+    never_opened = call_ == nullptr && !finished_;
     failure.message = why_;
     if (never_opened) unused.swap(ended_);
-    if (!never_opened) context_.TryCancel();
+    if (context_ != nullptr) context_->TryCancel();
   }
   for (const auto& [id, request] : pending) {
     poller_->answered();
@@ -139,7 +140,16 @@ void Stream::written(bool ok) {
   std::lock_guard<std::mutex> lock(mutex_);
   writing_ = false;
   open_ = open_ && ok;  // a stream that broke is ended by its reader
+  if (finished_) return release();
   write_next();
+}
+
+// Close the connection, once no operation is left; the lock is held.
+void Stream::release() {
+  call_.reset();
+  context_.reset();
+  stub_.reset();
+  channel_.reset();
 }
 
 void Stream::read_next() { call_->Read(&incoming_, on_read_.begin(shared_from_this())); }
@@ -160,9 +170,15 @@ void Stream::finish() { call_->Finish(&status_, on_finish_.begin(shared_from_thi
 
 void Stream::finished(bool) {
   Ending ending{status_.ok(), status_.error_message(), {}};
-  const auto& trailers = context_.GetServerTrailingMetadata();
+  const auto& trailers = context_->GetServerTrailingMetadata();
   if (const auto found = trailers.find(kStatusKey); found != trailers.end()) {
     ending.status.assign(found->second.data(), found->second.size());
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    open_ = false;
+    finished_ = true;
+    if (!writing_) release();
   }
   poller_->defer([stream = shared_from_this(), ending] {
     const auto ended = std::move(stream->ended_);

@@ -116,6 +116,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void write_next();
   void read_next();
   void finish();
+  void release();
   void receive(const grpc::ByteBuffer& message);
   bool take(Request& request, const Reply& reply, std::unique_ptr<Failure>* failure) const;
   std::shared_ptr<Request> remove(uint64_t id);
@@ -136,10 +137,11 @@ class Stream : public std::enable_shared_from_this<Stream> {
   bool open_ = false;     // messages may be written
   bool writing_ = false;  // one is being written
   bool half_closed_ = false;
+  bool finished_ = false;
 
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<grpc::GenericStub> stub_;
-  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientContext> context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> call_;
   grpc::ByteBuffer incoming_;
   grpc::Status status_;
