@@ -126,13 +126,17 @@ class Dispatcher:
             self._mapped.clear()
         self._watch.close()
         self._retries.close()
-        for pending in self._watch.items():
+        for pending in self._under_way():
             self._perform(pending, pending.report(lambda state: state.abort(closed_error())))
         for stream in streams:
             stream.break_off(_CLOSED)
         deadline = time.monotonic() + _LEAVE_S
         for stream in streams:
             stream.join(max(0.0, deadline - time.monotonic()))
+
+    def _under_way(self) -> list[PendingLookup]:
+        """The lookups that have not ended."""
+        return self._watch.items()
 
     def _attempt(self, pending: PendingLookup) -> None:
         """Request all rows of a lookup that are not in the cache."""
@@ -317,4 +321,5 @@ def _put(cache: RowCache, ids: NDArray[np.int64], parts: Sequence[NDArray[np.uin
 
 
 def closed_error() -> MemoryServiceError:
+    """The error of lookups that a client no longer takes, or does not end."""
     return MemoryServiceError(f"{_CLOSED}: connect a new one")

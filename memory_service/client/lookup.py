@@ -219,9 +219,7 @@ class Lookup:
         grouped = shards if grouping is None else shards[grouping]
         return [self._request(placement, missing, grouped, 0, Reason.FIRST, now)]
 
-    def adopt(
-        self, placement: Placement, runs: Sequence[tuple[int, int, int]], sent: float
-    ) -> Sequence[ShardRequest]:
+    def adopt(self, placement: Placement, runs: Sequence[tuple[int, int, int]], sent: float) -> Sequence[ShardRequest]:
         """Go on from a first attempt whose requests were sent already; what became of them is reported next.
 
         Args:

@@ -72,12 +72,11 @@ class _PlainRows:
     def __init__(self, plain: Any) -> None:
         self.ids: NDArray[np.int64] = plain.ids
         self.size: int = plain.asked
-        self._plain = plain
+        self._inverse: NDArray[np.int64] = plain.inverse
 
     def inverse(self) -> NDArray[np.int64]:
         """Index into `ids` for every requested id."""
-        inverse: NDArray[np.int64] = self._plain.inverse
-        return inverse
+        return self._inverse
 
 
 class NativeDispatcher(Dispatcher):
@@ -86,7 +85,7 @@ class NativeDispatcher(Dispatcher):
     def __init__(self, directory: ShardDirectory, config: ClientConfig, counters: LookupCounters, native: Any) -> None:
         self._native = native
         self._tables = {
-            name: native.Table(name, bytes.fromhex(spec.fingerprint), spec.rows, spec.row_bytes, spec.block_shift)
+            name: native.table(name, bytes.fromhex(spec.fingerprint), spec.rows, spec.row_bytes, spec.block_shift)
             for name, spec in directory.specs.items()
         }
         self._routes: dict[str, _Route] = {}
@@ -118,6 +117,7 @@ class NativeDispatcher(Dispatcher):
         """Fail the lookups under way and end all threads and connections."""
         super().close()
         self._client.close()
+        self._routes.clear()
         _running.discard(self)
 
     def _lookup_by_python(self, spec: TableSpec, rows: np.ndarray, timeout_s: float) -> RowsFuture:
@@ -134,6 +134,10 @@ class NativeDispatcher(Dispatcher):
         native = self._native.route(placement.epoch, placement.assigned(spec.name), natives)
         return _Route(spec, placement, streams, native)
 
+    def _under_way(self) -> list[PendingLookup]:
+        self._client.end_lookups()  # they are adopted
+        return super()._under_way()
+
     def _distinct(self, spec: TableSpec, rows: np.ndarray) -> Distinct:
         if np.size(rows) > _MOST_HASHED:
             return DistinctRows(spec, rows)
@@ -148,9 +152,12 @@ class NativeDispatcher(Dispatcher):
     def _adopt(self, plain: Any) -> None:
         """Go on with a lookup that is no longer plain."""
         reference, route = plain.owner
+        future = reference()
+        if future is not None:
+            future.adopted()
         self._learn()
         state = Lookup(route.spec, plain.ids, plain.started, plain.timeout, self)
-        pending = PendingLookup(state, _PlainRows(plain), plain.started, reference())
+        pending = PendingLookup(state, _PlainRows(plain), plain.started, future)
         parts = [plain.part(index) for index in range(plain.parts)]
         runs = [(shard, low, low + count) for shard, low, count, *_ in parts]
         requests = state.adopt(route.placement, runs, plain.sent)
@@ -162,7 +169,7 @@ class NativeDispatcher(Dispatcher):
             sent[-1].request_id = request_id
             pending.remember(sent[-1], route.streams[shard])
 
-        def report(index: int) -> None:
+        def report(plain: Any, index: int) -> None:  # which must not own the lookup that owns it
             shard, low, _, _, answered, landed, version, failure = plain.part(index)
             if failure is None:
                 self.answered(pending, requests[index], [plain.rows_of(low, landed)], version, answered)

@@ -43,14 +43,20 @@ class NativeRowsFuture(RowsFuture):
         if self._rows is not None:
             return self._rows
         self._check_process()
+        native = self._native  # before the fields of a common future, which come before it goes
         if "_condition" in self.__dict__:
             return super().result(timeout)
         started = time.monotonic()
-        found = self._native.wait(timeout)
+        found = native.wait(timeout)
         if found is None:  # adopted
             return super().result(None if timeout is None else max(0.0, timeout - (time.monotonic() - started)))
         rows = self._rows = Rows(*found)
         return rows
+
+    def adopted(self) -> None:
+        """Leave it to others to set the outcome: the lookup is no longer plain."""
+        self._become_common()
+        self._native = None
 
     def _check_process(self) -> None:
         if os.getpid() != self._process and not (self._native is not None and self._native.done):
@@ -58,10 +64,11 @@ class NativeRowsFuture(RowsFuture):
 
     def _become_common(self) -> None:
         with _lock:
+            native = self._native
             if "_condition" in self.__dict__:
                 return
             Future.__init__(self)
-        if not self._native.when_done(self._settle) and self._native.done:
+        if not native.when_done(self._settle) and native.done:
             self._settle()
 
     def _settle(self) -> None:

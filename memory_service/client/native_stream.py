@@ -100,5 +100,3 @@ class NativeRowStream:
     def _ended(self, ok: bool, details: str, status: str) -> None:
         refusal = error_of(int(status), details) if status else None
         self.break_off("the shard ended the stream" if ok else f"the stream broke: {refusal or details}", refusal)
-
-

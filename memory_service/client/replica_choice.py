@@ -118,7 +118,9 @@ class HedgingBudget:
 
     def earn(self, requests: int = 1) -> None:
         """Count requests."""
-        self._left = min(self._reserve, self._left + requests * self._share)  # a lost update costs a fraction of a request
+        self._left = min(
+            self._reserve, self._left + requests * self._share
+        )  # a lost update costs a fraction of a request
 
     def spend(self) -> bool:
         """Count a hedge; False, and nothing is counted, if there is no room."""

@@ -142,7 +142,7 @@ class Client {
         });
   }
 
-  void send(const std::shared_ptr<Stream>& stream, uint64_t id, std::shared_ptr<const Table> table, uint64_t epoch,
+  void send(const std::shared_ptr<Stream>& stream, uint64_t id, std::shared_ptr<Table> table, uint64_t epoch,
             double deadline, const Ids& ids, const Place& place, nb::object land, nb::object fail) {
     nb::object arrays = nb::make_tuple(nb::cast(ids), nb::cast(place));
     auto request = std::make_shared<PythonRequest>(poller_, std::move(land), std::move(fail), std::move(arrays));
@@ -158,7 +158,7 @@ class Client {
     poller_->attend();
   }
 
-  std::shared_ptr<Lookup> lookup(const std::shared_ptr<const Table>& table, const std::shared_ptr<const Route>& route,
+  std::shared_ptr<Lookup> lookup(const std::shared_ptr<Table>& table, const std::shared_ptr<Route>& route,
                                  const Ids& asked, uint64_t turn, double timeout, size_t most_rows) {
     const double started = monotonic();
     std::vector<size_t> shape(asked.ndim());
@@ -187,6 +187,7 @@ class Client {
     lookups_->close();
     lookups_->detach();
     poller_->close();
+    learn_.reset();
   }
 
  private:
@@ -199,13 +200,24 @@ class Client {
   }
 
   const pid_t process_ = getpid();
-  const HeldPtr learn_;
+  HeldPtr learn_;
   double learnt_ = 0;
   std::atomic<bool> set_up_{false};
   std::shared_ptr<Buffers> buffers_;
   std::shared_ptr<Lookups> lookups_;
   std::shared_ptr<Poller> poller_;
 };
+
+std::shared_ptr<Table> make_table(std::string name, const nb::bytes& fingerprint, uint64_t rows, size_t row_bytes,
+                                  int block_shift) {
+  auto table = std::make_shared<Table>();
+  table->name = std::move(name);
+  table->fingerprint.assign(fingerprint.c_str(), fingerprint.size());
+  table->rows = rows;
+  table->row_bytes = row_bytes;
+  table->block_shift = block_shift;
+  return table;
+}
 
 std::shared_ptr<Route> make_route(uint64_t epoch, const Assigned& assigned,
                                   std::vector<std::shared_ptr<Stream>> streams) {
@@ -274,13 +286,10 @@ void engram::bind_client(nb::module_& parent) {
   nb::module_ module = parent.def_submodule("client", "The client's side.");
   using released = nb::call_guard<nb::gil_scoped_release>;
   nb::class_<Table>(module, "Table")
-      .def("__init__", [](Table* self, std::string name, nb::bytes fingerprint, uint64_t rows, size_t row_bytes,
-                          int block_shift) {
-        new (self) Table{std::move(name), std::string(fingerprint.c_str(), fingerprint.size()), rows, row_bytes,
-                         block_shift};
-      })
       .def("distinct", &distinct_of);
   nb::class_<Route>(module, "Route");
+  module.def("table", &make_table, nb::arg("name"), nb::arg("fingerprint"), nb::arg("rows"), nb::arg("row_bytes"),
+             nb::arg("block_shift"));
   module.def("route", &make_route, nb::arg("epoch"), nb::arg("assigned"), nb::arg("streams"));
   nb::class_<Histogram>(module, "Histogram").def_ro("counts", &Histogram::counts).def_ro("seconds", &Histogram::seconds);
   nb::class_<Tally>(module, "Tally")
@@ -320,7 +329,9 @@ void engram::bind_client(nb::module_& parent) {
            }, released())
       .def("attach",
            [](Lookup& self, nb::object report) {
-             self.attach([held = hold(std::move(report))](size_t part) { call(*held, part); });
+             self.attach([&self, held = hold(std::move(report))](size_t part) {
+               call(*held, self.shared_from_this(), part);
+             });
            })
       .def("part", &part_of)
       .def("rows_of",

@@ -20,7 +20,7 @@ namespace engram::client {
 constexpr uint16_t kUnassigned = 0xFFFF;
 
 // Where the rows of a table are under one placement.
-struct Route {
+struct Route : std::enable_shared_from_this<Route> {
   uint64_t epoch = 0;
   std::vector<uint16_t> assigned;  // [replicas, blocks], indices into the shards
   size_t replicas = 0;

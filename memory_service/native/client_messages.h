@@ -5,12 +5,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace engram::client {
 
 // A table as requests name it.
-struct Table {
+struct Table : std::enable_shared_from_this<Table> {
   std::string name;
   std::string fingerprint;  // 32 bytes
   uint64_t rows = 0;
