@@ -1,5 +1,6 @@
 #include "client_distinct.h"
 
+#include <algorithm>
 #include <random>
 #include <vector>
 
@@ -54,11 +55,22 @@ int64_t distinct(const int64_t* asked, size_t count, uint64_t rows, int64_t* ids
   uint32_t generation = 0;
   Slot* const slots = table.prepare(count, &shift, &generation);
   const size_t mask = (size_t{1} << (64 - shift)) - 1;
+  // The table lies in the cache of the processor no more once the rows of a lookup went through it: it is told early
+  // which slots are next.
+  constexpr size_t kAhead = 16;
+  size_t next[kAhead];
+  for (size_t i = 0; i < std::min(kAhead, count); ++i) {
+    next[i] = hash(static_cast<uint64_t>(asked[i]), kDrawn) >> shift;
+    __builtin_prefetch(slots + next[i]);
+  }
   uint32_t found = 0;
   for (size_t i = 0; i < count; ++i) {
-    const uint64_t id = static_cast<uint64_t>(asked[i]);  // negative ids are huge
-    if (id >= rows) return -1;
-    size_t at = hash(id, kDrawn) >> shift;
+    if (static_cast<uint64_t>(asked[i]) >= rows) return -1;  // negative ids are huge
+    size_t at = next[i % kAhead];
+    if (i + kAhead < count) {
+      next[i % kAhead] = hash(static_cast<uint64_t>(asked[i + kAhead]), kDrawn) >> shift;
+      __builtin_prefetch(slots + next[i % kAhead]);
+    }
     while (slots[at].generation == generation && ids[slots[at].place] != asked[i]) at = (at + 1) & mask;
     if (slots[at].generation != generation) {
       slots[at] = Slot{generation, found};

@@ -101,7 +101,7 @@ Reply::Reply(const grpc::ByteBuffer& message) : message_(message) {
       require(in.Skip(static_cast<int>(bytes)));
     }
   }
-  require(static_cast<size_t>(in.CurrentPosition()) == size);
+  require(in.ConsumedEntireMessage());
 }
 
 void Reply::copy_rows(uint8_t* place) const {
