@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ from memory_service.metrics.metrics import SECONDS_BOUNDS
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.tables.distinct import Distinct, DistinctRows, check_ids
 from memory_service.tables.spec import TableSpec
+
+Allocate = Callable[[int], NDArray[np.uint8]]
+"""Allocates memory for rows to land in."""
 
 _MOST_HASHED = 1 << 20  # ids of one lookup; more are sorted
 
@@ -82,14 +85,21 @@ class _PlainRows:
 class NativeDispatcher(Dispatcher):
     """A dispatcher whose streams and plain lookups are in C++."""
 
-    def __init__(self, directory: ShardDirectory, config: ClientConfig, counters: LookupCounters, native: Any) -> None:
+    def __init__(
+        self,
+        directory: ShardDirectory,
+        config: ClientConfig,
+        counters: LookupCounters,
+        native: Any,
+        allocate: Allocate | None = None,
+    ) -> None:
         self._native = native
         self._tables = {
             name: native.table(name, bytes.fromhex(spec.fingerprint), spec.rows, spec.row_bytes, spec.block_shift)
             for name, spec in directory.specs.items()
         }
         self._routes: dict[str, _Route] = {}
-        self._client = native.Client(SECONDS_BOUNDS, self._adopt, self._learn)
+        self._client = native.Client(SECONDS_BOUNDS, self._adopt, self._learn, allocate)
         super().__init__(directory, config, counters)
         counters.feed(self._count)
         self._plain = frozenset(self._tables) - frozenset(self._caches) if not config.map_local else frozenset()

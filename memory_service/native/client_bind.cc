@@ -105,6 +105,18 @@ class PythonRequest : public Request {
   const HeldPtr arrays_;  // ids and place
 };
 
+// Memory of Python's: `allocate(bytes)` returns an array of bytes, such as pinned ones, that is kept as long as it is used.
+std::function<Buffers::Memory(size_t)> allocator(nb::object allocate) {
+  if (allocate.is_none()) return nullptr;
+  return [callable = hold(std::move(allocate))](size_t bytes) {
+    nb::gil_scoped_acquire gil;
+    nb::object given = callable->get()(bytes);
+    const auto array = nb::cast<nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(given);
+    if (array.size() < bytes) throw std::runtime_error("allocate returned fewer bytes than it was asked for");
+    return Buffers::Memory(array.data(), [owner = hold(std::move(given))](uint8_t*) {});
+  };
+}
+
 // One client's connections, buffers and lookups.
 class Client {
  public:
@@ -112,8 +124,9 @@ class Client {
   //   bounds: upper bounds of the buckets of histograms.
   //   adopt: called with a lookup that is no longer plain.
   //   learn: called now and then while there are answers to learn from.
-  Client(std::vector<double> bounds, nb::object adopt, nb::object learn)
-      : learn_(hold(std::move(learn))), buffers_(std::make_shared<Buffers>()) {
+  //   allocate: allocates the memory of lookups, see `allocator`; None for the heap.
+  Client(std::vector<double> bounds, nb::object adopt, nb::object learn, nb::object allocate)
+      : learn_(hold(std::move(learn))), buffers_(std::make_shared<Buffers>(allocator(std::move(allocate)))) {
     poller_ = std::make_shared<Poller>([this](double now) { tick(now); });
     const auto adopter = hold(std::move(adopt));
     lookups_ = std::make_shared<Lookups>(poller_, buffers_, std::move(bounds),
@@ -351,8 +364,8 @@ void engram::bind_client(nb::module_& parent) {
       .def_ro("sent", &Lookup::sent)
       .def_ro("timeout", &Lookup::timeout);
   nb::class_<Client>(module, "Client")
-      .def(nb::init<std::vector<double>, nb::object, nb::object>(), nb::arg("bounds"), nb::arg("adopt"),
-           nb::arg("learn"))
+      .def(nb::init<std::vector<double>, nb::object, nb::object, nb::object>(), nb::arg("bounds"), nb::arg("adopt"),
+           nb::arg("learn"), nb::arg("allocate").none() = nb::none())
       .def("stream", &Client::stream, nb::arg("shard"), nb::arg("newer_epoch"), nb::arg("ended"))
       .def("send", &Client::send)
       .def("lookup", &Client::lookup)

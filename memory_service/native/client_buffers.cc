@@ -20,54 +20,51 @@ size_t capacity_for(size_t bytes) {
   return (bytes + step) / step * step;
 }
 
-uint8_t* allocate(size_t capacity) {
+Buffers::Memory allocate_on_heap(size_t capacity) {
   const size_t alignment = capacity >= kHugePage ? kHugePage : kAlignment;
   void* memory = nullptr;
   if (posix_memalign(&memory, alignment, capacity) != 0) throw std::bad_alloc();
   if (alignment == kHugePage) madvise(memory, capacity, MADV_HUGEPAGE);
-  return static_cast<uint8_t*>(memory);
+  return Buffers::Memory(static_cast<uint8_t*>(memory), std::free);
 }
 
 }  // namespace
 
-Buffers::Buffers() : process_(getpid()) {}
+Buffers::Buffers(std::function<Memory(size_t)> allocate)
+    : allocate_(allocate ? std::move(allocate) : allocate_on_heap), process_(getpid()) {}
 
-Buffers::~Buffers() {
-  for (const auto& [capacity, memory] : free_) std::free(memory);
-}
-
-std::shared_ptr<uint8_t> Buffers::take(size_t bytes) {
+Buffers::Memory Buffers::take(size_t bytes) {
   size_t capacity = capacity_for(bytes);
-  uint8_t* memory = nullptr;
+  Memory memory;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = free_.lower_bound(capacity);
     if (found != free_.end() && found->first <= 2 * capacity) {
       capacity = found->first;
-      memory = found->second;
+      memory = std::move(found->second);
       free_.erase(found);
       free_bytes_ -= capacity;
     }
   }
-  if (memory == nullptr) memory = allocate(capacity);
-  return std::shared_ptr<uint8_t>(
-      memory, [pool = shared_from_this(), capacity](uint8_t* used) { pool->give_back(used, capacity); });
+  if (memory == nullptr) memory = allocate_(capacity);
+  uint8_t* const start = memory.get();
+  return Memory(start, [pool = shared_from_this(), memory = std::move(memory), capacity](uint8_t*) mutable {
+    pool->give_back(std::move(memory), capacity);
+  });
 }
 
-void Buffers::give_back(uint8_t* memory, size_t capacity) noexcept {
-  if (getpid() != process_) return;  // after a fork another thread of the parent may have held the lock for ever
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (free_bytes_ + capacity <= kMostFree) {
-      try {
-        free_.emplace(capacity, memory);
-        free_bytes_ += capacity;
-        return;
-      } catch (const std::bad_alloc&) {  // then it is freed instead
-      }
-    }
+void Buffers::give_back(Memory memory, size_t capacity) noexcept {
+  if (getpid() != process_) {  // after a fork: another thread of the parent may have held the lock for ever
+    new (std::nothrow) Memory(std::move(memory));
+    return;
   }
-  std::free(memory);
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (free_bytes_ + capacity > kMostFree) return;
+  try {
+    free_.emplace(capacity, std::move(memory));
+    free_bytes_ += capacity;
+  } catch (const std::bad_alloc&) {  // then it is freed instead
+  }
 }
 
 }  // namespace engram::client

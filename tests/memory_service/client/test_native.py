@@ -7,12 +7,22 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
+from contextlib import closing
 
 import grpc
 import numpy as np
 import pytest
 
-from memory_service import DeadlineExceeded, InvalidRequest, MemoryServiceError, RowOutOfRange, ShardAddress, TableSpec
+from memory_service import (
+    ClientConfig,
+    DeadlineExceeded,
+    InvalidRequest,
+    MemoryClient,
+    MemoryServiceError,
+    RowOutOfRange,
+    ShardAddress,
+    TableSpec,
+)
 from memory_service.client import native_stream
 from memory_service.client.native_dispatch import HashedRows, NativeDispatcher
 from memory_service.client.native_future import NativeRowsFuture
@@ -167,6 +177,23 @@ def test_counters_of_plain_lookups(cluster, spec: TableSpec, adoptions) -> None:
     assert sum(after.shard_rows.values()) == sum(before.shard_rows.values()) + 10
     assert after.latency.count == before.latency.count + 5
     assert after.stage_seconds["wait"] > before.stage_seconds["wait"]
+
+
+def test_rows_land_in_memory_that_the_caller_allocates_and_is_used_again(cluster, spec, packed, adoptions) -> None:
+    blocks: list[np.ndarray] = []
+
+    def allocate(size: int) -> np.ndarray:
+        blocks.append(np.zeros(size, np.uint8))
+        return blocks[-1]
+
+    config = ClientConfig(hedge_least_s=30)
+    with closing(MemoryClient.connect(cluster.start(1).servers[0].address, config=config, allocate=allocate)) as client:
+        client.lookup("engram.1", np.arange(9)).result()
+        for low in range(5):
+            rows = client.lookup("engram.1", np.arange(low, low + 500)).result()
+            np.testing.assert_array_equal(rows.unique, packed[low : low + 500])
+            assert any(np.shares_memory(rows.unique, block) for block in blocks)
+    assert len(blocks) < 7, "two lookups have their memory at a time: ids, index and rows each"
 
 
 class Asked:
