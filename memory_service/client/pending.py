@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.client.lookup import Action, Keep, Lookup, ShardRequest
-from memory_service.client.stream import RowRequest, RowStream
+from memory_service.client.stream import RowRequest, Stream
 from memory_service.errors import MemoryServiceError
 from memory_service.memory import Rows
-from memory_service.tables.distinct import DistinctRows
+from memory_service.tables.distinct import Distinct
 
 Event = Callable[[Lookup], list[Action]]
 """Reports an event to the state of a lookup."""
@@ -54,16 +54,16 @@ def forked(process: int) -> MemoryServiceError:
 class PendingLookup:
     """Drives the state of a lookup from several threads, one event at a time."""
 
-    def __init__(self, state: Lookup, asked: DistinctRows, started: float) -> None:
+    def __init__(self, state: Lookup, asked: Distinct, started: float, future: RowsFuture | None = None) -> None:
         """Begin with nothing requested; `started` is the moment of the monotonic clock at which the caller asked."""
         self.state = state
         self.asked = asked
         self.started = started
-        self.future = RowsFuture()
+        self.future = RowsFuture() if future is None else future
         self._lock = threading.Lock()
         self._buffer: NDArray[np.uint8] | None = None
         self._inverse: NDArray[np.int64] | None = None
-        self._sent: dict[RowRequest, RowStream] = {}
+        self._sent: dict[RowRequest, Stream] = {}
 
     def begin(
         self,
@@ -99,7 +99,7 @@ class PendingLookup:
                     self._keep(action.request, parts)
             return actions
 
-    def remember(self, request: RowRequest, stream: RowStream) -> None:
+    def remember(self, request: RowRequest, stream: Stream) -> None:
         """Remember on which stream a request was sent, so that it can be forgotten there."""
         with self._lock:
             if not self.state.over:
@@ -107,7 +107,7 @@ class PendingLookup:
                 return
         stream.forget(request)
 
-    def streams(self) -> set[RowStream]:
+    def streams(self) -> set[Stream]:
         """Streams on which requests of this lookup were sent."""
         with self._lock:
             return set(self._sent.values())

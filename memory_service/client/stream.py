@@ -23,7 +23,7 @@ from memory_service.protocol.status import error_in, error_of
 from memory_service.tables.spec import TableSpec
 from protos import memory_pb2 as pb
 
-_OPTIONS = [
+OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.use_local_subchannel_pool", 1),  # no back-off inherited from a channel to an earlier process
     ("grpc.min_reconnect_backoff_ms", 2000),  # for one attempt to connect
@@ -51,6 +51,29 @@ class RowRequest(Protocol):
 
     def fail(self, error: MemoryServiceError) -> None:
         """Learn that the rows will not come."""
+
+
+class Stream(Protocol):
+    """Requests of many lookups to one shard."""
+
+    @property
+    def retired(self) -> bool:
+        """Whether this stream takes no more requests."""
+
+    def stalled(self, limit_s: float) -> bool:
+        """Whether the shard has been silent for `limit_s` seconds while an answer was due."""
+
+    def send(self, request: RowRequest) -> None:
+        """Send a request; its `land` or `fail` is called from another thread, unless it is forgotten first."""
+
+    def forget(self, request: RowRequest) -> None:
+        """Drop a request whose rows are no longer wanted; a late reply to it is ignored."""
+
+    def break_off(self, why: str, cause: MemoryServiceError | None = None) -> None:
+        """Take no more requests, fail the pending ones and end the stream; `cause` may be a refusal of the shard."""
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until a stream that was broken off has ended; False if `timeout_s` passed first."""
 
 
 @dataclass
@@ -172,10 +195,8 @@ class RowStream:
                 channel.close()
 
     def _connect(self) -> grpc.Channel:
-        with ControlClient(self._shard.address, self._shard.shard, self._security) as control:
-            rows_port = control.describe(self._connect_timeout_s).rows_port  # a restarted shard has another one
-        address = Address(parse_address(self._shard.address).host, rows_port)
-        return self._security.channel(str(address), _OPTIONS)
+        address = rows_address(self._shard, self._security, self._connect_timeout_s)
+        return self._security.channel(address, OPTIONS)
 
     def _messages(self) -> Iterator[bytes]:
         """Yield the requests to send until the stream is retired."""
@@ -233,7 +254,7 @@ class RowStream:
         """
         request = asked.request
         if reply.status != pb.STATUS_OK:
-            raise self._error_of(reply, request)
+            raise reply_error(self._shard, reply.status, reply.message, request)
         rows = as_rows(content, request.spec.row_bytes)
         if not reply.first_row:
             asked.parts, asked.count, asked.version = [], 0, reply.version
@@ -246,14 +267,30 @@ class RowStream:
         asked.count += len(rows)
         return asked.count >= len(request.ids) or not len(rows)
 
-    def _error_of(self, reply: pb.LookupReply, request: RowRequest) -> MemoryServiceError:
-        error = error_of(reply.status, reply.message)
-        if isinstance(error, ShardError):
-            error.table, error.shard, error.epoch = request.spec.name, self._shard.shard, request.epoch
-        return error
-
     def _unavailable(self, why: str, request: RowRequest) -> MemoryServiceError:
-        if self._refusal:
-            return ResourceExhausted(self._refusal)
-        where = f"{self._shard.shard} at {self._shard.address}, table {request.spec.name!r}, epoch {request.epoch}"
-        return ShardUnavailable(f"{where}: {why}", request.spec.name, self._shard.shard, request.epoch)
+        return ResourceExhausted(self._refusal) if self._refusal else unavailable(self._shard, why, request)
+
+
+def rows_address(shard: ShardAddress, security: ClientSecurity, timeout_s: float) -> str:
+    """Ask a shard for HOST:PORT of its rows; a shard that was restarted has another port.
+
+    Raises:
+        MemoryServiceError: it does not answer within `timeout_s`, or refuses to.
+    """
+    with ControlClient(shard.address, shard.shard, security) as control:
+        rows_port = control.describe(timeout_s).rows_port
+    return str(Address(parse_address(shard.address).host, rows_port))
+
+
+def reply_error(shard: ShardAddress, status: int, message: str, request: RowRequest) -> MemoryServiceError:
+    """The error that a shard answered a request with."""
+    error = error_of(status, message)
+    if isinstance(error, ShardError):
+        error.table, error.shard, error.epoch = request.spec.name, shard.shard, request.epoch
+    return error
+
+
+def unavailable(shard: ShardAddress, why: str, request: RowRequest) -> MemoryServiceError:
+    """The error of a request that a shard will not answer."""
+    where = f"{shard.shard} at {shard.address}, table {request.spec.name!r}, epoch {request.epoch}"
+    return ShardUnavailable(f"{where}: {why}", request.spec.name, shard.shard, request.epoch)

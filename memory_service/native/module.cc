@@ -3,5 +3,6 @@
 
 NB_MODULE(_rows, module) {
   engram::bind_cache(module);
+  engram::bind_client(module);
   engram::bind_server(module);
 }

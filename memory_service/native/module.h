@@ -6,6 +6,7 @@
 namespace engram {
 
 void bind_cache(nanobind::module_& module);
+void bind_client(nanobind::module_& module);
 void bind_server(nanobind::module_& module);
 
 }  // namespace engram

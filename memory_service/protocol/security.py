@@ -176,10 +176,19 @@ class ClientSecurity:
             return "it speaks no TLS: start it with a certificate, or unset ENGRAM_MEMORY_CA"
         return "is it running, and does it accept this client's certificate (ENGRAM_MEMORY_CERT, ENGRAM_MEMORY_KEY)?"
 
+    def pem(self) -> tuple[bytes, bytes, bytes]:
+        """Return the authority, the certificate and its key, each empty where there is none.
+
+        Raises:
+            ValueError: a file cannot be read any more.
+        """
+        files = ((self.ca_file, "CA"), (self.cert_file, "certificate"), (self.key_file, "key"))
+        ca, certificate, key = (_read(path, what) if path else b"" for path, what in files)
+        return ca, certificate, key
+
     def _credentials(self) -> grpc.ChannelCredentials:
-        key = _read(self.key_file, "key") if self.key_file else None
-        certificate = _read(self.cert_file, "certificate") if self.cert_file else None
-        return grpc.ssl_channel_credentials(_read(self.ca_file, "CA"), key, certificate)
+        ca, certificate, key = self.pem()
+        return grpc.ssl_channel_credentials(ca, key or None, certificate or None)
 
 
 def _paths(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Any]:
