@@ -41,6 +41,10 @@ void LookupStream::on_message(grpc::ByteBuffer& message) {
   read_ = Clock::now();
   call_.begin_work();
   parse(message, request_);
+  if (!request_.request_id()) {
+    throw Refusal(pb::STATUS_INVALID_REQUEST,
+                  "the request has request_id 0, by which a shard says that it stops: count from 1");
+  }
   message.Clear();
   next_row_ = 0;
   gathering_ = {};

@@ -42,6 +42,9 @@ RowsServer::RowsServer(std::shared_ptr<Shard> shard, const std::string& address,
   builder.AddListeningPort(address, credentials(tls), &port_);
   builder.SetMaxReceiveMessageSize(max_message_bytes);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // This gRPC unpacks a message before it looks at its length, so that a small one may take any memory.
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
   const size_t threads = std::min(std::max(std::thread::hardware_concurrency(), 1u), kMostThreads);
   for (size_t i = 0; i < threads; i++) queues_.push_back(builder.AddCompletionQueue());
   calls_of_.resize(threads);
