@@ -42,7 +42,8 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{_SWITCH}: {path} is no file; give 0, 1 or the path of a build, or leave it out")
     if _NAME not in sys.modules:
         spec = importlib.util.spec_from_file_location(_NAME, path)
-        assert spec is not None and spec.loader is not None, path
+        assert spec is not None, path
+        assert spec.loader is not None, path
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules[_NAME] = module

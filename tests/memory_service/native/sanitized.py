@@ -1,4 +1,4 @@
-"""Builds the native implementation with a sanitizer and runs its tests: `python -m tests.memory_service.native.sanitized`.
+"""Short tests of the native implementation with sanitizers: `python -m tests.memory_service.native.sanitized`.
 
 What a sanitizer finds ends the process that runs the tests, with a report.
 """
@@ -18,7 +18,7 @@ SHORT = ["server/test_native_rows_door.py", "client/test_client.py"]
 _RUNTIME = {"address": "libasan.so", "undefined": "libubsan.so", "thread": "libtsan.so"}
 _OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter never frees much of what it has
-    # gRPC, protobuf and the interpreter are not built with the sanitizer, so it sees neither their locks nor their races.
+    # gRPC, protobuf and the interpreter are not built with the sanitizer, so it sees none of their locks.
     "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1:suppressions="
     f"{Path(__file__).parent / 'thread_suppressions.txt'}",
     "UBSAN_OPTIONS": "print_stacktrace=1",
