@@ -21,6 +21,7 @@ Call::Call(RowsServer& server, size_t queue) : server_(server), queue_(queue), s
 }
 
 void Call::proceed(bool ok) noexcept {
+  handed_over_.load(std::memory_order_acquire);
   under_way_ = false;
   if (state_ == State::kFinishing || (state_ == State::kRequested && !ok)) {
     server_.ended(this, queue_, registered_);
@@ -86,12 +87,14 @@ bool Call::end_work() {
 void Call::read() {
   state_ = State::kReading;
   under_way_ = true;
+  handed_over_.store(true, std::memory_order_release);
   stream_.Read(&message_, this);
 }
 
 void Call::write(const grpc::ByteBuffer& message) {
   state_ = State::kWriting;
   under_way_ = true;
+  handed_over_.store(true, std::memory_order_release);
   stream_.Write(message, this);
 }
 
@@ -112,6 +115,7 @@ void Call::end(const grpc::Status& status) {
   handler_.reset();  // gives back what the call holds before the client can know of its end
   state_ = State::kFinishing;
   under_way_ = true;
+  handed_over_.store(true, std::memory_order_release);
   stream_.Finish(status, this);
 }
 

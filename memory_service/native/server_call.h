@@ -4,6 +4,7 @@
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/support/byte_buffer.h>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -64,6 +65,9 @@ class Call {
   grpc::ByteBuffer message_;
   State state_ = State::kRequested;
   bool under_way_ = true;  // an operation
+  // Written before an operation and read after it, which may be in another thread: gRPC hands the call over, but the
+  // thread sanitizer does not see into it.
+  std::atomic<bool> handed_over_{true};
   bool registered_ = false;
   std::unique_ptr<Handler> handler_;
   std::mutex mutex_;  // guards what follows
