@@ -125,7 +125,7 @@ class Histogram:
             self._seconds += seconds
 
     def add(self, counts: Sequence[int], seconds: float) -> None:
-        """Add durations that were counted by bucket elsewhere, and their sum."""
+        """Add durations that were counted elsewhere, in the same buckets."""
         with self._lock:
             self._counts = [mine + other for mine, other in zip(self._counts, counts, strict=True)]
             self._seconds += seconds
