@@ -105,7 +105,7 @@ class PythonRequest : public Request {
   const HeldPtr arrays_;  // ids and place
 };
 
-// Memory of Python's: `allocate(bytes)` returns an array of bytes, such as pinned ones, that is kept as long as it is used.
+// Memory of Python's: `allocate(bytes)` returns an array of bytes, such as pinned ones, that is kept while it is used.
 std::function<Buffers::Memory(size_t)> allocator(nb::object allocate) {
   if (allocate.is_none()) return nullptr;
   return [callable = hold(std::move(allocate))](size_t bytes) {
@@ -269,8 +269,8 @@ nb::object owner_of(const Lookup& lookup) {
   return nb::borrow(std::static_pointer_cast<Held>(lookup.owner())->get());
 }
 
-// What became of a part: shard, place of its first row, rows asked, request id, sent, answered, rows landed, version,
-// status and message of its failure. The failure is absent if it has not failed.
+// What became of a part: shard, place of its first row, rows asked, request id, moment of the answer, rows landed,
+// version, and the status and message of its failure, or None.
 nb::tuple part_of(const Lookup& lookup, size_t index) {
   const Lookup::Part& part = lookup.parts.at(index);
   nb::object failure = nb::none();
@@ -283,7 +283,9 @@ nb::tuple distinct_of(const Table& table, const Ids& asked) {
   if (count > kMostIds) throw nb::value_error("too many ids to hash");
   std::vector<size_t> shape(asked.ndim());
   for (size_t axis = 0; axis < shape.size(); ++axis) shape[axis] = asked.shape(axis);
-  const auto memory = [count] { return std::shared_ptr<uint8_t>(new uint8_t[count * sizeof(int64_t)], std::default_delete<uint8_t[]>()); };
+  const auto memory = [count] {
+    return std::shared_ptr<uint8_t>(new uint8_t[count * sizeof(int64_t)], std::default_delete<uint8_t[]>());
+  };
   const auto ids = memory(), inverse = memory();
   const int64_t found = distinct(asked.data(), count, table.rows, reinterpret_cast<int64_t*>(ids.get()),
                                  reinterpret_cast<int64_t*>(inverse.get()));
@@ -304,7 +306,9 @@ void engram::bind_client(nb::module_& parent) {
   module.def("table", &make_table, nb::arg("name"), nb::arg("fingerprint"), nb::arg("rows"), nb::arg("row_bytes"),
              nb::arg("block_shift"));
   module.def("route", &make_route, nb::arg("epoch"), nb::arg("assigned"), nb::arg("streams"));
-  nb::class_<Histogram>(module, "Histogram").def_ro("counts", &Histogram::counts).def_ro("seconds", &Histogram::seconds);
+  nb::class_<Histogram>(module, "Histogram")
+      .def_ro("counts", &Histogram::counts)
+      .def_ro("seconds", &Histogram::seconds);
   nb::class_<Tally>(module, "Tally")
       .def_ro("lookups", &Tally::lookups)
       .def_ro("rows", &Tally::rows)

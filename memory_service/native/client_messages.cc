@@ -52,9 +52,11 @@ grpc::ByteBuffer encode_request(const Table& table, uint64_t request_id, uint64_
   header.set_sent_us(static_cast<uint64_t>(now * 1e6));
   header.set_timeout_ms(static_cast<uint32_t>(std::clamp((deadline - now) * 1e3, 0.0, 4e9)));
   const uint32_t bytes = static_cast<uint32_t>(count * table.id_bytes());
-  const uint32_t tag = WireFormatLite::MakeTag(LookupRequest::kRowIdsFieldNumber, WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
+  const uint32_t tag =
+      WireFormatLite::MakeTag(LookupRequest::kRowIdsFieldNumber, WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
   const size_t header_bytes = header.ByteSizeLong();
-  const size_t all = header_bytes + CodedOutputStream::VarintSize32(tag) + CodedOutputStream::VarintSize32(bytes) + bytes;
+  const size_t all =
+      header_bytes + CodedOutputStream::VarintSize32(tag) + CodedOutputStream::VarintSize32(bytes) + bytes;
   grpc_slice slice = grpc_slice_malloc(all);
   uint8_t* at = GRPC_SLICE_START_PTR(slice);
   at = header.SerializeWithCachedSizesToArray(at);
