@@ -87,13 +87,14 @@ class RowsDoor:
         Returns:
             Whether all streams have ended within `grace_s`; those that have not are broken off.
         """
+        deadline = time.monotonic() + grace_s
         with self._lock:
             self._stopping = True
             streams = list(self._streams)
         ended = self._server.stop(grace_s)
         for stream in streams:
             stream.leave()
-        return ended.wait(grace_s)
+        return ended.wait(grace_s) and time.monotonic() < deadline  # later, gRPC has broken them off
 
     def _lookup(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Answer one client's lookups until it ends the stream."""
