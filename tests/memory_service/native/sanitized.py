@@ -26,10 +26,10 @@ _OPTIONS = {
 
 
 def main() -> int:
-    """Run the tests under each of the sanitizers that are named."""
+    """Run the tests under each of the sanitizers that are named, or all of them; return how many have failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.memory_service.native.sanitized", description=__doc__)
-    parser.add_argument("sanitizers", nargs="*", choices=SANITIZERS, default=SANITIZERS)
-    failed = [sanitizer for sanitizer in parser.parse_args().sanitizers if _run(sanitizer)]
+    parser.add_argument("sanitizers", nargs="*", choices=SANITIZERS)
+    failed = [sanitizer for sanitizer in parser.parse_args().sanitizers or SANITIZERS if _run(sanitizer)]
     return len(failed)
 
 
