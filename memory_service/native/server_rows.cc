@@ -74,6 +74,11 @@ bool RowsServer::stop(std::chrono::duration<double> grace) {
   }
   server_->Shutdown(deadline);  // breaks off what is left at the deadline
   const bool in_time = std::chrono::system_clock::now() < deadline;
+  {
+    // Shutdown only cancels calls: they still have to end, and gRPC aborts the process if that finds its queue gone.
+    std::unique_lock<std::mutex> lock(mutex_);
+    none_left_.wait(lock, [this] { return none_left(); });
+  }
   for (auto& queue : queues_) queue->Shutdown();
   for (auto& thread : threads_) thread.join();
   return in_time;
@@ -111,6 +116,11 @@ void RowsServer::ended(Call* call, size_t queue, bool registered) {
   const std::lock_guard<std::mutex> lock(mutex_);
   calls_of_[queue]--;
   if (registered) calls_.erase(call);
+  if (none_left()) none_left_.notify_all();
+}
+
+bool RowsServer::none_left() const {
+  return std::all_of(calls_of_.begin(), calls_of_.end(), [](size_t calls) { return calls == 0; });
 }
 
 void RowsServer::check_token(const grpc::ServerContext& context) const {

@@ -4,6 +4,7 @@
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/server.h>
 
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -54,6 +55,7 @@ class RowsServer {
 
  private:
   void run(size_t queue);
+  bool none_left() const;
 
   const std::shared_ptr<Shard> shard_;
   Admission admission_;
@@ -65,6 +67,7 @@ class RowsServer {
   int port_ = 0;
 
   std::mutex mutex_;  // guards what follows
+  std::condition_variable none_left_;
   std::set<Call*> calls_;
   std::vector<size_t> calls_of_;  // by queue, those included that are still to come
   bool stopping_ = false;

@@ -223,6 +223,23 @@ def test_a_stopping_shard_finishes_what_is_being_answered(
     assert ended == [True]
 
 
+def test_a_shard_that_stops_at_once_ends_cleanly(stack: ExitStack, wide: TableSpec, content: np.ndarray) -> None:
+    """Calls end in other threads than the one that stops, and must not do so after their queue is gone."""
+    shard = Shard("shard-0")
+    table = ShardTable(wide)
+    table.add((block, content[block * 64 : block * 64 + wide.block_length(block)]) for block in range(wide.blocks))
+    shard._publish(tables={wide.name: table})
+    ids = np.arange(LARGE) % wide.rows
+    for epoch in range(1, 21):
+        with ExitStack() as streams, ShardServer(shard) as server:
+            shard.activate(Placement.build(epoch, [ShardAddress("shard-0", server.address)], [wide]))
+            for _ in range(3):
+                stream = Stream(server.rows_port, streams, wide)
+                stream.send(stream.request(ids, epoch=epoch))
+                assert stream.receive().first_row == 0
+            server.stop(0)
+
+
 def test_clients_that_never_read_cost_little(processes, stack: ExitStack, spec: TableSpec) -> None:
     process = processes.start()
     with ControlClient(processes.ready(process)) as control:
