@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARKS := hashing lookup tiny_code throughput overlap
 
-.PHONY: demo test chaos bench check wheel protos clean
+.PHONY: demo test chaos bench check native sanitize wheel protos clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,12 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+native: $(READY)  ## build the native implementation of shards and clients; says what it lacks, installs nothing
+	$(BIN)/python -m memory_service.native.build
+
+sanitize: $(READY)  ## short tests of the native implementation under the sanitizers of addresses, behaviour and threads
+	$(BIN)/python -m tests.memory_service.native.sanitized
 
 wheel: $(READY)  ## sdist and wheel of engram-memory, the memory tier for other engines, in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist engram-memory

@@ -1,9 +1,9 @@
-"""Fetching memory rows: the service against a raw socket, Python gRPC in two forms, Redis, a gather in this process.
+"""Fetching memory rows: the service against a raw socket, Python gRPC, Redis, Mooncake, a gather in this process.
 
 264-byte rows (256 fp8 values and 8 scales) of one random table of a gigabyte, the same random rows asked of all rivals,
 every server a process of its own on this machine. The service's figures are those of its whole client: dedup, split,
 reassembly. Rivals take turns, ten lookups each; "rounds" is the range of the medians of a turn, ratios are of turns in
-the same round. Processor time is that of client and servers together.
+the same round.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks.harness.report import Report, format_table, parse_arguments
 from benchmarks.harness.rounds import Spread, Timing, time_interleaved
 from benchmarks.harness.servers import free_ports, memory_shards, module_server
-from benchmarks.rivals import redis_mget
-from benchmarks.rivals.bare_flight import BareFlightClient
+from benchmarks.rivals import mooncake_store, redis_mget
+from benchmarks.rivals.bare_stream import BareStreamClient
 from benchmarks.rivals.plain_grpc import StreamingClient, UnaryClient
 from benchmarks.rivals.raw_socket import RawSocketClient
 from memory_service import ClientConfig, MemoryClient, RowFormat, Rows, TableSpec, write_snapshot
@@ -30,7 +30,8 @@ ROUNDS = {384: 60, 1_536: 40, 12_288: 20, 98_304: 6}
 QUICK_ROUNDS = {384: 10, 1_536: 10, 12_288: 4, 98_304: 1}
 IN_A_ROW = 10  # a model that generates looks rows up all the time
 WARMUPS = 3
-GATHER, RAW, REDIS, FLIGHT = "gather in this process", "raw TCP socket", "Redis MGET", "bare Flight stream"
+GATHER, RAW, BARE = "gather in this process", "raw TCP socket", "bare stream"
+REDIS, MOONCAKE = "Redis MGET", "Mooncake EngramStore, TCP"
 UNARY, STREAMING = "Python gRPC, unary", "Python gRPC, streaming"
 SERVICE, TWO_SHARDS, MAPPED = "service, 1 shard", "service, 2 shards", "service, by mapping"
 
@@ -78,6 +79,8 @@ class Rival:
     lookup: Callable[[np.ndarray], np.ndarray | Rows]
     pids: tuple[int, ...] = ()
     """Server processes that work for it and for no other rival."""
+    most_rows: int = max(ROUNDS)
+    """It takes no part in larger requests, which would take it most of the time of the benchmark."""
 
 
 def main() -> None:
@@ -133,7 +136,11 @@ def start(stack: contextlib.ExitStack, spec: TableSpec, packed: np.ndarray) -> d
         print(f"{REDIS} is left out: {reason}")
     else:
         rivals[REDIS] = start_redis(stack, packed)
-    rivals[FLIGHT] = start_flight(stack, spec, directory / "snapshot")
+    if reason := mooncake_store.missing():
+        print(f"{MOONCAKE} is left out: {reason}")
+    else:
+        rivals[MOONCAKE] = start_mooncake(stack, table, packed.shape)
+    rivals[BARE] = start_bare(stack, spec, directory / "snapshot")
     return rivals | {name: start_service(stack, spec, directory / "snapshot", how) for name, how in SERVICES.items()}
 
 
@@ -155,10 +162,18 @@ def start_redis(stack: contextlib.ExitStack, packed: np.ndarray) -> Rival:
     return Rival(client.lookup, (pid,))
 
 
-def start_flight(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path) -> Rival:
+def start_mooncake(stack: contextlib.ExitStack, table: str, shape: tuple[int, ...]) -> Rival:
+    """Start Mooncake's master and a store that holds the table, and a client."""
+    master = stack.enter_context(mooncake_store.mooncake_master())
+    server = stack.enter_context(module_server("benchmarks.rivals.mooncake_store", table, str(master.port)))
+    client = stack.enter_context(contextlib.closing(mooncake_store.MooncakeClient(master.port, shape, max(ROUNDS))))
+    return Rival(client.lookup, (master.pid, server.pid), most_rows=12_288)
+
+
+def start_bare(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path) -> Rival:
     """Start a shard that serves the table, and a client other than the service's."""
     (server,) = stack.enter_context(memory_shards(snapshot))
-    client = stack.enter_context(contextlib.closing(BareFlightClient(server.address, spec.name)))
+    client = stack.enter_context(contextlib.closing(BareStreamClient(server.address, spec.name)))
     return Rival(client.lookup, (server.pid,))
 
 
@@ -194,8 +209,9 @@ def measure(rivals: Mapping[str, Rival], table_rows: int, rows: int, rounds: int
         following = itertools.cycle(requests)
         return lambda: rival.lookup(next(following))
 
-    candidates = {name: candidate(rival) for name, rival in rivals.items()}
-    servers = {name: rival.pids for name, rival in rivals.items()}
+    able = {name: rival for name, rival in rivals.items() if rows <= rival.most_rows}
+    candidates = {name: candidate(rival) for name, rival in able.items()}
+    servers = {name: rival.pids for name, rival in able.items()}
     return time_interleaved(candidates, rounds, WARMUPS, servers, IN_A_ROW)
 
 
@@ -206,13 +222,22 @@ def print_timings(rows: int, row_bytes: int, timings: Mapping[str, Timing]) -> N
             name,
             *t.milliseconds(3),
             f"{rows / t.p50 / 1e6:.2f}",
-            f"{t.cpu / (rows * row_bytes) * 1e9:.2f}",
+            *(f"{cpu / (rows * row_bytes) * 1e9:.2f}" for cpu in (t.cpu - t.server_cpu, t.server_cpu)),
             *(f"{t.over(timings[service]).median:.2f}x" for service in SERVICES),
         )
         for name, t in timings.items()
     ]
     print(f"{rows:,} rows a request")
-    header = ("", "p50", "p99", "rounds", "M rows/s", "CPU s/GB", *(f"/ {name}" for name in SERVICES))
+    header = (
+        "",
+        "p50",
+        "p99",
+        "rounds",
+        "M rows/s",
+        "client CPU s/GB",
+        "server CPU s/GB",
+        *(f"/ {name}" for name in SERVICES),
+    )
     print(format_table(header, lines))
     print()
 

@@ -133,10 +133,6 @@ def _run(argv: Sequence[str] | None, flags: dict[str, str]) -> int:
     if args.run is None:
         args.parser.print_help()
         return 0
-    if argv is None and getattr(args, "bounded", False):  # the process was started for this command
-        from memory_service.server.arrow_memory import restart_bounded
-
-        restart_bounded()
     return args.run(args)
 
 

@@ -44,6 +44,10 @@ class WrongEpoch(MemoryServiceError):
     """A request or an activation under a placement that the shard does not serve."""
 
 
+class OldVersion(MemoryServiceError):
+    """A table of a shard that lacks updates which the client has asked for."""
+
+
 class OutOfMemory(MemoryServiceError, MemoryError):
     """A shard that lacks memory for the blocks that it is given."""
 

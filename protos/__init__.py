@@ -1,1 +1,1 @@
-"""The control protocol of a memory shard: memory.proto and its generated stubs."""
+"""The wire of a memory shard: memory.proto and its generated stubs."""

@@ -23,6 +23,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_OUT_OF_MEMORY: _ClassVar[Status]
     STATUS_RESOURCE_EXHAUSTED: _ClassVar[Status]
     STATUS_UNAUTHENTICATED: _ClassVar[Status]
+    STATUS_OLD_VERSION: _ClassVar[Status]
 STATUS_OK: Status
 STATUS_INTERNAL: Status
 STATUS_INVALID_REQUEST: Status
@@ -37,6 +38,7 @@ STATUS_DEADLINE_EXCEEDED: Status
 STATUS_OUT_OF_MEMORY: Status
 STATUS_RESOURCE_EXHAUSTED: Status
 STATUS_UNAUTHENTICATED: Status
+STATUS_OLD_VERSION: Status
 
 class TableSpec(_message.Message):
     __slots__ = ("name", "layer", "column_rows", "max_ngram", "heads", "multipliers", "pad_id", "token_map_sha256", "dim", "row_format", "block_rows")
@@ -93,36 +95,42 @@ class Placement(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardAddress, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[TablePlacement, _Mapping]]] = ...) -> None: ...
 
 class HeldTable(_message.Message):
-    __slots__ = ("spec", "version", "blocks", "shared")
+    __slots__ = ("spec", "version", "blocks", "shared", "fingerprint", "row_bytes")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
     spec: TableSpec
     version: int
     blocks: _containers.RepeatedScalarFieldContainer[int]
     shared: SharedTable
-    def __init__(self, spec: _Optional[_Union[TableSpec, _Mapping]] = ..., version: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., shared: _Optional[_Union[SharedTable, _Mapping]] = ...) -> None: ...
+    fingerprint: bytes
+    row_bytes: int
+    def __init__(self, spec: _Optional[_Union[TableSpec, _Mapping]] = ..., version: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., shared: _Optional[_Union[SharedTable, _Mapping]] = ..., fingerprint: _Optional[bytes] = ..., row_bytes: _Optional[int] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("shard", "incarnation", "rows_port", "placement", "tables", "node")
+    __slots__ = ("shard", "incarnation", "rows_port", "placement", "tables", "node", "implementation")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROWS_PORT_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    IMPLEMENTATION_FIELD_NUMBER: _ClassVar[int]
     shard: str
     incarnation: str
     rows_port: int
     placement: Placement
     tables: _containers.RepeatedCompositeFieldContainer[HeldTable]
     node: str
-    def __init__(self, shard: _Optional[str] = ..., incarnation: _Optional[str] = ..., rows_port: _Optional[int] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[HeldTable, _Mapping]]] = ..., node: _Optional[str] = ...) -> None: ...
+    implementation: str
+    def __init__(self, shard: _Optional[str] = ..., incarnation: _Optional[str] = ..., rows_port: _Optional[int] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[HeldTable, _Mapping]]] = ..., node: _Optional[str] = ..., implementation: _Optional[str] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
     __slots__ = ("placement", "current", "snapshot_uri")
@@ -261,34 +269,42 @@ class Distribution(_message.Message):
     def __init__(self, bounds: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ("request_id", "table", "epoch", "fingerprint", "sent_us", "timeout_ms")
+    __slots__ = ("request_id", "table", "fingerprint", "epoch", "sent_us", "timeout_ms", "min_version", "row_ids")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     SENT_US_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROW_IDS_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     table: str
-    epoch: int
     fingerprint: bytes
+    epoch: int
     sent_us: int
     timeout_ms: int
-    def __init__(self, request_id: _Optional[int] = ..., table: _Optional[str] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., sent_us: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    min_version: int
+    row_ids: bytes
+    def __init__(self, request_id: _Optional[int] = ..., table: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., epoch: _Optional[int] = ..., sent_us: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., min_version: _Optional[int] = ..., row_ids: _Optional[bytes] = ...) -> None: ...
 
 class LookupReply(_message.Message):
-    __slots__ = ("request_id", "status", "message", "epoch", "version")
+    __slots__ = ("request_id", "status", "message", "epoch", "version", "first_row", "rows")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     status: Status
     message: str
     epoch: int
     version: int
-    def __init__(self, request_id: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., message: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+    first_row: int
+    rows: bytes
+    def __init__(self, request_id: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., message: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., first_row: _Optional[int] = ..., rows: _Optional[bytes] = ...) -> None: ...
 
 class RetireRequest(_message.Message):
     __slots__ = ("epoch",)
@@ -300,7 +316,7 @@ class RetireReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class BlocksTicket(_message.Message):
+class BlocksRequest(_message.Message):
     __slots__ = ("table", "fingerprint", "blocks")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -310,15 +326,19 @@ class BlocksTicket(_message.Message):
     blocks: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, table: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
 
-class BlockHeader(_message.Message):
-    __slots__ = ("block", "version", "digest")
+class BlockChunk(_message.Message):
+    __slots__ = ("block", "version", "digest", "first_row", "rows")
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     block: int
     version: int
     digest: bytes
-    def __init__(self, block: _Optional[int] = ..., version: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    first_row: int
+    rows: bytes
+    def __init__(self, block: _Optional[int] = ..., version: _Optional[int] = ..., digest: _Optional[bytes] = ..., first_row: _Optional[int] = ..., rows: _Optional[bytes] = ...) -> None: ...
 
 class SharedTable(_message.Message):
     __slots__ = ("machine", "pid", "arena_fd", "arena_inode", "layout_fd", "layout_inode")

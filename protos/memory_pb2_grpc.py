@@ -319,3 +319,125 @@ class MemoryShard(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class RowsStub(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Lookup = channel.stream_stream(
+                '/engram.memory.v1.Rows/Lookup',
+                request_serializer=protos_dot_memory__pb2.LookupRequest.SerializeToString,
+                response_deserializer=protos_dot_memory__pb2.LookupReply.FromString,
+                _registered_method=True)
+        self.Blocks = channel.unary_stream(
+                '/engram.memory.v1.Rows/Blocks',
+                request_serializer=protos_dot_memory__pb2.BlocksRequest.SerializeToString,
+                response_deserializer=protos_dot_memory__pb2.BlockChunk.FromString,
+                _registered_method=True)
+
+
+class RowsServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def Lookup(self, request_iterator, context):
+        """Look rows up, many requests down one stream. Replies carry the id of their request; those to different requests may
+        come in any order. A request that is refused gets a reply with a status, and the stream goes on; a message that is
+        not a LookupRequest, or has no request_id, ends it with INVALID_ARGUMENT. Once the client has ended its side, the
+        shard answers what it has read, and ends the stream with OK. A shard that is to stop says so in a reply with
+        request_id 0: end your side, and ask another shard from then on. It breaks off streams that are idle, and those
+        that are not ended in time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Blocks(self, request, context):
+        """Read whole blocks of one table, as a shard does that comes to hold them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RowsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Lookup': grpc.stream_stream_rpc_method_handler(
+                    servicer.Lookup,
+                    request_deserializer=protos_dot_memory__pb2.LookupRequest.FromString,
+                    response_serializer=protos_dot_memory__pb2.LookupReply.SerializeToString,
+            ),
+            'Blocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.Blocks,
+                    request_deserializer=protos_dot_memory__pb2.BlocksRequest.FromString,
+                    response_serializer=protos_dot_memory__pb2.BlockChunk.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'engram.memory.v1.Rows', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('engram.memory.v1.Rows', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Rows(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Lookup(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/engram.memory.v1.Rows/Lookup',
+            protos_dot_memory__pb2.LookupRequest.SerializeToString,
+            protos_dot_memory__pb2.LookupReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Blocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/engram.memory.v1.Rows/Blocks',
+            protos_dot_memory__pb2.BlocksRequest.SerializeToString,
+            protos_dot_memory__pb2.BlockChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

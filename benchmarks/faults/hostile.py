@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from numpy.typing import NDArray
 
 from benchmarks.faults.mutations import encode_field, mutate, reorder
 from memory_service import InvalidRequest, Placement, TableSpec
 from memory_service.protocol.messages import placement_from_proto, placement_to_proto
+from memory_service.protocol.row_messages import BLOCKS, LOOKUP, ids_to_bytes
 from protos import memory_pb2 as pb
 
-FLIGHT = "/arrow.flight.protocol.FlightService/"
 _CONTROL = pb.DESCRIPTOR.services_by_name["MemoryShard"]
+_TOO_LONG = 9 << 20  # bytes of a message, more than a shard reads by default
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -68,7 +69,8 @@ class Hostility:
             messages = reorder(rng, messages)
         if messages and rng.random() < 0.9:
             index = rng.randrange(len(messages))
-            messages[index] = mutate(rng, messages[index], self._all)
+            if len(messages[index]) < _TOO_LONG:
+                messages[index] = mutate(rng, messages[index], self._all)
         return Request(seed.door, seed.method, tuple(messages), hang_up=rng.random() < 0.05)
 
     def _is_an_order(self, request: Request) -> bool:
@@ -120,53 +122,37 @@ class Hostility:
         return message.SerializeToString()
 
     def _rows_calls(self) -> list[Request]:
-        table = self._spec.name.encode()
-        lookup = b"".join((encode_field(1, 1), encode_field(3, b"lookup"), encode_field(3, table)))
-        ids = np.arange(20, dtype=np.int64)
-        streams = [self._stream(lookup, pa.array(ids), compression) for compression in (None, None, "zstd", "lz4")]
-        streams.append(self._stream(lookup, pa.array(ids).dictionary_encode(), None))
-        streams.append(self._stream(lookup, pa.array([None, *ids.tolist()], pa.int64()), None))
-        streams.append(self._stream(lookup, pa.array([[1, 2], [3]]), None))
-        exchange = [Request("rows", FLIGHT + "DoExchange", stream) for stream in streams]
+        """Streams of several lookups, requests for blocks, and both to methods that are not there."""
+        rng, rows = np.random.default_rng(0), self._spec.rows
+        lookups = [
+            self._lookup(number, rng.integers(0, rows, count)) for number, count in enumerate((20, 1, 0, 3000), 1)
+        ]
+        blocks = self._blocks(range(3))
+        claims = [lookups[0][:-80], encode_field(2, self._spec.name.encode())]  # of a length that is not there
+        huge = [
+            claim + b"\x42" + length for claim in claims for length in (b"\xff\xff\xff\xff\x07", b"\xff" * 9 + b"\x01")
+        ]
+        streams = [tuple(lookups), tuple(lookups[:1]), (lookups[1], lookups[0]), tuple(lookups[:1]) * 30]
+        calls = [Request("rows", LOOKUP, stream) for stream in streams * 3]
+        calls += [Request("rows", LOOKUP, (lookups[0], claim, lookups[1])) for claim in huge]
+        calls += [Request("rows", BLOCKS, (blocks,))] * 5
+        crossed = [Request("rows", LOOKUP, (blocks, lookups[0])), Request("rows", BLOCKS, (lookups[0],))]
+        too_long = Request("rows", LOOKUP, (lookups[0], bytes(_TOO_LONG)))
+        return [*calls, *crossed, too_long, Request("rows", LOOKUP, ()), Request("rows", f"{LOOKUP}s", streams[0])]
+
+    def _lookup(self, request_id: int, ids: NDArray[np.int64]) -> bytes:
+        return pb.LookupRequest(
+            request_id=request_id,
+            table=self._spec.name,
+            fingerprint=bytes.fromhex(self._spec.fingerprint),
+            epoch=self._placement.epoch,
+            timeout_ms=60_000,
+            row_ids=ids_to_bytes(ids, self._spec.rows),
+        ).SerializeToString()
+
+    def _blocks(self, blocks: Iterable[int]) -> bytes:
         fingerprint = bytes.fromhex(self._spec.fingerprint)
-        ticket = pb.BlocksTicket(table=self._spec.name, fingerprint=fingerprint, blocks=range(3))
-        single = {
-            "DoGet": encode_field(1, ticket.SerializeToString()),
-            "DoAction": encode_field(1, b"drop") + encode_field(2, table),
-            "ListActions": b"",
-            "ListFlights": encode_field(1, table),
-            "GetFlightInfo": lookup,
-            "PollFlightInfo": lookup,
-            "GetSchema": lookup,
-            "Handshake": encode_field(1, 1) + encode_field(2, b"secret"),
-        }
-        calls = [Request("rows", FLIGHT + method, (message,)) for method, message in single.items()]
-        return [*exchange * 3, *calls[:1] * 5, Request("rows", FLIGHT + "DoPut", streams[0]), *calls]
-
-    def _stream(self, descriptor: bytes, column: pa.Array, compression: str | None) -> tuple[bytes, ...]:
-        """Messages of a DoExchange: schema, dictionaries where there are any, and two batches of ids."""
-        schema = pa.schema([("row", column.type)])
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
-            for _ in range(2):
-                writer.write_batch(pa.record_batch([column], schema=schema))
-        messages = list(pa.ipc.MessageReader.open_stream(sink.getvalue()))
-        return tuple(
-            _flight_data(message, descriptor if index == 0 else b"", self._header(index) if index else b"")
-            for index, message in enumerate(messages)
-        )
-
-    def _header(self, request_id: int) -> bytes:
-        fingerprint = bytes.fromhex(self._spec.fingerprint)
-        header = pb.LookupRequest(request_id=request_id, epoch=self._placement.epoch, fingerprint=fingerprint)
-        header.timeout_ms = 60_000
-        return header.SerializeToString()
-
-
-def _flight_data(message: pa.ipc.Message, descriptor: bytes, metadata: bytes) -> bytes:
-    fields = {1: descriptor, 2: message.metadata.to_pybytes(), 3: metadata}
-    body = message.body.to_pybytes() if message.body is not None else b""
-    return b"".join(encode_field(number, value) for number, value in fields.items() if value) + encode_field(1000, body)
+        return pb.BlocksRequest(table=self._spec.name, fingerprint=fingerprint, blocks=blocks).SerializeToString()
 
 
 def _standard_calls() -> list[Request]:

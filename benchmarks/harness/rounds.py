@@ -68,15 +68,18 @@ class Timing:
     """Number of runs, over all rounds."""
     cpu: float
     """Processor seconds of an average run, including those of the candidate's servers."""
+    server_cpu: float
+    """Those of the servers alone."""
     rounds: tuple[float, ...]
     """Median time of the runs in each round."""
 
     @classmethod
-    def of(cls, rounds: Sequence[Sequence[float]], cpu: float = 0.0) -> Timing:
+    def of(cls, rounds: Sequence[Sequence[float]], client_cpu: float = 0.0, server_cpu: float = 0.0) -> Timing:
         """Summarise the seconds measured in each round, and the processor seconds of all runs together."""
         seconds = [taken for turn in rounds for taken in turn]
         p50, p99 = np.percentile(seconds, (50, 99)).tolist()
-        return cls(p50, p99, len(seconds), cpu / len(seconds), tuple(map(median, rounds)))
+        runs = len(seconds)
+        return cls(p50, p99, runs, (client_cpu + server_cpu) / runs, server_cpu / runs, tuple(map(median, rounds)))
 
     @property
     def spread(self) -> Spread:
@@ -95,8 +98,8 @@ class Timing:
 
     def as_dict(self) -> dict[str, object]:
         """For a report's results."""
-        numbers = {"p50_s": self.p50, "p99_s": self.p99, "cpu_s": self.cpu, "runs": self.runs}
-        return {**numbers, "rounds_s": asdict(self.spread)}
+        cpu = {"cpu_s": self.cpu, "server_cpu_s": self.server_cpu}
+        return {"p50_s": self.p50, "p99_s": self.p99, **cpu, "runs": self.runs, "rounds_s": asdict(self.spread)}
 
 
 def take_turns(candidates: Mapping[_Name, Callable[[], _Measured]], rounds: int) -> dict[_Name, list[_Measured]]:
@@ -136,10 +139,11 @@ def time_interleaved(
     turns = {name: _turn(candidate, in_a_row) for name, candidate in candidates.items()}
     with _no_collector():
         measured = take_turns(turns, rounds)
-    cpu = {name: sum(spent for _, spent in turns) for name, turns in measured.items()}
-    for name, after in _server_seconds(servers or {}).items():
-        cpu[name] += after - before[name]
-    return {name: Timing.of([seconds for seconds, _ in turns], cpu[name]) for name, turns in measured.items()}
+    served = {name: after - before[name] for name, after in _server_seconds(servers or {}).items()}
+    return {
+        name: Timing.of([seconds for seconds, _ in turns], sum(spent for _, spent in turns), served.get(name, 0.0))
+        for name, turns in measured.items()
+    }
 
 
 def process_seconds(pid: int) -> float:

@@ -17,7 +17,6 @@ from benchmarks.harness.servers import free_ports, module_server
 from benchmarks.memories.random_rows import random_blocks
 from memory_service import Placement, ShardAddress, TableSpec
 from memory_service.protocol.addresses import parse_address
-from memory_service.server.arrow_memory import restart_bounded
 from memory_service.server.server import ShardServer
 from memory_service.shard.block_sources import Sources
 from memory_service.shard.shard import Shard
@@ -70,5 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_bounded()
     main()

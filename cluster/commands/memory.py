@@ -74,7 +74,7 @@ def _add_serve(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:
         formatter_class=formatter,
     )
     add_arguments(parser)
-    parser.set_defaults(run=serve, bounded=True)
+    parser.set_defaults(run=serve)
 
 
 def _add_describe(actions: Any, formatter: type[argparse.HelpFormatter]) -> None:

@@ -18,7 +18,7 @@ from memory_service.protocol.reports import ShardStats
 _SAMPLE_SECONDS = 0.5  # between the two readings of which a rate is made
 _TABLE_HEADER = ("table", "rows", "row", "format", "blocks", "of rows", "replicas", "version", "fingerprint")
 _SHARD_HEADER = (
-    *("shard", "address", "node", "epoch", "blocks", "MiB", "up", "streams"),
+    *("shard", "address", "node", "by", "epoch", "blocks", "MiB", "up", "streams"),
     *("lookups", "rows/s", "p50", "p99", "refused", "expired"),
 )
 
@@ -114,6 +114,7 @@ def _shard_json(reply: ShardReport | None) -> dict[str, Any]:
     return {
         "node": info.node,
         "incarnation": info.incarnation,
+        "implementation": info.implementation,
         "started": stats.started,
         "epoch": info.placement.epoch if info.placement else None,
         "blocks": {table.spec.name: len(table.blocks) for table in held},
@@ -158,6 +159,7 @@ def _shard_cells(shard: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         *name,
         shard["node"][:12] or "-",
+        shard["implementation"] or "-",
         f"{shard['epoch']}",
         f"{sum(shard['blocks'].values()):,}",
         f"{shard['bytes'] / 2**20:,.1f}",

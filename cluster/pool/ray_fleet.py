@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from cluster.pool.policies.plan import Goal, Whereabouts
 from cluster.pool.shard_actor import ShardActor
 from cluster.ray_runtime import NAMESPACE, fetch
-from memory_service.server.arrow_memory import bounded_environment
 from memory_service.server.limits import DoorLimits
 
 if TYPE_CHECKING:
@@ -145,7 +144,6 @@ def _options(detached: bool, memory: int, name: str, node: str | None) -> dict[s
         "num_cpus": 0,
         "memory": memory,
         "scheduling_strategy": "SPREAD",
-        "runtime_env": {"env_vars": bounded_environment()},
         "label_selector": labels,
         **FOREVER,
     }

@@ -5,31 +5,40 @@ the row least likely to be requested soon, by re-reference prediction (RRIP, Jal
 row: a newcomer is nearly as old as can be, each hit halves the age, and when none is old enough to go the set ages
 together. So rows requested once leave first, and rows requested often stay. docs/hot-rows.md compares this with LRU
 and with Belady's optimum on real text.
+
+Two kinds of inner loops keep the same rows: those of numpy, and native ones, which take a fraction of the time.
 """
 
 from __future__ import annotations
 
 from threading import Lock
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from memory_service.native import extension
 
 _OLDEST = 15  # age of the row that goes next
 _UNUSED = 255  # age of a slot without a row: older than any row
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: neighbouring ids fall into distant sets
 _HALF = np.uint64(32)
 _SLOTS_PER_ROW = 4  # of the table, at most: with so many, hardly any set of a table held whole overflows
+_MOST_WAYS = 255
+_CALLS = 1 << 24  # numbers of puts in the scratch of the native loops, which is cleared when they are used up
 
 
 def set_bytes(table_rows: int, row_bytes: int, ways: int) -> int:
     """Bytes that one set takes: its rows, their ids and ages, and the scratch entry of a put."""
-    return ways * (row_bytes + _tag_type(table_rows).itemsize + 1) + np.dtype(np.int32).itemsize
+    return ways * (row_bytes + _tag_type(table_rows).itemsize + 1) + np.dtype(np.uint32).itemsize
 
 
 class RowCache:
     """Packed rows of one table by id. Safe to use from several threads; what it keeps depends on the calls alone."""
 
-    def __init__(self, rows: int, row_bytes: int, capacity_bytes: int, ways: int = 8) -> None:
+    def __init__(
+        self, rows: int, row_bytes: int, capacity_bytes: int, ways: int = 8, native: bool | None = None
+    ) -> None:
         """Make an empty cache.
 
         Args:
@@ -37,6 +46,7 @@ class RowCache:
             row_bytes: bytes of a packed row.
             capacity_bytes: most bytes of all arrays together.
             ways: slots of a set.
+            native: whether to use native loops; None to use them where they are built.
 
         Raises:
             ValueError: a value is out of range, or the capacity holds no set.
@@ -44,6 +54,8 @@ class RowCache:
         for name, value in (("rows", rows), ("row_bytes", row_bytes), ("ways", ways)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if ways > _MOST_WAYS:
+            raise ValueError(f"ways={ways} must be at most {_MOST_WAYS}")
         one_set = set_bytes(rows, row_bytes, ways)
         if capacity_bytes < one_set:
             raise ValueError(
@@ -58,25 +70,20 @@ class RowCache:
         """Rows evicted to make room for others; rows of an outdated version do not count."""
         self._version = -1
         self._table_rows = rows
-        self._ways = ways
-        self._sets = max(1, min(capacity_bytes // one_set, _SLOTS_PER_ROW * rows // ways))
-        tag_type = _tag_type(rows)
-        self._no_tag = np.iinfo(tag_type).max
-        self._tags = np.full((self._sets, ways), self._no_tag, tag_type)
-        self._ages = np.full((self._sets, ways), _UNUSED, np.uint8)
-        self._rows = np.empty((self._sets * ways, row_bytes), np.uint8)
-        self._claims = np.empty(self._sets, np.int32)
+        self._sets = _Sets(max(1, min(capacity_bytes // one_set, _SLOTS_PER_ROW * rows // ways)), ways, rows, row_bytes)
+        compiled = extension() if native is not False else None
+        self._loops: _Loops = _NumpyLoops(self._sets) if compiled is None else _NativeLoops(self._sets, compiled)
         self._lock = Lock()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays, at most the capacity; memory of rows is committed as they come."""
-        return self._tags.nbytes + self._ages.nbytes + self._rows.nbytes + self._claims.nbytes
+        return self._sets.nbytes
 
     @property
     def slots(self) -> int:
         """Rows that the cache has room for."""
-        return len(self._rows)
+        return len(self._sets.rows)
 
     @property
     def version(self) -> int:
@@ -93,18 +100,12 @@ class RowCache:
         Returns:
             Which rows were cached, bool [n], and the version that all of them belong to.
         """
-        sets = self._sets_of(ids, out)
+        self._check(ids, out)
         found = np.zeros(len(ids), np.bool_)
         with self._lock:
-            places, slots = self._find(ids, sets)
-            self._ages.reshape(-1)[slots] >>= 1
-            self.hits += len(places)
-            self.misses += len(ids) - len(places)
-            found[places] = True
-            if len(places) == len(ids):
-                np.take(self._rows, slots, axis=0, out=out, mode="clip")
-            else:
-                out[places] = self._rows.take(slots, axis=0, mode="clip")
+            hits = self._loops.get(ids, out, found)
+            self.hits += hits
+            self.misses += len(ids) - hits
             return found, self._version
 
     def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8], version: int) -> None:
@@ -118,71 +119,149 @@ class RowCache:
             packed: their packed rows, [m, row_bytes].
             version: version of the table that they belong to.
         """
-        sets = self._sets_of(ids, packed)
+        self._check(ids, packed)
         with self._lock:
             if version < self._version:
                 return
             if version > self._version:
-                self._empty(version)
-            new = np.ones(len(ids), np.bool_)
-            new[self._find(ids, sets)[0]] = False
-            waiting = np.flatnonzero(new)
-            for _ in range(self._ways):
-                if not len(waiting):
-                    return
-                first = self._first_of_each_set(sets[waiting])
-                chosen = waiting[first]
-                slots = self._make_room(ids[chosen], sets[chosen])
-                self._rows[slots] = packed.take(chosen, axis=0, mode="clip")
-                waiting = waiting[~first]
+                self._sets.empty()
+                self._version = version
+            self.evictions += self._loops.put(ids, packed)
 
-    def _sets_of(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The set of each id: the upper half of its hash, scaled to the number of sets."""
+    def _check(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
         if ids.dtype != np.int64 or ids.ndim != 1:
             raise ValueError(f"ids: {ids.dtype} {ids.shape} must be int64 of one dimension")
-        expected = (len(ids), self._rows.shape[1])
+        expected = (len(ids), self._sets.rows.shape[1])
         if rows.dtype != np.uint8 or rows.shape != expected:
             raise ValueError(f"rows: {rows.dtype} {rows.shape} must be uint8 {expected}, one packed row for each id")
         unsigned = ids.view(np.uint64)
         if len(ids) and unsigned.max() >= self._table_rows:  # as unsigned numbers, negative ids are huge
             outside = ids[unsigned >= self._table_rows][0]
             raise ValueError(f"ids: {outside} is no row of a table of {self._table_rows}: give 0 to one less than that")
-        hashed = unsigned * _HASH
+
+
+class _Sets:
+    """The arrays of a cache."""
+
+    def __init__(self, sets: int, ways: int, table_rows: int, row_bytes: int) -> None:
+        tag_type = _tag_type(table_rows)
+        self.count, self.ways = sets, ways
+        self.no_tag = np.iinfo(tag_type).max
+        self.tags = np.full((sets, ways), self.no_tag, tag_type)
+        """Id of the row in each slot, [sets, ways]."""
+        self.ages = np.full((sets, ways), _UNUSED, np.uint8)
+        """Age of the row in each slot, [sets, ways]."""
+        self.rows = np.empty((sets * ways, row_bytes), np.uint8)
+        """Packed row in each slot, [sets * ways, row_bytes]."""
+        self.claims = np.zeros(sets, np.uint32)
+        """Scratch of `put`, [sets]."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.tags.nbytes + self.ages.nbytes + self.rows.nbytes + self.claims.nbytes
+
+    def empty(self) -> None:
+        self.tags.fill(self.no_tag)
+        self.ages.fill(_UNUSED)
+
+
+class _Loops(Protocol):
+    """The inner loops of a cache; ids are checked."""
+
+    def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8], found: NDArray[np.bool_]) -> int:
+        """Copy cached rows to their places in `out`, mark them in `found`, and return their number."""
+
+    def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8]) -> int:
+        """Cache rows that are not cached yet, and return how many others were evicted."""
+
+
+class _NativeLoops:
+    """The loops of memory_service/native/cache.cc. They release the GIL."""
+
+    def __init__(self, sets: _Sets, compiled: Any) -> None:
+        self._sets = sets
+        self._compiled = compiled
+        self._calls = 0
+
+    def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8], found: NDArray[np.bool_]) -> int:
+        sets = self._sets
+        return self._compiled.cache_get(sets.tags, sets.ages, sets.rows, ids, out, found)
+
+    def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8]) -> int:
+        sets = self._sets
+        self._calls += 1
+        if self._calls == _CALLS:
+            sets.claims.fill(0)
+            self._calls = 1
+        return self._compiled.cache_put(sets.tags, sets.ages, sets.rows, sets.claims, self._calls, ids, packed)
+
+
+class _NumpyLoops:
+    """The loops as operations on whole arrays."""
+
+    def __init__(self, sets: _Sets) -> None:
+        self._sets = sets
+
+    def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8], found: NDArray[np.bool_]) -> int:
+        places, slots = self._find(ids, self._sets_of(ids))
+        self._sets.ages.reshape(-1)[slots] >>= 1
+        found[places] = True
+        if len(places) == len(ids):
+            np.take(self._sets.rows, slots, axis=0, out=out, mode="clip")
+        else:
+            out[places] = self._sets.rows.take(slots, axis=0, mode="clip")
+        return len(places)
+
+    def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8]) -> int:
+        sets = self._sets_of(ids)
+        new = np.ones(len(ids), np.bool_)
+        new[self._find(ids, sets)[0]] = False
+        waiting = np.flatnonzero(new)
+        evicted = 0
+        for _ in range(self._sets.ways):
+            if not len(waiting):
+                break
+            first = self._first_of_each_set(sets[waiting])
+            chosen = waiting[first]
+            slots, left = self._make_room(ids[chosen], sets[chosen])
+            evicted += left
+            self._sets.rows[slots] = packed.take(chosen, axis=0, mode="clip")
+            waiting = waiting[~first]
+        return evicted
+
+    def _sets_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The set of each id: the upper half of its hash, scaled to the number of sets."""
+        hashed = ids.view(np.uint64) * _HASH
         hashed >>= _HALF
-        hashed *= np.uint64(self._sets)
+        hashed *= np.uint64(self._sets.count)
         hashed >>= _HALF
         return hashed.view(np.int64)
 
     def _find(self, ids: NDArray[np.int64], sets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions in `ids` of those held, and their slots."""
-        tags = self._tags.take(sets, axis=0, mode="clip")
+        tags = self._sets.tags.take(sets, axis=0, mode="clip")
         matches = np.flatnonzero(tags == ids.astype(tags.dtype)[:, None])
-        places, ways = np.divmod(matches, self._ways)
-        return places, sets[places] * self._ways + ways
+        places, ways = np.divmod(matches, self._sets.ways)
+        return places, sets[places] * self._sets.ways + ways
 
     def _first_of_each_set(self, sets: NDArray[np.int64]) -> NDArray[np.bool_]:
         """One true entry for each distinct set: the first that names it."""
-        order = np.arange(len(sets), dtype=np.int32)
-        self._claims[sets[::-1]] = order[::-1]  # of assignments to one place numpy lets the last win
-        return self._claims[sets] == order
+        order = np.arange(len(sets), dtype=np.uint32)
+        claims = self._sets.claims
+        claims[sets[::-1]] = order[::-1]  # of assignments to one place numpy lets the last win
+        return claims[sets] == order
 
-    def _make_room(self, ids: NDArray[np.int64], sets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Give each id a slot of its set, no set twice; returns the slots."""
-        ages = self._ages.take(sets, axis=0, mode="clip")
+    def _make_room(self, ids: NDArray[np.int64], sets: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+        """Give each id a slot of its set, no set twice; returns the slots, and how many rows left them."""
+        ages = self._sets.ages.take(sets, axis=0, mode="clip")
         leaving = np.arange(len(ids)), ages.argmax(axis=1)
         oldest = ages[leaving]
         ages += (_OLDEST - np.minimum(oldest, _OLDEST))[:, None]
         ages[leaving] = _OLDEST - 1
-        self._ages[sets] = ages
-        slots = sets * self._ways + leaving[1]
-        self._tags.reshape(-1)[slots] = ids
-        self.evictions += int(np.count_nonzero(oldest != _UNUSED))
-        return slots
-
-    def _empty(self, version: int) -> None:
-        self._tags.fill(self._no_tag)
-        self._ages.fill(_UNUSED)
-        self._version = version
+        self._sets.ages[sets] = ages
+        slots = sets * self._sets.ways + leaving[1]
+        self._sets.tags.reshape(-1)[slots] = ids
+        return slots, int(np.count_nonzero(oldest != _UNUSED))
 
 
 def _tag_type(table_rows: int) -> np.dtype[np.unsignedinteger]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from memory_service.client.config import ClientConfig
 from memory_service.client.counters import LookupCounters
 from memory_service.client.dispatch import Dispatcher
+from memory_service.client.native_dispatch import Allocate, NativeDispatcher
 from memory_service.client.pending import RowsFuture, forked
 from memory_service.control.shard_directory import ShardDirectory
 from memory_service.control.snapshot import snapshot_shards
@@ -19,21 +19,25 @@ from memory_service.errors import MemoryServiceError
 from memory_service.memory import MemoryStats, require_table
 from memory_service.metrics.catalogue import CLIENT_EPOCH
 from memory_service.metrics.metrics import Sample
+from memory_service.native import extension
 from memory_service.protocol.security import ClientSecurity
 from memory_service.snapshots.snapshot import Snapshot
-from memory_service.tables.distinct import DistinctRows
 from memory_service.tables.spec import TableSpec
 
 
 class MemoryClient:
     """Looks rows up in the shards of a memory. Safe to use from several threads; connections open as needed."""
 
-    def __init__(self, directory: ShardDirectory, config: ClientConfig) -> None:
+    def __init__(self, directory: ShardDirectory, config: ClientConfig, allocate: Allocate | None = None) -> None:
         self.specs: Mapping[str, TableSpec] = directory.specs
         self._directory = directory
         self._config = config
         self._counters = LookupCounters()
-        self._dispatcher = Dispatcher(directory, config, self._counters)
+        native = extension()
+        if native is None:
+            self._dispatcher = Dispatcher(directory, config, self._counters)
+        else:
+            self._dispatcher = NativeDispatcher(directory, config, self._counters, native.client, allocate)
         self._process = os.getpid()
         self._closed = False
 
@@ -44,6 +48,7 @@ class MemoryClient:
         timeout_s: float = 5.0,
         config: ClientConfig | None = None,
         security: ClientSecurity | None = None,
+        allocate: Allocate | None = None,
     ) -> MemoryClient:
         """Connect to a memory by the address of any of its shards, and learn the others from it.
 
@@ -53,13 +58,15 @@ class MemoryClient:
             config: timeouts, hedging and caching.
             security: certificates and token; None takes them from the environment, see
                 ClientSecurity.from_environment.
+            allocate: returns an array of so many bytes, such as pinned ones. A native client lets rows land in them
+                and uses them again and again, except for lookups that were late or failed over; None for the heap.
 
         Raises:
             ShardUnavailable: a shard that holds blocks which no other holds does not answer; names shard and address.
             FingerprintMismatch: two shards hold different tables of one name.
         """
         security = security or ClientSecurity.from_environment()
-        return cls(ShardDirectory.read(address, timeout_s, security), config or ClientConfig())
+        return cls(ShardDirectory.read(address, timeout_s, security), config or ClientConfig(), allocate)
 
     def lookup(self, table: str, rows: np.ndarray, timeout_s: float | None = None) -> RowsFuture:
         """Request rows by id and return at once, whatever the shards do; see Memory.lookup.
@@ -75,11 +82,7 @@ class MemoryClient:
         """
         self._require_usable()
         spec = require_table(self.specs, table)
-        started = time.monotonic()
-        with self._counters.stage("dedup"):
-            asked = DistinctRows(spec, rows)
-        timeout_s = self._config.lookup_timeout_s if timeout_s is None else timeout_s
-        return self._dispatcher.start(spec, asked, started, timeout_s)
+        return self._dispatcher.lookup(spec, rows, self._config.lookup_timeout_s if timeout_s is None else timeout_s)
 
     def stats(self) -> MemoryStats:
         """Counters since the client connected."""

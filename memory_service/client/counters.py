@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from memory_service.memory import MemoryStats
@@ -27,8 +27,13 @@ class LookupCounters:
 
     def __init__(self) -> None:
         self._metrics = Metrics()
+        self._sources: list[Callable[[], None]] = []
         self._seconds = self._metrics.histogram(CLIENT_LOOKUP_SECONDS)
         self._answered = self._metrics.family(CLIENT_LOOKUPS, CLIENT_ROWS, CLIENT_UNIQUE_ROWS, CLIENT_BYTES)
+
+    def feed(self, source: Callable[[], None]) -> None:
+        """Call `source`, which adds what was counted elsewhere, before each reading of the counters."""
+        self._sources.append(source)
 
     def answered(self, spec: TableSpec, rows: int, unique_rows: int, seconds: float) -> None:
         """Count a lookup that ended in rows."""
@@ -55,12 +60,23 @@ class LookupCounters:
         """Record the time that a stage of a lookup took."""
         self._metrics.histogram(CLIENT_STAGE_SECONDS, stage).observe(seconds)
 
+    def add(self, spec: TableSpec, lookups: int, rows: int, unique_rows: int) -> None:
+        """Count lookups that ended in rows and were counted elsewhere; their durations are added on their own."""
+        self._answered.add(spec.name, lookups, rows, unique_rows, unique_rows * spec.row_bytes)
+
+    def add_durations(self, stage: str | None, counts: Sequence[int], seconds: float) -> None:
+        """Add durations of a stage, or of whole lookups if None, that were counted by bucket elsewhere."""
+        histogram = self._seconds if stage is None else self._metrics.histogram(CLIENT_STAGE_SECONDS, stage)
+        histogram.add(counts, seconds)
+
     def collect(self) -> Iterator[Sample]:
         """Current values of all metrics."""
+        self._read_sources()
         return self._metrics.collect()
 
     def snapshot(self) -> MemoryStats:
         """Current values of the counters."""
+        self._read_sources()
         total, latency = self._metrics.total, self._seconds.value
         stages = self._metrics.distributions(CLIENT_STAGE_SECONDS)
         return MemoryStats(
@@ -75,6 +91,10 @@ class LookupCounters:
             latency=latency,
             **{name: total(metric) for name, metric in CLIENT_EVENTS.items()},
         )
+
+    def _read_sources(self) -> None:
+        for source in self._sources:
+            source()
 
 
 class _Stage:

@@ -28,13 +28,13 @@ from memory_service.client.mapped_table import MappedTable
 from memory_service.client.pending import Event, PendingLookup, RowsFuture
 from memory_service.client.replica_choice import HedgingBudget, Patience, ShardHealth
 from memory_service.client.retries import Retries
-from memory_service.client.stream import RowStream
+from memory_service.client.stream import RowStream, Stream
 from memory_service.client.watch import Watch
 from memory_service.control.shard_directory import ShardDirectory
 from memory_service.errors import MemoryServiceError, ShardUnavailable
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.protocol.shared_table import SharedTable
-from memory_service.tables.distinct import DistinctRows
+from memory_service.tables.distinct import Distinct, DistinctRows
 from memory_service.tables.spec import TableSpec
 
 _TICK_S = 0.005  # how often lookups under way are checked for lateness
@@ -68,7 +68,7 @@ class Dispatcher:
         self._retries = Retries(directory, self._refreshed)
         self._lock = Lock()
         self._mapped: dict[SharedTable, MappedTable | None] = {}
-        self._streams: dict[tuple[ShardAddress, str], RowStream] = {}
+        self._streams: dict[ShardAddress, Stream] = {}
         self._closed = False
 
     @property
@@ -96,8 +96,21 @@ class Dispatcher:
         """Take a request from the hedging budget; False if it has no room."""
         return self.hedging_budget.spend()
 
-    def start(self, spec: TableSpec, asked: DistinctRows, started: float, timeout_s: float) -> RowsFuture:
-        """Begin a lookup; never blocks on a shard."""
+    def lookup(self, spec: TableSpec, rows: np.ndarray, timeout_s: float) -> RowsFuture:
+        """Begin a lookup; never blocks on a shard.
+
+        Raises:
+            InvalidRequest, RowOutOfRange: the request cannot be right.
+        """
+        started = time.monotonic()
+        with self._counters.stage("dedup"):
+            asked = self._distinct(spec, rows)
+        return self._start(spec, asked, started, timeout_s)
+
+    def _distinct(self, spec: TableSpec, rows: np.ndarray) -> Distinct:
+        return DistinctRows(spec, rows)
+
+    def _start(self, spec: TableSpec, asked: Distinct, started: float, timeout_s: float) -> RowsFuture:
         pending = PendingLookup(Lookup(spec, asked.ids, started, timeout_s, self), asked, started)
         self._watch.add(pending)
         with self._counters.stage("send"):
@@ -113,14 +126,17 @@ class Dispatcher:
             self._mapped.clear()
         self._watch.close()
         self._retries.close()
-        for pending in self._watch.items():
-            self._perform(pending, pending.report(lambda state: state.abort(_closed())))
+        for pending in self._under_way():
+            self._perform(pending, pending.report(lambda state: state.abort(closed_error())))
         for stream in streams:
             stream.break_off(_CLOSED)
         deadline = time.monotonic() + _LEAVE_S
         for stream in streams:
-            if not stream.join(max(0.0, deadline - time.monotonic())):
-                stream.abort(_CLOSED)
+            stream.join(max(0.0, deadline - time.monotonic()))
+
+    def _under_way(self) -> list[PendingLookup]:
+        """The lookups that have not ended."""
+        return self._watch.items()
 
     def _attempt(self, pending: PendingLookup) -> None:
         """Request all rows of a lookup that are not in the cache."""
@@ -179,14 +195,15 @@ class Dispatcher:
         mapped = self._mapping(request.shard, spec) if self._config.map_local else None
         if mapped is not None and (found := mapped.read(request.ids)) is not None:
             self._counters.spent("map", time.monotonic() - request.sent)
-            self._land(pending, request, *found)
+            rows, version = found
+            self._land(pending, request, [rows], version)
             return
-        stream = self._stream(request.shard, spec)
+        stream = self._stream(request.shard)
         if stream is None:
-            self._report(pending, lambda state: state.abort(_closed()))
+            self._report(pending, lambda state: state.abort(closed_error()))
             return
         self.hedging_budget.earn()
-        sent = _Sent(self, pending, request)
+        sent = SentRequest(self, pending, request)
         stream.send(sent)
         pending.remember(sent, stream)
 
@@ -200,46 +217,54 @@ class Dispatcher:
                 self._mapped[shared] = MappedTable.open(spec, shared)
             return self._mapped[shared]
 
-    def _stream(self, shard: ShardAddress, spec: TableSpec) -> RowStream | None:
-        """The open stream to a shard's table; None once the client is closed."""
-        stream = self._streams.get((shard, spec.name))
+    def _stream(self, shard: ShardAddress) -> Stream | None:
+        """The open stream to a shard; None once the client is closed."""
+        stream = self._streams.get(shard)
         if stream is not None and not stream.retired:
             return stream
         with self._lock:
             if self._closed:
                 return None
-            stream = self._streams.get((shard, spec.name))
+            stream = self._streams.get(shard)
             if stream is None or stream.retired:
-                stream = RowStream(
-                    shard, spec, self._config.connect_timeout_s, self._directory.security, self._retries.refresh
-                )
-                self._streams[shard, spec.name] = stream
+                stream = self._streams[shard] = self._open(shard)
             return stream
 
-    def answered(self, pending: PendingLookup, request: ShardRequest, rows: NDArray[np.uint8], version: int) -> None:
-        """Report the answer of a shard to its lookup, and learn from it."""
-        waited = time.monotonic() - request.sent
+    def _open(self, shard: ShardAddress) -> Stream:
+        return RowStream(shard, self._config.connect_timeout_s, self._directory.security, self._retries.refresh)
+
+    def answered(
+        self,
+        pending: PendingLookup,
+        request: ShardRequest,
+        parts: Sequence[NDArray[np.uint8]],
+        version: int,
+        moment: float,
+    ) -> None:
+        """Report the answer of a shard, which came at this moment, to its lookup, and learn from it."""
+        waited = moment - request.sent
         self._counters.spent("wait", waited)
         if not request.late:
             self._health.answered(request.shard.shard)
-            self._patience.record(request.shard.shard, len(rows), waited)
-        self._land(pending, request, rows, version, self._caches.get(pending.state.spec.name))
+            self._patience.record(request.shard.shard, len(request.ids), waited)
+        self._land(pending, request, parts, version, self._caches.get(pending.state.spec.name))
 
     def _land(
         self,
         pending: PendingLookup,
         request: ShardRequest,
-        rows: NDArray[np.uint8],
+        parts: Sequence[NDArray[np.uint8]],
         version: int,
         cache: RowCache | None = None,
     ) -> None:
-        actions = pending.report(lambda state: state.landed(request, version, len(rows)), rows)
+        count = sum(map(len, parts))
+        actions = pending.report(lambda state: state.landed(request, version, count), parts)
         torn = Restart() in actions
         if not torn:
             self._perform(pending, actions)
-        if cache is not None:
-            cache.put(request.ids, rows, version)
-        self._counters.shard_rows(request.shard.shard, len(rows))
+        if cache is not None and count == len(request.ids):
+            _put(cache, request.ids, parts, version)
+        self._counters.shard_rows(request.shard.shard, count)
         if torn:  # once the cache holds the newer version
             self._perform(pending, actions)
 
@@ -260,31 +285,41 @@ class Dispatcher:
         """Report to a lookup that time has passed, and give up streams that are silent for too long."""
         for stream in pending.streams():
             if stream.stalled(self._config.stall_s):
-                stream.abort(f"silent for {self._config.stall_s:g} s")
+                stream.break_off(f"silent for {self._config.stall_s:g} s")
         self._report(pending, lambda state: state.tick(now))
 
     def _report(self, pending: PendingLookup, event: Event) -> None:
         self._perform(pending, pending.report(event))
 
 
-class _Sent:
+class SentRequest:
     """A request as its stream sees it (stream.RowRequest)."""
 
-    __slots__ = ("_dispatcher", "_pending", "_request", "deadline", "epoch", "ids", "request_id")
+    __slots__ = ("_dispatcher", "_pending", "_request", "deadline", "epoch", "ids", "request_id", "spec")
 
     def __init__(self, dispatcher: Dispatcher, pending: PendingLookup, request: ShardRequest) -> None:
         self._dispatcher, self._pending, self._request = dispatcher, pending, request
-        self.ids, self.epoch, self.deadline = request.ids, request.epoch, pending.state.deadline
+        self.spec, self.deadline = pending.state.spec, pending.state.deadline
+        self.ids, self.epoch = request.ids, request.epoch
         self.request_id = 0
 
-    def land(self, rows: NDArray[np.uint8], version: int) -> None:
+    def land(self, parts: Sequence[NDArray[np.uint8]], version: int) -> None:
         """Take the rows."""
-        self._dispatcher.answered(self._pending, self._request, rows, version)
+        self._dispatcher.answered(self._pending, self._request, parts, version, time.monotonic())
 
     def fail(self, error: MemoryServiceError) -> None:
         """Learn that the rows will not come."""
         self._dispatcher.failed(self._pending, self._request, error)
 
 
-def _closed() -> MemoryServiceError:
+def _put(cache: RowCache, ids: NDArray[np.int64], parts: Sequence[NDArray[np.uint8]], version: int) -> None:
+    """Cache rows that came in parts."""
+    low = 0
+    for rows in parts:
+        cache.put(ids[low : low + len(rows)], rows, version)
+        low += len(rows)
+
+
+def closed_error() -> MemoryServiceError:
+    """The error of lookups that a client no longer takes, or does not end."""
     return MemoryServiceError(f"{_CLOSED}: connect a new one")

@@ -219,6 +219,28 @@ class Lookup:
         grouped = shards if grouping is None else shards[grouping]
         return [self._request(placement, missing, grouped, 0, Reason.FIRST, now)]
 
+    def adopt(self, placement: Placement, runs: Sequence[tuple[int, int, int]], sent: float) -> Sequence[ShardRequest]:
+        """Go on from a first attempt whose requests were sent already; what became of them is reported next.
+
+        Args:
+            placement: the placement that the shards were chosen by.
+            runs: (shard, low, high) of each request, an index into the placement's shards and a range of places.
+                Together they are all places, in order.
+            sent: moment of the monotonic clock at which they were sent.
+
+        Returns:
+            The requests, in the order of the runs.
+        """
+        self.attempt = 1
+        self.requests = [
+            ShardRequest(
+                *(placement.shards[shard], slice(low, high), self.ids[low:high], placement.epoch),
+                *(self.attempt, 0, Reason.FIRST, sent),
+            )
+            for shard, low, high in runs
+        ]
+        return list(self.requests)
+
     def arranged(self, attempt: int) -> list[Action]:
         """The owner is ready to hand out the rows of an attempt."""
         if self.over or attempt != self.attempt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -13,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.client.lookup import Action, Keep, Lookup, ShardRequest
-from memory_service.client.stream import RowRequest, RowStream
+from memory_service.client.stream import RowRequest, Stream
 from memory_service.errors import MemoryServiceError
 from memory_service.memory import Rows
-from memory_service.tables.distinct import DistinctRows
+from memory_service.tables.distinct import Distinct
 
 Event = Callable[[Lookup], list[Action]]
 """Reports an event to the state of a lookup."""
@@ -55,16 +54,16 @@ def forked(process: int) -> MemoryServiceError:
 class PendingLookup:
     """Drives the state of a lookup from several threads, one event at a time."""
 
-    def __init__(self, state: Lookup, asked: DistinctRows, started: float) -> None:
+    def __init__(self, state: Lookup, asked: Distinct, started: float, future: RowsFuture | None = None) -> None:
         """Begin with nothing requested; `started` is the moment of the monotonic clock at which the caller asked."""
         self.state = state
         self.asked = asked
         self.started = started
-        self.future = RowsFuture()
+        self.future = RowsFuture() if future is None else future
         self._lock = threading.Lock()
         self._buffer: NDArray[np.uint8] | None = None
         self._inverse: NDArray[np.int64] | None = None
-        self._sent: dict[RowRequest, RowStream] = {}
+        self._sent: dict[RowRequest, Stream] = {}
 
     def begin(
         self,
@@ -91,17 +90,16 @@ class PendingLookup:
                 self._inverse = inverse
             return self._actions(lambda state: state.arranged(attempt))
 
-    def report(self, event: Event, rows: NDArray[np.uint8] | None = None) -> Sequence[Action]:
-        """Report an event to the state, copy `rows` into place if they are to be kept, and return the actions."""
+    def report(self, event: Event, parts: Sequence[NDArray[np.uint8]] = ()) -> Sequence[Action]:
+        """Report an event to the state, copy the rows into place if they are to be kept, and return the actions."""
         with self._lock:
             actions = self._actions(event)
             for action in actions:
                 if isinstance(action, Keep):
-                    assert rows is not None, "only an answer makes the state keep rows"
-                    self._keep(action.request, rows)
+                    self._keep(action.request, parts)
             return actions
 
-    def remember(self, request: RowRequest, stream: RowStream) -> None:
+    def remember(self, request: RowRequest, stream: Stream) -> None:
         """Remember on which stream a request was sent, so that it can be forgotten there."""
         with self._lock:
             if not self.state.over:
@@ -109,7 +107,7 @@ class PendingLookup:
                 return
         stream.forget(request)
 
-    def streams(self) -> set[RowStream]:
+    def streams(self) -> set[Stream]:
         """Streams on which requests of this lookup were sent."""
         with self._lock:
             return set(self._sent.values())
@@ -136,14 +134,17 @@ class PendingLookup:
         except MemoryServiceError as error:  # such as a placement that lacks the table
             return self.state.abort(error)
 
-    def _keep(self, request: ShardRequest, rows: NDArray[np.uint8]) -> None:
-        ids = self.state.ids
+    def _keep(self, request: ShardRequest, parts: Sequence[NDArray[np.uint8]]) -> None:
         if self._buffer is None:
-            if isinstance(request.places, slice) and len(rows) == len(ids):
-                self._buffer = owned(rows)
-                return
-            self._buffer = np.empty((len(ids), self.state.spec.row_bytes), np.uint8)
-        self._buffer[request.places] = rows
+            self._buffer = np.empty((len(self.state.ids), self.state.spec.row_bytes), np.uint8)
+        low = 0
+        for rows in parts:
+            high = low + len(rows)
+            if isinstance(request.places, slice):
+                self._buffer[request.places.start + low : request.places.start + high] = rows
+            else:
+                self._buffer[request.places[low:high]] = rows
+            low = high
 
     def _release(self) -> None:
         """Let go of the buffer, which is too large to wait for the garbage collector, and of requests under way."""
@@ -155,15 +156,3 @@ class PendingLookup:
         for request, stream in self._sent.items():
             stream.forget(request)
         self._sent.clear()
-
-
-def owned(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Received rows as an array that their only holder may write to, without a copy.
-
-    Arrow hands out what it received as read-only, although nothing else refers to it.
-    """
-    if rows.flags.writeable:
-        return rows
-    memory = (ctypes.c_uint8 * rows.nbytes).from_address(rows.ctypes.data)
-    memory.rows = rows  # type: ignore[attr-defined]  # keeps it alive
-    return np.frombuffer(memoryview(memory), np.uint8).reshape(rows.shape)

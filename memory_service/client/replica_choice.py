@@ -93,6 +93,10 @@ class Patience:
         """Seconds to wait for an answer of so many rows."""
         return self._known.get(rows.bit_length(), _UNKNOWN_S)
 
+    def known(self) -> Mapping[int, float]:
+        """Seconds to wait by the bit length of the number of rows, where answers have been recorded."""
+        return dict(self._known)
+
     def _of(self, size: int) -> list[deque[float]]:
         return list(self._recent[size].values())
 
@@ -112,9 +116,11 @@ class HedgingBudget:
         """Whether a hedge is allowed now."""
         return self._left >= 1
 
-    def earn(self) -> None:
-        """Count a request."""
-        self._left = min(self._reserve, self._left + self._share)  # a lost update costs a fraction of a request
+    def earn(self, requests: int = 1) -> None:
+        """Count requests."""
+        self._left = min(
+            self._reserve, self._left + requests * self._share
+        )  # a lost update costs a fraction of a request
 
     def spend(self) -> bool:
         """Count a hedge; False, and nothing is counted, if there is no room."""

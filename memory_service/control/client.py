@@ -23,7 +23,7 @@ from memory_service.protocol.messages import (
 )
 from memory_service.protocol.reports import Prepared, ShardStats
 from memory_service.protocol.security import ClientSecurity
-from memory_service.protocol.status import STATUS_KEY, error_of
+from memory_service.protocol.status import error_in
 from memory_service.snapshots.manifest import BlockEntry
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
@@ -157,9 +157,8 @@ class ControlClient:
             raise self._meaning(error, timeout_s) from error
 
     def _meaning(self, error: Any, timeout_s: float) -> MemoryServiceError:
-        status = dict(error.trailing_metadata() or ()).get(STATUS_KEY)
-        if status is not None:
-            return error_of(int(status), error.details())
+        if (refusal := error_in(error)) is not None:
+            return refusal
         where = f"{self._shard} at {self.address}"
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             remedy = self._security.remedy(error.details())

@@ -124,6 +124,12 @@ class Histogram:
             self._counts[bucket] += 1
             self._seconds += seconds
 
+    def add(self, counts: Sequence[int], seconds: float) -> None:
+        """Add durations that were counted elsewhere, in the same buckets."""
+        with self._lock:
+            self._counts = [mine + other for mine, other in zip(self._counts, counts, strict=True)]
+            self._seconds += seconds
+
     @property
     def value(self) -> Distribution:
         """Distribution of the durations added."""

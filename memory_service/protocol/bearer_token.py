@@ -1,23 +1,22 @@
-"""The bearer token of a memory: how clients send it and shards check it, on both doors."""
+"""The bearer token of a memory: how clients send it and shards check it, at both ports."""
 
 from __future__ import annotations
 
 import hmac
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
-from pyarrow import flight
 
 from memory_service.errors import Unauthenticated
-from memory_service.protocol.status import STATUS_KEY, status_of
+from memory_service.protocol.status import refuse
 
 MIN_LENGTH = 16
 _HEADER = "authorization"
-_REFUSAL = (
+REFUSAL = (
     "this memory asks for a token and got {what}: "
     "set ENGRAM_MEMORY_TOKEN_FILE or ENGRAM_MEMORY_TOKEN to the token that the shards were started with"
 )
@@ -59,14 +58,14 @@ class BearerToken:
     def refusal(self, headers: Sequence[str | bytes]) -> str | None:
         """Return why a call with these authorization headers is refused; None if it carries the token."""
         if len(headers) != 1:
-            return _REFUSAL.format(what=f"{len(headers)} of them" if headers else "none")
+            return REFUSAL.format(what=f"{len(headers)} of them" if headers else "none")
         given = headers[0].encode() if isinstance(headers[0], str) else headers[0]
         # In constant time: how long a refusal takes says nothing about how much of a guess was right.
-        return None if hmac.compare_digest(given, self.header.encode()) else _REFUSAL.format(what="another one")
+        return None if hmac.compare_digest(given, self.header.encode()) else REFUSAL.format(what="another one")
 
 
-class ControlGuard(grpc.ServerInterceptor):
-    """Refuses calls of the control door without the token, except to open services."""
+class TokenGuard(grpc.ServerInterceptor):
+    """Refuses calls without the token, except to open services."""
 
     def __init__(self, token: BearerToken, open_services: Sequence[str]) -> None:
         self._token = token
@@ -80,26 +79,8 @@ class ControlGuard(grpc.ServerInterceptor):
         if handler_call_details.method.startswith(self._open) or (why := self._token.refusal(given)) is None:
             return continuation(handler_call_details)
 
-        def refuse(_: Any, context: grpc.ServicerContext) -> None:
-            status, code = status_of(Unauthenticated())
-            context.set_trailing_metadata(((STATUS_KEY, str(int(status))),))
-            context.abort(code, why)
-
         # Registered as a stream, whatever the method is, so that no message is read before the token is checked.
-        return grpc.stream_stream_rpc_method_handler(refuse)
-
-
-class RowsGuard(flight.ServerMiddlewareFactory):
-    """Refuses calls of the rows door without the token."""
-
-    def __init__(self, token: BearerToken) -> None:
-        self._token = token
-
-    def start_call(self, info: flight.CallInfo, headers: Mapping[str, list[str | bytes]]) -> None:
-        """See flight.ServerMiddlewareFactory."""
-        given = [value for key, values in headers.items() if key.lower() == _HEADER for value in values]
-        if (why := self._token.refusal(given)) is not None:
-            raise flight.FlightUnauthenticatedError(why)
+        return grpc.stream_stream_rpc_method_handler(lambda _, context: refuse(context, Unauthenticated(why)))
 
 
 class _CallDetails(
@@ -109,13 +90,13 @@ class _CallDetails(
     """Details of a call; grpc has only an interface of them."""
 
 
-class ControlSender(
+class TokenSender(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Adds the token to every call of a control channel."""
+    """Adds the token to every call of a channel."""
 
     def __init__(self, token: BearerToken) -> None:
         self._token = token
@@ -135,22 +116,3 @@ class ControlSender(
         )
 
     intercept_unary_unary = intercept_unary_stream = intercept_stream_unary = intercept_stream_stream = _send
-
-
-class RowsSender(flight.ClientMiddlewareFactory):
-    """Adds the token to every call of a Flight client."""
-
-    def __init__(self, token: BearerToken) -> None:
-        self._middleware = _SendHeader(token)
-
-    def start_call(self, info: flight.CallInfo) -> flight.ClientMiddleware:
-        """See flight.ClientMiddlewareFactory."""
-        return self._middleware
-
-
-class _SendHeader(flight.ClientMiddleware):
-    def __init__(self, token: BearerToken) -> None:
-        self._token = token
-
-    def sending_headers(self) -> dict[str, str]:
-        return {_HEADER: self._token.header}

@@ -51,6 +51,8 @@ class ShardInfo:
     """Tables held, by name."""
     node: str = ""
     """Node that the shard runs on and would be lost with; empty if it is not known."""
+    implementation: str = ""
+    """Implementation of the rows door, "python" or "native"; empty if it is not known."""
 
 
 def spec_to_proto(spec: TableSpec) -> pb.TableSpec:
@@ -122,6 +124,7 @@ def info_from_proto(reply: pb.DescribeReply) -> ShardInfo:
         placement=placement_from_proto(reply.placement) if reply.HasField("placement") else None,
         tables={table.spec.name: table for table in held},
         node=reply.node,
+        implementation=reply.implementation,
     )
 
 

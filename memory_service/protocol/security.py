@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from pyarrow import flight
 
-from memory_service.protocol.addresses import bracketed, parse_address
-from memory_service.protocol.bearer_token import BearerToken, ControlGuard, ControlSender, RowsGuard, RowsSender
+from memory_service.protocol.addresses import parse_address
+from memory_service.protocol.bearer_token import BearerToken, TokenGuard, TokenSender
 
 _FILE_OF_SERVER = {
     "cert_file": "ENGRAM_MEMORY_TLS_CERT",
@@ -34,6 +33,15 @@ _TOKEN = "ENGRAM_MEMORY_TOKEN"
 _TOKEN_FILE = "ENGRAM_MEMORY_TOKEN_FILE"
 
 _Options = Sequence[tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class ServerPem:
+    """The content of a shard's PEM files; empty for those that it has not."""
+
+    key: bytes = b""
+    certificate: bytes = b""
+    client_ca: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,23 @@ class ServerSecurity:
         return cls(**_paths(_FILE_OF_SERVER, environ), token=_token(environ))
 
     def credentials(self) -> grpc.ServerCredentials | None:
-        """Return the credentials of the control door; None for plaintext."""
+        """Return the credentials of both ports; None for plaintext."""
         if not self.cert_file:
             return None
-        ca = _read(self.client_ca_file, "client CA") if self.client_ca_file else None
-        return grpc.ssl_server_credentials([self._key_and_certificate()], ca, require_client_auth=ca is not None)
+        pem = self.pem()
+        ca = pem.client_ca or None
+        return grpc.ssl_server_credentials([(pem.key, pem.certificate)], ca, require_client_auth=ca is not None)
+
+    def pem(self) -> ServerPem:
+        """Read the files, for a server that takes their content.
+
+        Raises:
+            ValueError: a file cannot be read.
+        """
+        if not self.cert_file:
+            return ServerPem()
+        ca = _read(self.client_ca_file, "client CA") if self.client_ca_file else b""
+        return ServerPem(_read(self.key_file, "key"), _read(self.cert_file, "certificate"), ca)
 
     def tls_context(self) -> ssl.SSLContext | None:
         """Return the TLS settings of an HTTPS server with the same requirements; None for plaintext."""
@@ -88,27 +108,8 @@ class ServerSecurity:
         return context
 
     def interceptors(self, open_services: Sequence[str]) -> list[grpc.ServerInterceptor]:
-        """Return the interceptors of the control door; `open_services` need no token."""
-        return [ControlGuard(self.token, open_services)] if self.token else []
-
-    def flight_location(self, host: str, port: int) -> flight.Location:
-        """Return the location on which the rows door listens."""
-        return (flight.Location.for_grpc_tls if self.cert_file else flight.Location.for_grpc_tcp)(bracketed(host), port)
-
-    def flight_options(self, middleware: Mapping[str, flight.ServerMiddlewareFactory]) -> dict[str, Any]:
-        """Return the keyword arguments of flight.FlightServerBase for the rows door, with further middleware."""
-        options: dict[str, Any] = {"middleware": dict(middleware)}
-        if self.cert_file:
-            key, certificate = self._key_and_certificate()
-            options["tls_certificates"] = [(certificate, key)]
-        if self.client_ca_file:
-            options |= {"verify_client": True, "root_certificates": _read(self.client_ca_file, "client CA")}
-        if self.token:
-            options["middleware"]["token"] = RowsGuard(self.token)
-        return options
-
-    def _key_and_certificate(self) -> tuple[bytes, bytes]:
-        return _read(self.key_file, "key"), _read(self.cert_file, "certificate")
+        """Return the interceptors of a port; `open_services` need no token."""
+        return [TokenGuard(self.token, open_services)] if self.token else []
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class ClientSecurity:
         return cls(**_paths(_FILE_OF_CLIENT, environ), token=_token(environ), server_name=name)
 
     def channel(self, address: str, options: _Options = ()) -> grpc.Channel:
-        """Return a channel to the control door at HOST:PORT.
+        """Return a channel to a port of a shard, HOST:PORT.
 
         Raises:
             InvalidRequest: the address is not valid.
@@ -161,19 +162,7 @@ class ClientSecurity:
             channel = grpc.secure_channel(address, self._credentials(), [*options, *renamed])
         else:
             channel = grpc.insecure_channel(address, list(options))
-        return grpc.intercept_channel(channel, ControlSender(self.token)) if self.token else channel
-
-    def flight_client(self, host: str, port: int, options: _Options = ()) -> flight.FlightClient:
-        """Return a client of the rows door."""
-        keywords: dict[str, Any] = {"generic_options": list(options)}
-        if self.ca_file:
-            keywords |= {"tls_root_certs": _read(self.ca_file, "CA"), "override_hostname": self.server_name}
-        if self.cert_file:
-            keywords |= {"cert_chain": _read(self.cert_file, "certificate"), "private_key": _read(self.key_file, "key")}
-        if self.token:
-            keywords["middleware"] = [RowsSender(self.token)]
-        location = flight.Location.for_grpc_tls if self.ca_file else flight.Location.for_grpc_tcp
-        return flight.FlightClient(location(bracketed(host), port), **keywords)
+        return grpc.intercept_channel(channel, TokenSender(self.token)) if self.token else channel
 
     def remedy(self, details: str) -> str:
         """Return what to do about a failed connection, given gRPC's description of the failure."""
@@ -187,10 +176,19 @@ class ClientSecurity:
             return "it speaks no TLS: start it with a certificate, or unset ENGRAM_MEMORY_CA"
         return "is it running, and does it accept this client's certificate (ENGRAM_MEMORY_CERT, ENGRAM_MEMORY_KEY)?"
 
+    def pem(self) -> tuple[bytes, bytes, bytes]:
+        """Return the authority, the certificate and its key, each empty where there is none.
+
+        Raises:
+            ValueError: a file cannot be read any more.
+        """
+        files = ((self.ca_file, "CA"), (self.cert_file, "certificate"), (self.key_file, "key"))
+        ca, certificate, key = (_read(path, what) if path else b"" for path, what in files)
+        return ca, certificate, key
+
     def _credentials(self) -> grpc.ChannelCredentials:
-        key = _read(self.key_file, "key") if self.key_file else None
-        certificate = _read(self.cert_file, "certificate") if self.cert_file else None
-        return grpc.ssl_channel_credentials(_read(self.ca_file, "CA"), key, certificate)
+        ca, certificate, key = self.pem()
+        return grpc.ssl_channel_credentials(ca, key or None, certificate or None)
 
 
 def _paths(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Errors on the wire, in one table: error class, status of a lookup reply, gRPC code of the control door."""
+"""Errors on the wire, in one table: error class, status of a lookup reply, gRPC code of a call."""
 
 from __future__ import annotations
+
+from typing import Any, NoReturn
 
 import grpc
 
@@ -9,6 +11,7 @@ from memory_service.errors import (
     FingerprintMismatch,
     InvalidRequest,
     MemoryServiceError,
+    OldVersion,
     OutOfMemory,
     RequestTooLarge,
     ResourceExhausted,
@@ -22,7 +25,9 @@ from memory_service.errors import (
 from protos import memory_pb2 as pb
 
 STATUS_KEY = "engram-status"
-"""Key of the trailing metadata that carries the status through the control door."""
+"""Key of the trailing metadata that carries the status of a call."""
+
+_MESSAGE_LENGTH = 1000  # HTTP/2 headers carry it, and gRPC refuses more than 8 KiB of them
 
 _ERRORS: dict[type[MemoryServiceError], tuple[pb.Status, grpc.StatusCode]] = {
     InvalidRequest: (pb.STATUS_INVALID_REQUEST, grpc.StatusCode.INVALID_ARGUMENT),
@@ -37,6 +42,7 @@ _ERRORS: dict[type[MemoryServiceError], tuple[pb.Status, grpc.StatusCode]] = {
     DeadlineExceeded: (pb.STATUS_DEADLINE_EXCEEDED, grpc.StatusCode.DEADLINE_EXCEEDED),
     ResourceExhausted: (pb.STATUS_RESOURCE_EXHAUSTED, grpc.StatusCode.RESOURCE_EXHAUSTED),
     Unauthenticated: (pb.STATUS_UNAUTHENTICATED, grpc.StatusCode.UNAUTHENTICATED),
+    OldVersion: (pb.STATUS_OLD_VERSION, grpc.StatusCode.FAILED_PRECONDITION),
 }
 _CLASSES: dict[int, type[MemoryServiceError]] = {status: error for error, (status, _) in _ERRORS.items()}
 
@@ -58,3 +64,17 @@ def reason_of(error: Exception) -> str:
 def error_of(status: int, message: str) -> MemoryServiceError:
     """Return a new error of the class that a status stands for."""
     return _CLASSES.get(status, MemoryServiceError)(message)
+
+
+def refuse(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    """End a call of a shard in an error, as `error_in` reads it."""
+    status, code = status_of(error)
+    context.set_trailing_metadata(((STATUS_KEY, str(int(status))),))
+    context.abort(code, f"{error!s:.{_MESSAGE_LENGTH}}")
+    raise AssertionError("abort raises")
+
+
+def error_in(call: Any) -> MemoryServiceError | None:
+    """The error in which a shard ended a call; None if it gave none, as where the connection broke."""
+    status = dict(call.trailing_metadata() or ()).get(STATUS_KEY)
+    return None if status is None else error_of(int(status), call.details())

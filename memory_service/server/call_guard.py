@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from memory_service.errors import ResourceExhausted
-from memory_service.protocol.status import STATUS_KEY, status_of
+from memory_service.protocol.status import refuse
 from memory_service.server.limits import Admission, client_of
 
 
@@ -55,11 +55,9 @@ class CallGuard(grpc.ServerInterceptor):
 
     def _admit(self, context: grpc.ServicerContext) -> None:
         try:
-            give_back = self._admission.call(client_of(context.peer(), _identity(context)))
+            give_back = self._admission.call(client_of(context))
         except ResourceExhausted as error:
-            status, code = status_of(error)
-            context.set_trailing_metadata(((STATUS_KEY, str(int(status))),))
-            context.abort(code, str(error))
+            refuse(context, error)
         if not context.add_callback(give_back):
             give_back()  # the call has ended already
 
@@ -83,11 +81,6 @@ def _only(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
     for message in messages:
         return message
     return context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message: send one")
-
-
-def _identity(context: grpc.ServicerContext) -> bytes:
-    """The name in the client's certificate; empty without mutual TLS."""
-    return next(iter(context.peer_identities() or ()), b"")
 
 
 def _reporting(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import grpc
 
 from memory_service.errors import MemoryServiceError
-from memory_service.protocol.addresses import Address
 from memory_service.protocol.messages import (
     blocks_from_proto,
     blocks_to_proto,
@@ -23,10 +22,13 @@ from memory_service.protocol.messages import (
     stats_to_proto,
 )
 from memory_service.protocol.security import ServerSecurity
-from memory_service.protocol.status import STATUS_KEY, status_of
+from memory_service.protocol.status import refuse
 from memory_service.server.call_guard import CallGuard
 from memory_service.server.health import HEALTH, StandardServices
 from memory_service.server.limits import Admission, DoorLimits
+from memory_service.server.listening import bind
+from memory_service.server.native_rows_door import NativeRowsDoor
+from memory_service.server.rows_door import RowsDoor
 from memory_service.shard.shard import Shard
 from memory_service.shard.table import ShardTable
 from protos import memory_pb2 as pb
@@ -45,7 +47,7 @@ class ControlDoor:
         self,
         shard: Shard,
         incarnation: str,
-        rows_port: int,
+        rows: RowsDoor | NativeRowsDoor,
         host: str,
         port: int,
         security: ServerSecurity,
@@ -62,9 +64,9 @@ class ControlDoor:
             options=[("grpc.so_reuseport", 0), *options],
             maximum_concurrent_rpcs=limits.control_calls,
         )
-        memory_pb2_grpc.add_MemoryShardServicer_to_server(_Servicer(shard, incarnation, rows_port), self._server)
+        memory_pb2_grpc.add_MemoryShardServicer_to_server(_Servicer(shard, incarnation, rows), self._server)
         self._standard = StandardServices(self._server, SERVICE)
-        self.port = self._bind(host, port, security.credentials())
+        self.port = bind(self._server, host, port, security.credentials())
         self._server.start()
         shard.when_serving(lambda: self._standard.set_serving(True))
 
@@ -72,15 +74,6 @@ class ControlDoor:
         """Refuse new calls; the returned event is set once the calls under way have ended, within `grace_s`."""
         self._standard.leave()
         return self._server.stop(grace_s)
-
-    def _bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-        address = str(Address(host, port))
-        try:
-            if credentials:
-                return self._server.add_secure_port(address, credentials)
-            return self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: choose a free port, or 0 for any ({error})") from error
 
 
 def _answering(method: _Method) -> _Method:
@@ -91,9 +84,7 @@ def _answering(method: _Method) -> _Method:
         try:
             return method(self, request, context)
         except MemoryServiceError as error:
-            status, code = status_of(error)
-            context.set_trailing_metadata(((STATUS_KEY, str(int(status))),))
-            context.abort(code, str(error))
+            refuse(context, error)
         except Exception as error:
             _log.exception("%s failed", method.__name__)
             context.abort(grpc.StatusCode.INTERNAL, f"{method.__name__} failed, see the shard's log: {error!r}")
@@ -104,10 +95,10 @@ def _answering(method: _Method) -> _Method:
 class _Servicer(memory_pb2_grpc.MemoryShardServicer):
     """The methods of memory.proto: each decodes, calls the shard and encodes."""
 
-    def __init__(self, shard: Shard, incarnation: str, rows_port: int) -> None:
+    def __init__(self, shard: Shard, incarnation: str, rows: RowsDoor | NativeRowsDoor) -> None:
         self._shard = shard
         self._incarnation = incarnation
-        self._rows_port = rows_port
+        self._rows = rows
 
     @_answering
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
@@ -115,10 +106,11 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
         return pb.DescribeReply(
             shard=self._shard.name,
             incarnation=self._incarnation,
-            rows_port=self._rows_port,
+            rows_port=self._rows.port,
             placement=placement_to_proto(placement) if placement else None,
             tables=_held_to_proto(self._shard.tables.values()),
             node=self._shard.config.node,
+            implementation=self._rows.implementation,
         )
 
     @_answering
@@ -145,7 +137,7 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
 
     @_answering
     def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsReply:  # noqa: N802
-        block_rows = self._shard.block_load.read() if request.blocks else {}
+        block_rows = self._shard.block_rows() if request.blocks else {}
         return stats_to_proto(replace(self._shard.stats(), incarnation=self._incarnation, block_rows=block_rows))
 
 
@@ -154,5 +146,10 @@ def _held_to_proto(tables: Iterable[ShardTable]) -> Iterator[pb.HeldTable]:
     for table in tables:
         shared = pb.SharedTable(**asdict(found)) if (found := table.shared) else None
         yield pb.HeldTable(
-            spec=spec_to_proto(table.spec), version=table.version, blocks=table.blocks.tolist(), shared=shared
+            spec=spec_to_proto(table.spec),
+            version=table.version,
+            blocks=table.blocks.tolist(),
+            shared=shared,
+            fingerprint=bytes.fromhex(table.spec.fingerprint),
+            row_bytes=table.spec.row_bytes,
         )

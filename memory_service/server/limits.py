@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+import grpc
+
 from memory_service.errors import ResourceExhausted
 from memory_service.protocol.messages import MAX_MESSAGE_BYTES
 
@@ -23,20 +25,15 @@ class DoorLimits:
 
     A client is a name in a certificate under mutual TLS, and otherwise a host: the processes of a host share its
     limits, and hosts behind one proxy or address translation count as one. The defaults suit hosts with hundreds of
-    client processes that use several tables; lower `streams` where a container may have fewer threads.
-
-    One message at the rows door is not bounded: Arrow Flight accepts messages of any length, for a moment with three
-    times their size in memory, and has no setting for it. The token of a stream is checked before its first message is
-    read, but that of Flight's other methods afterwards: if a token is the only protection, a stranger can make a shard
-    read, and drop, such a message. With mutual TLS strangers cannot send any.
+    client processes; lower `streams` where a container may have fewer threads.
 
     Raises:
         ValueError: A limit is not above 0.
     """
 
-    streams: int = 8192
-    """Streams of rows open at once, one for each client process and table; each takes a thread and about 0.25 MiB."""
-    streams_per_client: int = 2048
+    streams: int = 4096
+    """Streams of rows open at once, one for each client process; each takes a thread and about 0.25 MiB."""
+    streams_per_client: int = 1024
     """Streams of rows that one client, a host or a certificate's name, may have open."""
     request_bytes_per_client: int = 2 << 30
     """Bytes of row ids being read and of rows being sent, over all streams of one client."""
@@ -182,16 +179,17 @@ class Visitor:
         return self._admission.request(self._client, size)
 
 
-def client_of(peer: str, identity: bytes) -> str:
+def client_of(context: grpc.ServicerContext) -> str:
     """Return the name by which limits know the client of a call.
 
-    Args:
-        peer: address as gRPC writes it: "ipv4:10.0.0.7:51234" or "ipv6:%5Bfd00::7%5D:51234".
-        identity: the name in the client's certificate; empty without mutual TLS.
-
-    Returns:
-        The identity, or else the host without its port; an IPv4 host alike whether the shard listens on IPv4 or IPv6.
+    It is the name in the client's certificate under mutual TLS, or else its host: an IPv4 host alike whether the shard
+    listens on IPv4 or IPv6.
     """
-    if identity:
+    for identity in context.peer_identities() or ():
         return identity.decode(errors="replace")
+    return host_of(context.peer())
+
+
+def host_of(peer: str) -> str:
+    """The host in an address as gRPC writes it: "ipv4:10.0.0.7:51234" or "ipv6:%5Bfd00::7%5D:51234"."""
     return _MAPPED_IPV4.sub(r"ipv4:\1", re.sub(r":\d+$", "", unquote(peer)))

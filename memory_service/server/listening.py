@@ -1,9 +1,11 @@
-"""Checks of ports before gRPC and Flight listen on them, which would share taken ports or fail without a reason."""
+"""Listening: checks of ports before gRPC listens on them, which would share taken ones or fail without a reason."""
 
 from __future__ import annotations
 
 import errno
 import socket
+
+import grpc
 
 from memory_service.protocol.addresses import Address
 
@@ -31,6 +33,19 @@ def check_free(host: str, port: int, purpose: str = "listen") -> None:
         raise OSError(
             f"cannot {purpose} on {address}: choose an address of this machine and a free port or 0 ({why})"
         ) from why
+
+
+def bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    """Let a server listen with these credentials, None for plaintext, and return its port.
+
+    Raises:
+        OSError: it cannot.
+    """
+    address = str(Address(host, port))
+    try:
+        return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: choose a free port, or 0 for any ({error})") from error
 
 
 def _failure(family: int, target: tuple[object, ...]) -> OSError | None:

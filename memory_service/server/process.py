@@ -16,7 +16,6 @@ from memory_service.errors import MemoryServiceError
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.protocol.security import ServerSecurity
 from memory_service.server.arguments import add_arguments, in_flags, serve_config
-from memory_service.server.arrow_memory import restart_bounded
 from memory_service.server.config import ServeConfig
 from memory_service.server.listening import check_free
 from memory_service.server.open_files import allow_open_files
@@ -54,13 +53,13 @@ def serve(config: ServeConfig) -> NoReturn:
         _warn("stopped while a client still held a stream open")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # threads of gRPC and Flight that still wait for a client would keep the interpreter from ending
+    os._exit(0)  # threads of gRPC that still wait for a client would keep the interpreter from ending
 
 
 def _greeting(server: ShardServer, config: ServeConfig) -> str:
     listening = "" if server.address == server.listens_on else f", listening on {server.listens_on},"
     doing = "serving" if config.snapshot else "waiting"
-    return f"engram memory {server.shard.name}{listening} {doing} on {server.address}"
+    return f"engram memory {server.shard.name} ({server.implementation}){listening} {doing} on {server.address}"
 
 
 def _warn(message: str) -> None:
@@ -159,5 +158,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    restart_bounded()
     sys.exit(main())

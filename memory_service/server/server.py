@@ -11,6 +11,7 @@ from memory_service.protocol.security import ServerSecurity
 from memory_service.server.control_door import ControlDoor
 from memory_service.server.limits import Admission, DoorLimits
 from memory_service.server.listening import check_free
+from memory_service.server.native_rows_door import NativeRowsDoor
 from memory_service.server.rows_door import RowsDoor
 from memory_service.shard.shard import Shard
 
@@ -57,7 +58,7 @@ class ShardServer:
         self._limits = limits or DoorLimits()
         self._stopped = threading.Event()
         self._control: ControlDoor | None = None
-        self._rows: RowsDoor | None = None
+        self._rows: RowsDoor | NativeRowsDoor | None = None
 
     def start(self) -> ShardServer:
         """Open both doors.
@@ -69,15 +70,26 @@ class ShardServer:
         for taken in self._ports:
             check_free(self._host, taken)
         admission = Admission(self.shard.name, self._limits)
-        self._rows = RowsDoor(self.shard, self._host, rows_port, self._security, admission)
+        self._rows = self._open_rows(rows_port, admission)
         try:
             self._control = ControlDoor(
-                self.shard, self.incarnation, self._rows.port, self._host, port, self._security, self._limits, admission
+                self.shard, self.incarnation, self._rows, self._host, port, self._security, self._limits, admission
             )
         except OSError:
             self._rows.stop(DEFAULT_GRACE_S)
             raise
         return self
+
+    def _open_rows(self, port: int, admission: Admission) -> RowsDoor | NativeRowsDoor:
+        if self.shard.native:
+            return NativeRowsDoor(self.shard, self._host, port, self._security, self._limits)
+        return RowsDoor(self.shard, self._host, port, self._security, self._limits, admission)
+
+    @property
+    def implementation(self) -> str:
+        """The implementation of the rows door, "python" or "native"."""
+        assert self._rows is not None, "start() comes first"
+        return self._rows.implementation
 
     @property
     def address(self) -> str:

@@ -1,19 +1,19 @@
-"""Copies of whole blocks from shard to shard over Arrow Flight: the sending side, and the receiving side's checks."""
+"""Copies of whole blocks from shard to shard: the sending side, and the receiving side with its checks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import grpc
 import numpy as np
-import pyarrow as pa
 import xxhash
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from pyarrow import flight
 
 from memory_service.errors import InvalidRequest, MemoryServiceError
+from memory_service.protocol.row_messages import BLOCKS, as_rows, rows_a_chunk, split_rows, with_rows
+from memory_service.protocol.status import error_in
 from memory_service.shard.table import ShardTable
-from memory_service.tables.arrow_rows import row_schema, view_rows, wrap_rows
 from memory_service.tables.spec import TableSpec
 from protos import memory_pb2 as pb
 
@@ -21,33 +21,34 @@ _CALL_BYTES = 32 << 20  # of the blocks requested in one call, so that a shard t
 _CALL_S = 30.0
 
 
-def give_blocks(table: ShardTable, blocks: Sequence[int]) -> Iterator[tuple[pa.RecordBatch, pa.Buffer]]:
-    """Send blocks of a table. Each is copied in its turn, so that a slow receiver keeps no block from being dropped.
+def give_blocks(table: ShardTable, blocks: Sequence[int]) -> Iterator[bytes]:
+    """Yield blocks of a table as serialised BlockChunks.
+
+    Each block is copied in its turn, so that a slow receiver keeps no block from being dropped.
 
     Args:
         table: the table.
         blocks: numbers of the blocks.
 
-    Yields:
-        A record batch with the block's rows, and its serialised BlockHeader.
-
     Raises:
         RowOutOfRange: a block is not held any more.
     """
-    schema = row_schema(table.spec.row_bytes)
+    size = rows_a_chunk(table.spec.row_bytes)
     for block in blocks:
         rows = table.copy_block(block)
-        header = pb.BlockHeader(block=block, version=table.version, digest=xxhash.xxh3_128_digest(rows.data))
-        yield wrap_rows(rows, schema), pa.py_buffer(header.SerializeToString())
+        chunk = pb.BlockChunk(block=block, version=table.version, digest=xxhash.xxh3_128_digest(rows.data))
+        for low in range(0, len(rows), size):
+            chunk.first_row = low
+            yield with_rows(chunk, rows[low : low + size])
 
 
 def take_blocks(
-    client: flight.FlightClient, spec: TableSpec, version: int, blocks: Sequence[int]
+    channel: grpc.Channel, spec: TableSpec, version: int, blocks: Sequence[int]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Receive blocks from another shard, in order.
 
     Args:
-        client: connection to the rows door of the other shard.
+        channel: connection to the rows port of the other shard.
         spec: the table.
         version: version that the rows must have.
         blocks: numbers of the blocks.
@@ -60,34 +61,45 @@ def take_blocks(
             checksum.
     """
     at_once = max(1, _CALL_BYTES // (spec.block_rows * spec.row_bytes))
+    room = np.empty((spec.block_rows, spec.row_bytes), np.uint8)
     for start in range(0, len(blocks), at_once):
-        yield from _take_group(client, spec, version, blocks[start : start + at_once])
+        yield from _take_group(channel, spec, version, blocks[start : start + at_once], room)
 
 
 def _take_group(
-    client: flight.FlightClient, spec: TableSpec, version: int, blocks: Sequence[int]
+    channel: grpc.Channel, spec: TableSpec, version: int, blocks: Sequence[int], room: NDArray[np.uint8]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    wanted = pb.BlocksTicket(table=spec.name, fingerprint=bytes.fromhex(spec.fingerprint), blocks=blocks)
-    options = flight.FlightCallOptions(timeout=_CALL_S)
+    wanted = pb.BlocksRequest(table=spec.name, fingerprint=bytes.fromhex(spec.fingerprint), blocks=blocks)
+    chunks = channel.unary_stream(BLOCKS)(wanted.SerializeToString(), timeout=_CALL_S)
     try:
-        reader = client.do_get(flight.Ticket(wanted.SerializeToString()), options)
         for block in blocks:
-            yield block, _checked(reader.read_chunk(), spec, version, block)
+            rows = room[: spec.block_length(block)]
+            _fill(rows, chunks, spec, version, block)
+            yield block, rows
     except StopIteration as error:
         raise MemoryServiceError(f"table {spec.name!r}: the shard sent fewer than {len(blocks)} blocks") from error
-    except (pa.ArrowException, OSError, DecodeError) as error:
-        raise MemoryServiceError(f"table {spec.name!r}: the copy broke off: {error}") from error
+    except grpc.RpcError as error:
+        raise error_in(error) or MemoryServiceError(
+            f"table {spec.name!r}: the copy broke off: {error.details()}"
+        ) from error
+    finally:
+        chunks.cancel()
 
 
-def _checked(chunk: flight.FlightStreamChunk, spec: TableSpec, version: int, block: int) -> NDArray[np.uint8]:
-    if chunk.data is None or chunk.app_metadata is None:
-        raise InvalidRequest(f"table {spec.name!r} block {block}: rows and header must come together")
-    header = pb.BlockHeader.FromString(chunk.app_metadata.to_pybytes())
-    rows = view_rows(chunk.data, spec.row_bytes)
-    if header.block != block or len(rows) != spec.block_length(block):
-        raise InvalidRequest(f"table {spec.name!r} block {block}: got {len(rows)} rows of block {header.block}")
-    if header.version != version:
-        raise MemoryServiceError(f"table {spec.name!r} block {block}: got version {header.version}, not {version}")
-    if header.digest != xxhash.xxh3_128_digest(rows.data):
+def _fill(rows: NDArray[np.uint8], chunks: Any, spec: TableSpec, version: int, block: int) -> None:
+    """Copy a block from its chunks, which are the next ones."""
+    done = 0
+    while done < len(rows):
+        chunk, content = split_rows(pb.BlockChunk, next(chunks))
+        part = as_rows(content, spec.row_bytes)
+        if chunk.block != block or chunk.first_row != done or not 0 < len(part) <= len(rows) - done:
+            raise InvalidRequest(
+                f"table {spec.name!r} block {block}: got {len(part)} rows from row {chunk.first_row} of block "
+                f"{chunk.block} on, expected at most {len(rows) - done} from row {done} on"
+            )
+        if chunk.version != version:
+            raise MemoryServiceError(f"table {spec.name!r} block {block}: got version {chunk.version}, not {version}")
+        rows[done : done + len(part)] = part
+        done += len(part)
+    if chunk.digest != xxhash.xxh3_128_digest(rows.data):
         raise MemoryServiceError(f"table {spec.name!r} block {block}: the checksum does not match")
-    return rows

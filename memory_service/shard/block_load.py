@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,18 @@ class BlockLoad:
         if next(lookups) % self._every == 0:  # atomic, so that most lookups take no lock
             with self._lock:
                 np.add.at(self._rows[spec.name], rows >> spec.block_shift, 1)
+
+    def absorb(self, counted: Mapping[str, tuple[int, Iterable[tuple[int, int]]]]) -> None:
+        """Add rows counted elsewhere, in as many of the lookups.
+
+        Args:
+            counted: by table, the number of its blocks, and pairs of block and rows.
+        """
+        with self._lock:
+            for table, (blocks, pairs) in counted.items():
+                counts = self._rows.setdefault(table, np.zeros(blocks, np.int64))
+                for block, rows in pairs:
+                    counts[block] += rows
 
     def read(self) -> BlockRows:
         """Estimated number of requested rows by table and block since construction."""

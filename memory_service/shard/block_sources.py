@@ -6,15 +6,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow import flight
 
 from memory_service.control.client import ControlClient
 from memory_service.errors import MemoryServiceError, OutOfMemory, ShardUnavailable, SnapshotError
 from memory_service.placement.assignment import UNASSIGNED
 from memory_service.placement.placement import Placement, ShardAddress
-from memory_service.protocol.addresses import parse_address
+from memory_service.protocol.addresses import Address, parse_address
 from memory_service.protocol.messages import HeldTable, ShardInfo
 from memory_service.protocol.security import ClientSecurity
 from memory_service.shard.block_copy import take_blocks
@@ -163,7 +163,7 @@ class _Peer:
         self.shard = shard
         self.failure: str | None = None
         self._info: ShardInfo | None = None
-        self._client: flight.FlightClient | None = None
+        self._channel: grpc.Channel | None = None
 
     def table(self, table: str) -> HeldTable | None:
         """A table as the peer holds it; None if the peer does not have it or cannot be reached."""
@@ -181,15 +181,15 @@ class _Peer:
             raise MemoryServiceError(f"it has no table {table.spec.name!r}")
         if (difference := _difference(table, held.spec, held.version)) is not None:
             raise MemoryServiceError(f"table {table.spec.name!r}: {difference}")
-        if self._client is None:
-            host = parse_address(self.shard.address).host
-            self._client = ClientSecurity.from_environment().flight_client(host, info.rows_port)
-        yield from take_blocks(self._client, table.spec, table.version, blocks)
+        if self._channel is None:
+            address = Address(parse_address(self.shard.address).host, info.rows_port)
+            self._channel = ClientSecurity.from_environment().channel(str(address))
+        yield from take_blocks(self._channel, table.spec, table.version, blocks)
 
     def close(self) -> None:
         """Close the connection, if there is one."""
-        if self._client is not None:
-            self._client.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def _described(self) -> ShardInfo:
         if self.failure is not None:

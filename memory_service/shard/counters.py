@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from memory_service.metrics.catalogue import (
     SHARD_BYTES,
@@ -19,7 +20,7 @@ from memory_service.metrics.catalogue import (
 )
 from memory_service.metrics.metrics import Metrics, Sample
 from memory_service.protocol.reports import ShardStats
-from memory_service.protocol.status import reason_of
+from memory_service.protocol.status import error_of, reason_of
 
 STAGES = ("queue", "locate", "gather", "write")
 """Stages of a lookup in a shard, in order."""
@@ -65,6 +66,18 @@ class ShardCounters:
             yield
         finally:
             self._streams.add(-1)
+
+    def absorb(self, counts: Mapping[str, Any]) -> None:
+        """Add what native readers have counted since the last call."""
+        for table, (lookups, rows, size) in counts["tables"].items():
+            self._answered.add(table, lookups, rows, size)
+        for status, number in counts["refused"].items():
+            self._metrics.counter(SHARD_REFUSED, reason_of(error_of(status, ""))).add(number)
+        self._expired.add(counts["expired"])
+        self._streams.add(counts["streams"])
+        self._latency.add(*counts["latency"])
+        for stage, durations in counts["stages"].items():
+            self._stages[stage].add(*durations)
 
     def snapshot(self) -> ShardStats:
         """Current values of the counters."""

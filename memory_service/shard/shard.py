@@ -7,17 +7,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.errors import FingerprintMismatch, InvalidRequest, RequestTooLarge, ShardUnavailable, WrongEpoch
+from memory_service.errors import (
+    FingerprintMismatch,
+    InvalidRequest,
+    OldVersion,
+    RequestTooLarge,
+    ShardUnavailable,
+    WrongEpoch,
+)
 from memory_service.memory import require_table
 from memory_service.metrics.catalogue import SHARD_BLOCKS, SHARD_EPOCH, SHARD_HELD_BYTES, SHARD_VERSION
-from memory_service.metrics.metrics import Sample
+from memory_service.metrics.metrics import SECONDS_BOUNDS, Sample
+from memory_service.native import extension
 from memory_service.placement.placement import Placement
-from memory_service.protocol.reports import Prepared, ShardStats
+from memory_service.protocol.reports import BlockRows, Prepared, ShardStats
 from memory_service.shard.block_load import BlockLoad
 from memory_service.shard.block_sources import Sources
 from memory_service.shard.counters import ShardCounters
@@ -78,6 +87,11 @@ class Shard:
         self._scratch = Scratch()
         self.block_load = BlockLoad()
         self._callbacks: list[Callable[[], None]] = []
+        module = extension()
+        self.native: Any = module and module.Shard(
+            name=name, max_rows=self.config.max_rows, bounds=list(SECONDS_BOUNDS)
+        )
+        """What is served, for native readers, and what they count; None without the native extension."""
 
     @property
     def placement(self) -> Placement | None:
@@ -128,9 +142,8 @@ class Shard:
                 sources.close()
             with self._changing:
                 self._check_intended(placement)
-                self._serving = replace(
-                    self._serving, placements={**self._serving.placements, placement.epoch: placement}
-                )
+                placements = {**self._serving.placements, placement.epoch: placement}
+                self._publish(serving=replace(self._serving, placements=placements))
         return sum(parts, Prepared())
 
     def activate(self, placement: Placement) -> None:
@@ -145,7 +158,7 @@ class Shard:
             placements = {**self._serving.until_active(), placement.epoch: placement}
             if self._intended is not None and self._intended.epoch <= placement.epoch:
                 self._intended = None
-            self._serving = _Serving(placement, placements)
+            self._publish(serving=_Serving(placement, placements))
         for callback in self._callbacks:
             callback()
 
@@ -163,11 +176,22 @@ class Shard:
                     "activate that one first"
                 )
             remaining = {number: placement for number, placement in serving.placements.items() if number >= epoch}
-            self._serving = replace(serving, placements=remaining)
+            self._publish(serving=replace(serving, placements=remaining))
             self._free_blocks()
 
+    def table(self, name: str) -> ShardTable:
+        """A table that this shard serves.
+
+        Raises:
+            ShardUnavailable: the shard has no placement yet.
+            UnknownTable: the shard has no such table.
+        """
+        if not self._serving.placements:
+            raise ShardUnavailable(f"{self.name} has no active placement yet: give it one", name, self.name)
+        return require_table(self._tables, name)
+
     def lookup(
-        self, table: str, rows: NDArray[np.int64], epoch: int, fingerprint: str
+        self, table: str, rows: NDArray[np.int64], epoch: int, fingerprint: str, min_version: int = 0
     ) -> tuple[NDArray[np.uint8], int, int]:
         """Look up rows.
 
@@ -176,6 +200,7 @@ class Shard:
             rows: row ids, int64 [n].
             epoch: epoch of the placement by which the client chose this shard.
             fingerprint: fingerprint of the table that the client expects.
+            min_version: oldest version of the table that the client takes.
 
         Returns:
             Packed rows, uint8 [n, row_bytes]; the newest epoch that this shard knows; the table's version.
@@ -188,10 +213,11 @@ class Shard:
             InvalidRequest: the row ids have the wrong dtype or shape.
             RequestTooLarge: there are more row ids than `max_rows`.
             RowOutOfRange: the table has no such row, or this shard does not hold its block.
+            OldVersion: the table is older than `min_version`.
         """
-        held = self._table(table)
+        held = self.table(table)
         with held.reading():  # before the epoch is checked: its blocks stay until the rows are gathered
-            self._check_asked(held, epoch, fingerprint)
+            self._check_asked(held, epoch, fingerprint, min_version)
             return self._gather(held, rows), max(epoch, self.epoch), held.version
 
     def when_serving(self, callback: Callable[[], None]) -> None:
@@ -222,23 +248,45 @@ class Shard:
             InvalidRequest: the prefix would lead out of the table's folder.
             SnapshotError: a file cannot be written.
         """
-        held = self._table(table)
+        held = self.table(table)
         rows = ((block, held.copy_block(block)) for block in blocks)
         prefix = f"{prefix}{quote(self.name, safe=' ')}-"
         return held.version, write_blocks(open_store(uri), held.spec, rows, prefix, base)
 
     def stats(self) -> ShardStats:
         """Values of the counters since construction."""
+        self._take_counts()
         return self.counters.snapshot()
+
+    def block_rows(self) -> BlockRows:
+        """Estimated number of requested rows by table and block since construction."""
+        if self.native:
+            self.block_load.absorb(self.native.take_blocks())
+        return self.block_load.read()
 
     def collect(self) -> Iterator[Sample]:
         """All metrics as samples, for an exporter."""
+        self._take_counts()
         yield from self.counters.collect()
         yield Sample(SHARD_EPOCH, (), self.epoch)
         for name, table in self._tables.items():
             yield Sample(SHARD_BLOCKS, (name,), len(table.blocks))
             yield Sample(SHARD_HELD_BYTES, (name,), table.nbytes)
             yield Sample(SHARD_VERSION, (name,), table.version)
+
+    def _take_counts(self) -> None:
+        if self.native:
+            self.counters.absorb(self.native.take_counts())
+
+    def _publish(self, serving: _Serving | None = None, tables: Mapping[str, ShardTable] | None = None) -> None:
+        """Replace what is served, for readers in Python and for native ones."""
+        if serving is not None:
+            self._serving = serving
+        if tables is not None:
+            self._tables = tables
+        if self.native:
+            known = {name: table.native for name, table in self._tables.items()}
+            self.native.publish(self.epoch, set(self._serving.placements), known)
 
     def _intend(self, placement: Placement) -> None:
         """Declare the placement to prepare, which makes a preparation of another one stop."""
@@ -250,7 +298,7 @@ class Shard:
         """Free the blocks that were prepared for another placement, whose preparation has ended."""
         with self._changing:
             self._check_intended(placement)
-            self._serving = replace(self._serving, placements=self._serving.until_active())
+            self._publish(serving=replace(self._serving, placements=self._serving.until_active()))
             self._free_blocks()
 
     def _prepare_table(self, name: str, placement: Placement, sources: Sources) -> Prepared:
@@ -269,7 +317,7 @@ class Shard:
         table = ShardTable(spec, version, self.config.share_memory)
         with self._changing:
             self._check_intended(placement)
-            self._tables = {**self._tables, name: table}
+            self._publish(tables={**self._tables, name: table})
         return table
 
     def _free_blocks(self) -> None:
@@ -279,7 +327,7 @@ class Shard:
             given = [placement.blocks_of(name, self.name) for placement in needed if name in placement.tables]
             table.drop(np.setdiff1d(table.blocks, np.concatenate([np.empty(0, np.int64), *given])))
         named = {name for placement in needed for name in placement.tables}
-        self._tables = {name: table for name, table in self._tables.items() if name in named}
+        self._publish(tables={name: table for name, table in self._tables.items() if name in named})
 
     def _check_newer(self, placement: Placement) -> None:
         if placement.epoch < self.epoch:
@@ -309,12 +357,7 @@ class Shard:
                     "prepare that placement first"
                 )
 
-    def _table(self, table: str) -> ShardTable:
-        if not self._serving.placements:
-            raise ShardUnavailable(f"{self.name} has no active placement yet: give it one", table, self.name)
-        return require_table(self._tables, table)
-
-    def _check_asked(self, held: ShardTable, epoch: int, fingerprint: str) -> None:
+    def _check_asked(self, held: ShardTable, epoch: int, fingerprint: str, min_version: int) -> None:
         if held.spec.fingerprint != fingerprint:
             raise FingerprintMismatch(
                 f"table {held.spec.name!r} on {self.name} has fingerprint {held.spec.fingerprint}, not "
@@ -324,6 +367,10 @@ class Shard:
         if epoch not in served:
             epochs = ", ".join(map(str, sorted(served)))
             raise WrongEpoch(f"{self.name} serves epoch {epochs}, asked under epoch {epoch}")
+        if held.version < min_version:
+            raise OldVersion(
+                f"table {held.spec.name!r} on {self.name} has version {held.version}, asked for {min_version} or later"
+            )
 
     def _gather(self, held: ShardTable, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         if rows.dtype != np.int64 or rows.ndim != 1:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.errors import RowOutOfRange
+from memory_service.native import extension
 from memory_service.protocol.shared_layout import NOT_HELD, Layout
 from memory_service.protocol.shared_table import SharedTable, share_table
 from memory_service.shard.arena import Arena
@@ -41,6 +44,8 @@ class ShardTable:
         self._changing = threading.Lock()
         self._gate = ReadGate()
         self.reading = self._gate.reading
+        self.native = self._open_to_native()
+        """The same rows for native readers; None without the native extension."""
 
     @property
     def version(self) -> int:
@@ -51,6 +56,8 @@ class ShardTable:
     def version(self, version: int) -> None:
         with self._changing:
             self._layout.version = version
+            if self.native:
+                self.native.set_version(version)
 
     @property
     def shared(self) -> SharedTable | None:
@@ -102,14 +109,14 @@ class ShardTable:
         """
         if not len(blocks):
             return
-        self._gate.drain()
+        self._drain()
         with self._changing:
             delta = self._delta.copy()
             slots = (blocks * self.spec.block_rows + delta[blocks]) // self.spec.block_rows
             delta[blocks] = NOT_HELD
             with self._layout.changing():
-                self._delta = self._layout.delta[:] = delta
-                self._gate.drain()  # a lookup of rows outside its placement may still have found the blocks
+                self._set_delta(delta)
+                self._drain()  # a lookup of rows outside its placement may still have found the blocks
                 self._arena.give_back(slots.tolist())
 
     def copy_block(self, block: int) -> NDArray[np.uint8]:
@@ -118,12 +125,9 @@ class ShardTable:
         Raises:
             RowOutOfRange: the block is not held.
         """
-        start = block * self.spec.block_rows
-        rows = np.empty((self.spec.block_length(block), self.spec.row_bytes), np.uint8)
         with self.reading():
-            (low,) = self.locate(np.array([start]))
-            np.copyto(rows, self._arena.rows[low : low + len(rows)])
-        return rows
+            (low,) = self.locate(np.array([block * self.spec.block_rows]))  # refuses numbers beyond the table
+            return self._arena.rows[low : low + self.spec.block_length(block)].copy()
 
     def locate(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Arena rows of these row ids, int64 [n].
@@ -151,7 +155,34 @@ class ShardTable:
         for block, slot in slots.items():
             delta[block] = (slot - block) * self.spec.block_rows
         with self._layout.changing():
-            self._delta = self._layout.delta[:] = delta
+            self._set_delta(delta)
+
+    def _set_delta(self, delta: NDArray[np.int64]) -> None:
+        self._delta = self._layout.delta[:] = delta
+        if self.native:
+            self.native.publish(delta)
+
+    def _drain(self) -> None:
+        """Wait until every reader that is inside now has left."""
+        self._gate.drain()
+        if self.native:
+            self.native.drain()
+
+    def _open_to_native(self) -> Any:
+        if (module := extension()) is None:
+            return None
+        table = module.Table(
+            name=self.spec.name,
+            fingerprint=bytes.fromhex(self.spec.fingerprint),
+            rows=self.spec.rows,
+            block_shift=self.spec.block_shift,
+            row_bytes=self.spec.row_bytes,
+            arena=self._arena.rows.ctypes.data,
+            delta=self._delta,
+            version=self.version,
+        )
+        weakref.finalize(self, table.close)  # before the arena goes
+        return table
 
     def _not_held(self, row: int) -> RowOutOfRange:
         block = row // self.spec.block_rows

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.errors import InvalidRequest, RowOutOfRange
 from memory_service.tables.spec import TableSpec
+
+
+class Distinct(Protocol):
+    """The distinct row ids of a lookup, and the index of each requested id among them."""
+
+    ids: NDArray[np.int64]
+    """Distinct ids, int64 [U]."""
+    size: int
+    """Number of requested ids, repeats included."""
+
+    def inverse(self) -> NDArray[np.int64]:
+        """Index into `ids` for every requested id, int64 in the shape of the request."""
 
 
 class DistinctRows:
@@ -29,7 +43,7 @@ class DistinctRows:
             RowOutOfRange: an id is not in the table.
         """
         rows = np.asarray(rows)
-        _check(spec, rows)
+        check_ids(spec, rows)
         self._shape = rows.shape
         self.size = rows.size
         """Number of requested ids, repeats included."""
@@ -59,7 +73,12 @@ def out_of_range(spec: TableSpec, row: int) -> RowOutOfRange:
     return RowOutOfRange(f"table {spec.name!r} has rows 0 to {spec.rows - 1}, requested row {row}")
 
 
-def _check(spec: TableSpec, rows: np.ndarray) -> None:
+def check_ids(spec: TableSpec, rows: np.ndarray) -> None:
+    """Check that row ids are integers, and rows of a table.
+
+    Raises:
+        InvalidRequest, RowOutOfRange: they are not.
+    """
     if not rows.size:
         return
     if rows.dtype.kind not in "iu":

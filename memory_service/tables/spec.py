@@ -18,7 +18,8 @@ from memory_service.tables.rows import RowFormat
 DEFAULT_BLOCK_ROWS = 4096
 _UINT32, _INT64 = 2**32 - 1, 2**63 - 1  # bounds on the wire
 _MAX_ROWS = 1 << 48
-_MAX_BLOCK_BYTES = 1 << 30  # a block travels as one message, and those of Arrow Flight end below 2 GiB
+_MAX_ROW_BYTES = 1 << 20  # a message with rows, of at most 4 MiB, carries at least one
+_MAX_BLOCK_BYTES = 1 << 30  # a block is copied and written as a whole
 _FIELDS: Mapping[str, Check] = {
     "name": text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "use up to 128 letters, digits, '.', '_' or '-'"),
     "layer": whole(0, _UINT32),
@@ -82,6 +83,7 @@ class TableSpec:
             block_bytes = self.block_rows * self.row_bytes
         except ValueError as error:
             raise ValueError(f"{self._owner}: {error}") from None
+        self._require(self.row_bytes <= _MAX_ROW_BYTES, "dim", f"keep a row within {_MAX_ROW_BYTES} bytes")
         remedy = f"{self.block_rows} such rows, a block, exceed {_MAX_BLOCK_BYTES} bytes: reduce dim or block_rows"
         self._require(block_bytes <= _MAX_BLOCK_BYTES, "dim", remedy)
 

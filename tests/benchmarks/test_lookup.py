@@ -9,10 +9,12 @@ import pytest
 
 from benchmarks import lookup
 from benchmarks.harness.rounds import Spread, Timing
-from benchmarks.harness.servers import free_ports, module_server
-from benchmarks.rivals import redis_mget
+from benchmarks.harness.servers import free_ports, memory_shards, module_server
+from benchmarks.rivals import mooncake_store, redis_mget
+from benchmarks.rivals.bare_stream import BareStreamClient
 from benchmarks.rivals.plain_grpc import StreamingClient, UnaryClient
 from benchmarks.rivals.raw_socket import RawSocketClient
+from memory_service import write_snapshot
 
 
 @pytest.fixture
@@ -43,12 +45,37 @@ def test_both_clients_of_plain_grpc_return_the_rows_asked_for(packed, tmp_path):
                 check(packed, client)
 
 
+def test_a_bare_stream_returns_the_rows_asked_for(tmp_path):
+    spec = lookup.table_spec(column_rows=4000)
+    packed = np.random.default_rng(0).integers(0, 256, (spec.rows, spec.row_bytes), np.uint8)
+    write_snapshot(tmp_path / "memory", {spec: packed})
+    with (
+        memory_shards(tmp_path / "memory") as (server,),
+        contextlib.closing(BareStreamClient(server.address, spec.name)) as client,
+    ):
+        check(packed, client)
+        rows = np.arange(spec.rows)  # in several replies
+        np.testing.assert_array_equal(client.lookup(rows), packed)
+
+
 @pytest.mark.skipif(redis_mget.missing() is not None, reason=str(redis_mget.missing()))
 def test_redis_returns_the_rows_asked_for(packed):
     (port,) = free_ports(1)
     with redis_mget.redis_server(port):
         redis_mget.fill(port, packed)
         with contextlib.closing(redis_mget.RedisClient(port, 20)) as client:
+            check(packed, client)
+
+
+@pytest.mark.skipif(mooncake_store.missing() is not None, reason=str(mooncake_store.missing()))
+def test_mooncake_returns_the_rows_asked_for(packed, tmp_path):
+    np.save(tmp_path / "table.npy", packed)
+    with mooncake_store.mooncake_master() as master:
+        arguments = str(tmp_path / "table.npy"), str(master.port)
+        with (
+            module_server("benchmarks.rivals.mooncake_store", *arguments),
+            contextlib.closing(mooncake_store.MooncakeClient(master.port, packed.shape, 100)) as client,
+        ):
             check(packed, client)
 
 

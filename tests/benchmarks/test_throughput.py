@@ -31,8 +31,12 @@ def test_a_rate_is_of_tokens_by_the_time_of_each_round():
     assert (spread.median, spread.least, spread.most) == (4.0, 2.0, 8.0)
 
 
-def test_engines_that_disagree_in_fp32_are_not_timed():
-    same = {"a fp32": lambda prompts, new: [[1]], "b fp32": lambda prompts, new: [[1]], "c bf16": lambda *_: [[2]]}
-    check(same, [[5]])
-    with pytest.raises(RuntimeError, match="disagree"):
-        check({**same, "b fp32": lambda prompts, new: [[3]]}, [[5]])
+def test_an_engine_that_differs_from_transformers_in_fp32_is_not_timed():
+    rivals = {
+        "transformers fp32": lambda *_: [[1], [2]],
+        "engram-ray fp32": lambda *_: [[1], [2]],
+        "vLLM fp32": lambda *_: [[1], [3]],
+    }
+    assert check(rivals, [[5], [6]]) == {"engram-ray fp32": 1.0, "vLLM fp32": 0.5}
+    with pytest.raises(RuntimeError, match="nothing is timed"):
+        check({**rivals, "engram-ray fp32": rivals["vLLM fp32"]}, [[5], [6]])

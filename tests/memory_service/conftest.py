@@ -25,6 +25,7 @@ from memory_service import (
 )
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard, ShardConfig
+from tests.conformance.implementations import IMPLEMENTATIONS, choose
 
 DIM = 64
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,13 @@ class Cluster:
         return client
 
 
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The implementation of the wire of shards and clients that the test starts."""
+    choose(request.param, monkeypatch)
+    return request.param
+
+
 @pytest.fixture
 def make_spec() -> Callable[..., TableSpec]:
     return spec_of
@@ -113,6 +121,12 @@ def packed(spec: TableSpec) -> np.ndarray:
 def snapshot(tmp_path: Path, spec: TableSpec, packed: np.ndarray) -> Path:
     write_snapshot(tmp_path / "memory", {spec: packed})
     return tmp_path / "memory"
+
+
+@pytest.fixture
+def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that this test starts answer by the implementation in Python, parts of which the test replaces."""
+    monkeypatch.setenv("ENGRAM_MEMORY_NATIVE", "0")
 
 
 @pytest.fixture

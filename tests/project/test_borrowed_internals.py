@@ -12,12 +12,12 @@ import inspect
 import mmap
 import os
 import re
-import subprocess
 import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -25,23 +25,18 @@ from unittest.mock import MagicMock
 import grpc
 import numpy as np
 import prometheus_client.utils
-import pyarrow as pa
 import pytest
 import torch
-from pyarrow import flight
 from torch import nn
 
 from benchmarks.harness.rounds import process_seconds
 from memory_service.client import mapped_table, stream
-from memory_service.client.cache import RowCache
-from memory_service.client.pending import owned
+from memory_service.client.cache import _NumpyLoops, _Sets
 from memory_service.control import client as control_client
-from memory_service.protocol.bearer_token import BearerToken, ControlSender
-from memory_service.server.arrow_memory import LIMIT_BYTES, bounded_environment
+from memory_service.protocol.bearer_token import BearerToken, TokenSender
 from memory_service.server.limits import client_of
 from memory_service.shard import arena
 from memory_service.shard.scratch import Scratch
-from memory_service.tables.arrow_rows import row_schema, view_rows, wrap_rows
 from reasoning.model.cpu_weights import PackedLinear
 
 ROOT = Path(__file__).parents[2]
@@ -169,69 +164,12 @@ def test_torch_multiplies_with_a_matrix_that_onednn_packed():
     assert isinstance(torch.ops.mkldnn._is_mkldnn_bf16_supported(), bool)
 
 
-class _Echo(flight.FlightServerBase):
-    """Sends the same rows as two batches, whatever is asked; remembers who called."""
-
-    rows = np.arange(64, dtype=np.uint8).reshape(8, 8)
-
-    def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.RecordBatchStream:
-        self.peer = client_of(context.peer(), context.peer_identity())
-        schema = row_schema(8)
-        return flight.GeneratorStream(schema, iter([wrap_rows(self.rows, schema)] * 2))
-
-
-@borrowed("Arrow: memory of a received batch")
-def test_a_received_batch_has_writable_memory_that_the_receiver_alone_owns():
-    with _Echo("grpc://127.0.0.1:0") as server, flight.connect(("127.0.0.1", server.port)) as client:
-        reader = client.do_get(flight.Ticket(b""))
-        first, second = (view_rows(reader.read_chunk().data, 8) for _ in range(2))
-        assert not first.flags.writeable
-        mine = owned(first)
-        mine[:] = 255
-        assert mine.ctypes.data == first.ctypes.data, "nothing was copied"
-        assert (first == 255).all()
-        np.testing.assert_array_equal(second, np.arange(64).reshape(8, 8))
-        np.testing.assert_array_equal(server.rows, np.arange(64).reshape(8, 8))
-
-
-@borrowed("Arrow: the name of a caller")
-def test_flight_names_a_caller_by_kind_of_address_host_and_port():
-    with _Echo("grpc://127.0.0.1:0") as server, flight.connect(("127.0.0.1", server.port)) as client:
-        client.do_get(flight.Ticket(b"")).read_all()
-        assert server.peer == "ipv4:127.0.0.1"
-
-
-@borrowed("Arrow: a bound for its allocator")
-def test_arrow_allocates_no_more_than_its_allocator_was_told_at_the_start():
-    script = (
-        "import pyarrow as pa\n"
-        f"kept = pa.allocate_buffer({LIMIT_BYTES // 4})\n"
-        "try:\n"
-        f"    pa.allocate_buffer({LIMIT_BYTES})\n"
-        "except MemoryError:\n"
-        "    print('bounded', pa.default_memory_pool().backend_name)\n"
-    )
-    environment = {**os.environ, **bounded_environment()}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "bounded mimalloc\n", done.stderr
-
-
-@borrowed("gRPC: names of channel options")
-def test_both_builds_of_grpc_know_the_options_that_we_set():
-    """gRPC ignores an option that it does not know, without a word."""
-    [grpcio] = Path(grpc.__file__).parent.glob("_cython/cygrpc*.so")
-    arrow = next(Path(pa.__file__).parent.glob("libarrow_flight.so*"))
-    for library, options in ((grpcio, control_client._OPTIONS), (arrow, stream._OPTIONS)):
-        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            assert [name for name, _ in options if content.find(name.encode() + b"\0") < 0] == [], library.name
-
-
-@borrowed("gRPC: details of a call")
-def test_grpc_takes_the_details_of_a_call_from_a_tuple_of_our_own():
-    seen = []
+@contextmanager
+def echo(seen: list[grpc.ServicerContext]) -> Iterator[grpc.Channel]:
+    """A connection to a server whose method /test.Echo/Say sends back what it gets; it keeps the contexts of calls."""
 
     def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-        seen.extend(context.invocation_metadata())
+        seen.append(context)
         return request
 
     handler = grpc.method_handlers_generic_handler("test.Echo", {"Say": grpc.unary_unary_rpc_method_handler(answer)})
@@ -240,12 +178,40 @@ def test_grpc_takes_the_details_of_a_call_from_a_tuple_of_our_own():
     server.start()
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            sending = grpc.intercept_channel(channel, ControlSender(BearerToken("0123456789abcdef")))
-            say = sending.unary_unary("/test.Echo/Say")
-            assert say(b"hello", timeout=30, metadata=(("mine", "too"),)) == b"hello"
+            yield channel
     finally:
         server.stop(None)
-    assert {("authorization", "Bearer 0123456789abcdef"), ("mine", "too")} <= set(map(tuple, seen))
+
+
+@borrowed("gRPC: the name of a caller")
+def test_grpc_names_a_caller_by_kind_of_address_host_and_port():
+    seen: list[grpc.ServicerContext] = []
+    with echo(seen) as channel:
+        channel.unary_unary("/test.Echo/Say")(b"hello", timeout=30)
+    [context] = seen
+    assert re.fullmatch(r"ipv4:127\.0\.0\.1:\d+", context.peer())
+    assert client_of(context) == "ipv4:127.0.0.1"
+
+
+@borrowed("gRPC: names of channel options")
+def test_grpc_knows_the_options_that_we_set():
+    """gRPC ignores an option that it does not know, without a word."""
+    [library] = Path(grpc.__file__).parent.glob("_cython/cygrpc*.so")
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for name, _ in (*control_client._OPTIONS, *stream.OPTIONS):
+            assert content.find(name.encode() + b"\0") >= 0, name
+
+
+@borrowed("gRPC: details of a call")
+def test_grpc_takes_the_details_of_a_call_from_a_tuple_of_our_own():
+    seen: list[grpc.ServicerContext] = []
+    with echo(seen) as channel:
+        say = grpc.intercept_channel(channel, TokenSender(BearerToken("0123456789abcdef"))).unary_unary(
+            "/test.Echo/Say"
+        )
+        assert say(b"hello", timeout=30, metadata=(("mine", "too"),)) == b"hello"
+    metadata = set(map(tuple, seen[0].invocation_metadata()))
+    assert {("authorization", "Bearer 0123456789abcdef"), ("mine", "too")} <= metadata
 
 
 @borrowed("CPython: the number of references to a buffer")
@@ -332,8 +298,8 @@ def test_of_assignments_to_one_place_the_last_one_stays():
         target[places[::-1]] = order[::-1]
         distinct, first = np.unique(places, return_index=True)
         np.testing.assert_array_equal(target[distinct], first)
-    cache = RowCache(1000, 4, 1 << 16)
-    np.testing.assert_array_equal(cache._first_of_each_set(np.array([3, 1, 3, 1, 0])), [True, True, False, False, True])
+    loops = _NumpyLoops(_Sets(sets=5, ways=1, table_rows=1000, row_bytes=4))
+    np.testing.assert_array_equal(loops._first_of_each_set(np.array([3, 1, 3, 1, 0])), [True, True, False, False, True])
 
 
 @borrowed("pytest-xdist: groups of tests")

@@ -35,9 +35,16 @@ def test_collector_is_switched_back_on_after_a_failure() -> None:
 
 def test_times_are_summarised_over_all_runs_and_over_rounds() -> None:
     rounds = [[float(i) for i in range(start, 101, 4)] for start in range(4)]
-    timing = Timing.of(rounds, cpu=202.0)
+    timing = Timing.of(rounds, client_cpu=101.0, server_cpu=101.0)
     spread = {"median": 50.0, "least": 49.0, "most": 51.0, "rounds": 4}
-    assert timing.as_dict() == {"p50_s": 50.0, "p99_s": 99.0, "cpu_s": 2.0, "runs": 101, "rounds_s": spread}
+    assert timing.as_dict() == {
+        "p50_s": 50.0,
+        "p99_s": 99.0,
+        "cpu_s": 2.0,
+        "server_cpu_s": 1.0,
+        "runs": 101,
+        "rounds_s": spread,
+    }
 
 
 def test_ratios_are_of_times_in_the_same_round() -> None:
@@ -73,3 +80,4 @@ def test_processor_time_counts_this_process_and_the_servers_of_a_candidate() -> 
             server.kill()
     assert timings["served"].cpu > timings["sleeps"].cpu
     assert timings["works"].cpu > timings["sleeps"].cpu
+    assert timings["served"].server_cpu > timings["works"].server_cpu == 0

@@ -50,6 +50,7 @@ def test_the_json_report_holds_what_every_shard_says(shards, capsys):
         assert (shard["node"], shard["incarnation"]) == (server.shard.config.node, server.incarnation)
         assert (shard["epoch"], shard["versions"]) == (4, {"engram.1": 3})
         assert (shard["blocks"], shard["bytes"]) == ({"engram.1": SPEC.blocks}, SPEC.rows * SPEC.row_bytes)
+        assert shard["implementation"] == server.implementation
         assert (shard["streams"], shard["rows_per_s"]) == (0, 0)
         assert shard["started"] == server.shard.stats().started
     served = [shard["served"] for shard in report["shards"]]
@@ -66,10 +67,11 @@ def test_the_columns_of_the_text_report_are_aligned(shards):
     assert head == "epoch 4, 2 shards, 1 table"
     assert table.split() == ["engram.1", "100", "16", "B", "fp32", "7", "16", "2", "3", SPEC.fingerprint[:12]]
     assert table.index(SPEC.fingerprint[:12]) == table_head.index("fingerprint")
-    columns = {name: shard_head.index(name) for name in ("address", "node", "blocks", "p50", "refused")}
+    columns = {name: shard_head.index(name) for name in ("address", "node", "by", "blocks", "p50", "refused")}
     for server, line, node, refused in zip(shards, lines, ("0123456789ab ", "- "), ("1", "0"), strict=True):
         assert line[columns["address"] :].startswith(server.address)
         assert line[columns["node"] :].startswith(node)
+        assert line[columns["by"] :].startswith(f"{server.implementation} ")
         assert line[columns["blocks"] :].startswith("7 ")
         assert re.match(r"\d+\.\d\d ms|-", line[columns["p50"] :])
         assert line[columns["refused"] :].startswith(f"{refused} ")

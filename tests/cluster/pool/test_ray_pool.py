@@ -13,10 +13,9 @@ from cluster.cli import main
 from cluster.pool.config import PoolConfig
 from cluster.pool.named_pools import find_pool, pool_address, start_pool, stop_pool, wait_for_pool
 from cluster.pool.policies.plan import Shape
-from cluster.ray_runtime import NAMESPACE, fetch
+from cluster.ray_runtime import fetch
 from memory_service import LocalMemory, MemoryClient
 from memory_service.errors import ShardError
-from memory_service.server.arrow_memory import LIMIT_BYTES
 from tests.cluster.lookups import lookups, progress
 from tests.cluster.on_ray import process_of, shard_processes, wait_until
 
@@ -87,23 +86,6 @@ def shards_on(pool, nodes):
 
 def test_shards_are_on_memory_nodes_as_evenly_as_can_be(ray, healthy, add_node):
     assert sorted(shards_on(healthy, add_node.nodes)) == [1, 2, 2]
-
-
-def allocate(_, size):
-    """In a shard's process, have Arrow take so much memory; whether it could."""
-    import pyarrow as pa
-
-    try:
-        return pa.allocate_buffer(size).size == size
-    except pa.ArrowMemoryError:
-        return False
-
-
-def test_arrow_takes_a_bounded_amount_of_memory_in_a_shard(ray, healthy):
-    [shard, *_] = fetch(healthy.describe.remote()).nodes
-    actor = ray.get_actor(f"{NAME}/{shard}", NAMESPACE)
-    assert fetch(actor.__ray_call__.remote(allocate, LIMIT_BYTES // 4))
-    assert not fetch(actor.__ray_call__.remote(allocate, LIMIT_BYTES))
 
 
 @pytest.mark.parametrize("stroke", [signal.SIGKILL, signal.SIGSTOP])

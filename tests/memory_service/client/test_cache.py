@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memory_service.client import cache as cache_module
 from memory_service.client.cache import RowCache, set_bytes
+from memory_service.native import extension
 
 ROWS = 300
 ROW_BYTES = 12
@@ -172,3 +174,30 @@ def test_refuses_ids_and_rows_that_do_not_fit(ids: np.ndarray, rows: np.ndarray,
         cache.get(ids, rows)
     with pytest.raises(ValueError, match=said):
         cache.put(ids, rows, 0)
+
+
+@pytest.mark.skipif(extension() is None, reason="the native implementation is not built")
+@settings(deadline=None)
+@given(calls, st.integers(1, 9), st.sampled_from([1, 2, 8]), st.sampled_from([ROWS, 1 << 40]))
+def test_native_loops_keep_the_same_rows(
+    history: list[tuple[int | None, np.ndarray]], sets: int, ways: int, rows: int
+) -> None:
+    size = sets * set_bytes(rows, ROW_BYTES, ways)
+    native, other = RowCache(rows, ROW_BYTES, size, ways, native=True), RowCache(rows, ROW_BYTES, size, ways, False)
+    for version, ids in history:
+        if version is None:
+            np.testing.assert_array_equal(get(native, ids), get(other, ids))
+        else:
+            put(native, ids, version)
+            put(other, ids, version)
+        for counted in ("hits", "misses", "evictions", "version"):
+            assert getattr(native, counted) == getattr(other, counted)
+
+
+@pytest.mark.skipif(extension() is None, reason="the native implementation is not built")
+def test_native_loops_clear_their_scratch_when_its_numbers_are_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "_CALLS", 3)
+    cache = RowCache(ROWS, ROW_BYTES, set_bytes(ROWS, ROW_BYTES, 2), 2, native=True)
+    for first in range(0, 40, 4):
+        put(cache, np.arange(first, first + 4))
+        np.testing.assert_array_equal(get(cache, np.arange(first, first + 4)), [True, True, False, False])

@@ -355,6 +355,7 @@ def test_a_killed_shard_fails_what_was_under_way(processes, spec: TableSpec) -> 
         future.result(timeout=30)
 
 
+@pytest.mark.usefixtures("in_python")
 def test_a_stopping_shard_answers_what_it_was_asked(cluster, spec: TableSpec, packed: np.ndarray) -> None:
     client = cluster.start(1).connect()
     client.lookup("engram.1", np.arange(10)).result()

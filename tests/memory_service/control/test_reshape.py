@@ -190,23 +190,34 @@ def test_what_no_shard_has_comes_from_the_snapshot(elastic: Elastic, cluster, sp
     assert elastic.held() == before
 
 
+@pytest.mark.usefixtures("in_python")
 def test_a_damaged_copy_is_refused_and_the_next_source_asked(
     elastic: Elastic, cluster, spec: TableSpec, packed: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elastic.scale(2)
     give = block_copy.give_blocks
 
-    def flip(table, blocks) -> Iterator[object]:
-        for block, (batch, header) in zip(blocks, give(table, blocks), strict=True):
-            rows = packed[block * 64 : block * 64 + spec.block_length(block)].copy()
-            rows[-1, -1] ^= 1
-            yield block_copy.wrap_rows(rows, batch.schema), header
+    def flip(table, blocks) -> Iterator[bytes]:
+        for message in give(table, blocks):
+            yield message[:-1] + bytes((message[-1] ^ 1,))  # of the last byte of the last row
 
     monkeypatch.setattr("memory_service.server.rows_door.give_blocks", flip)
     with pytest.raises(ShardUnavailable, match="checksum does not match"):
         elastic.scale(4)
     report = elastic.scale(4, uri=cluster.snapshot)
     assert (report.prepared.copied, report.prepared.loaded) == (0, report.moved)
+    found = cluster.connect().lookup(spec.name, np.arange(spec.rows)).result()
+    np.testing.assert_array_equal(found.unique[found.inverse], packed)
+
+
+@pytest.mark.parametrize("chunk_bytes", [128, 1000, 1 << 20])
+def test_blocks_are_copied_in_chunks(
+    elastic: Elastic, cluster, spec: TableSpec, packed: np.ndarray, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr("memory_service.protocol.row_messages.CHUNK_BYTES", chunk_bytes)
+    elastic.scale(1)
+    report = elastic.scale(3)
+    assert (report.prepared.copied, report.prepared.loaded) == (report.moved, 0)
     found = cluster.connect().lookup(spec.name, np.arange(spec.rows)).result()
     np.testing.assert_array_equal(found.unique[found.inverse], packed)
 
@@ -221,6 +232,7 @@ def test_a_snapshot_of_another_version_is_refused(
         elastic.scale(2, uri=tmp_path / "newer")
 
 
+@pytest.mark.usefixtures("in_python")
 def test_an_interrupted_preparation_goes_on_where_it_was(
     elastic: Elastic, watch, spec: TableSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +240,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     end = watch(elastic)
     give = block_copy.give_blocks
 
-    def cut(table, blocks) -> Iterator[object]:
+    def cut(table, blocks) -> Iterator[bytes]:
         yield from give(table, blocks[:2])
         raise OSError("cut")
 
@@ -256,6 +268,7 @@ def test_another_placement_takes_the_place_of_one_that_was_only_prepared(elastic
         shard.lookup(spec.name, np.array([0]), 2, spec.fingerprint)
 
 
+@pytest.mark.usefixtures("in_python")
 def test_a_preparation_ends_when_another_one_begins(
     elastic: Elastic, spec: TableSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +277,7 @@ def test_a_preparation_ends_when_another_one_begins(
     before = shard.tables[spec.name].blocks.tolist()
     give, waiting, go_on = block_copy.give_blocks, threading.Event(), threading.Event()
 
-    def slow(table, blocks) -> Iterator[object]:
+    def slow(table, blocks) -> Iterator[bytes]:
         for item in give(table, blocks):
             yield item
             waiting.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -12,12 +13,9 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import pyarrow as pa
 import pytest
-import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from pyarrow import flight
 
 from memory_service import (
     BearerToken,
@@ -34,26 +32,12 @@ from memory_service import (
 from memory_service.control.client import ControlClient
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
+from protos import memory_pb2 as pb
+from tests.conformance.memory import BLOCKS, LOOKUP, error_of
+from tests.memory_service.papers import Papers
 
 TOKEN = BearerToken("a-token-of-some-length")
 OTHER_TOKEN = BearerToken("a-token-of-another-kind")
-
-
-class Papers:
-    """Certificates of one authority, as files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._authority = trustme.CA()
-        self.ca = folder / "ca.pem"
-        self._authority.cert_pem.write_to_path(self.ca)
-
-    def issue(self, name: str, **options: object) -> dict[str, Path]:
-        issued = self._authority.issue_cert(name, **options)
-        cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-        issued.private_key_pem.write_to_path(key)
-        return {"cert_file": cert, "key_file": key}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +51,7 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 @pytest.fixture
-def serve(cluster, stack: ExitStack):
+def serve(cluster, stack: ExitStack, implementation: str):
     def start(security: ServerSecurity, shards: int = 1) -> str:
         for index in range(shards):
             cluster.add(ShardServer(Shard(f"shard-{index}"), security=security).start())
@@ -121,15 +105,10 @@ def test_whoever_has_none_does_not_get_in(serve, locks) -> None:
         looked_up(serve(server), ClientSecurity())
 
 
-def knock(security: ClientSecurity, port: int) -> None:
-    """Open a stream of the rows door and leave."""
-    with closing(security.flight_client("127.0.0.1", port)) as rows:
-        writer, reader = rows.do_exchange(flight.FlightDescriptor.for_path("lookup", "engram.1"))
-        with closing(writer):
-            writer.begin(pa.schema([("row", pa.int64())]))
-            writer.done_writing()
-            with pytest.raises(StopIteration):
-                reader.read_chunk()
+def knock(security: ClientSecurity, port: int, method: str = LOOKUP) -> tuple[grpc.StatusCode, int | None, str]:
+    """Call a method of the rows door, send nothing and leave; return the code, the status and the details."""
+    with closing(security.channel(f"127.0.0.1:{port}")) as rows:
+        return error_of(lambda: next(rows.stream_stream(method)(iter(()), timeout=30)))
 
 
 def test_the_rows_door_by_itself_is_locked(serve, locks, cluster) -> None:
@@ -138,22 +117,35 @@ def test_the_rows_door_by_itself_is_locked(serve, locks, cluster) -> None:
     serve(server)
     port = cluster.servers[0].rows_port
     for keys in {ClientSecurity(), replace(client, token=None, cert_file=None, key_file=None)} - {client}:
-        with pytest.raises(flight.FlightError):
-            knock(keys, port)
-    knock(client, port)
+        for method in (LOOKUP, BLOCKS):
+            code, _, _ = knock(keys, port, method)
+            assert code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)
+    assert knock(client, port)[0] is grpc.StatusCode.OK
 
 
-@pytest.mark.parametrize("client", [ClientSecurity(), ClientSecurity(token=OTHER_TOKEN)], ids=["none", "another one"])
+def test_a_token_is_checked_before_a_message_is_read(serve, cluster) -> None:
+    serve(ServerSecurity(token=TOKEN))
+    asked = threading.Event()
+    silent = iter(lambda: asked.wait(30) and None, None)
+    with closing(ClientSecurity().channel(f"127.0.0.1:{cluster.servers[0].rows_port}")) as rows:
+        call = rows.stream_stream(LOOKUP)(silent, timeout=30)
+        code, status, _ = error_of(lambda: next(call))
+        assert (code, status) == (grpc.StatusCode.UNAUTHENTICATED, pb.STATUS_UNAUTHENTICATED)
+    asked.set()
+
+
+@pytest.mark.parametrize(
+    ("client", "given"), [(ClientSecurity(), "none"), (ClientSecurity(token=OTHER_TOKEN), "another one")]
+)
 def test_a_missing_or_wrong_token_is_told_apart_from_a_dead_shard(
-    serve, cluster, client: ClientSecurity, request: pytest.FixtureRequest
+    serve, cluster, client: ClientSecurity, given: str
 ) -> None:
     address = serve(ServerSecurity(token=TOKEN))
-    with ControlClient(address, security=client) as control, pytest.raises(Unauthenticated) as raised:
+    with ControlClient(address, security=client) as control, pytest.raises(Unauthenticated, match=f"got {given}"):
         control.describe()
-    assert request.node.callspec.id in str(raised.value)
-    refused = pytest.raises(flight.FlightUnauthenticatedError, match=request.node.callspec.id)
-    with closing(client.flight_client("127.0.0.1", cluster.servers[0].rows_port)) as rows, refused:
-        rows.do_exchange(flight.FlightDescriptor.for_path("lookup", "engram.1"))[1].read_chunk()
+    code, status, details = knock(client, cluster.servers[0].rows_port)
+    assert (code, status) == (grpc.StatusCode.UNAUTHENTICATED, pb.STATUS_UNAUTHENTICATED)
+    assert f"got {given}" in details
 
 
 def test_two_tokens_in_one_call_are_refused(serve) -> None:

@@ -162,7 +162,9 @@ def test_a_shard_on_all_addresses_publishes_the_advertised_one(snapshot: Path, p
 def test_a_process_says_where_it_listens_and_what_it_publishes(processes, packed: np.ndarray) -> None:
     process = processes.start("--host", "0.0.0.0", "--advertise", "localhost")
     line = process.stdout.readline()
-    assert re.fullmatch(r"engram memory shard-0, listening on 0\.0\.0\.0:(\d+), serving on localhost:\1\n", line)
+    assert re.fullmatch(
+        r"engram memory shard-0 \((python|native)\), listening on 0\.0\.0\.0:(\d+), serving on localhost:\2\n", line
+    )
     with closing(MemoryClient.connect(line.split()[-1], 30)) as client:
         np.testing.assert_array_equal(client.lookup("engram.1", np.arange(9)).result().unique, packed[:9])
 

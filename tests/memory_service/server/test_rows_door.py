@@ -1,194 +1,123 @@
-"""The rows door as a stranger meets it: raw Flight, hostile frames included. A proper lookup works afterwards."""
+"""The rows door as a stranger meets it: the wire itself, hostile messages included. A proper lookup works afterwards.
+
+tests/conformance tries what every shard must do; here is what is seen from within, or takes a shard of a certain kind.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
+import grpc
 import numpy as np
-import pyarrow as pa
+import psutil
 import pytest
-from pyarrow import flight
 
-from memory_service import TableSpec
+from memory_service.control.client import ControlClient
+from memory_service.protocol import row_messages
 from memory_service.server.rows_door import QueueClock
+from memory_service.server.server import ShardServer
 from memory_service.shard.shard import ShardConfig
 from protos import memory_pb2 as pb
+from tests.conformance.memory import Memory, Stream, Table, error_of
 
-IDS = pa.schema([("row", pa.int64())])
-
-
-class Raw:
-    """One stream, without any of the client's care."""
-
-    def __init__(self, port: int, stack: ExitStack, schema: pa.Schema = IDS, path: tuple[bytes, ...] = ()) -> None:
-        client = stack.enter_context(closing(flight.FlightClient(("127.0.0.1", port))))
-        descriptor = flight.FlightDescriptor.for_path(*(path or (b"lookup", b"engram.1")))
-        self.writer, self.reader = client.do_exchange(descriptor)
-        stack.callback(self._close)
-        self.schema = schema
-        self.writer.begin(schema)
-
-    def _close(self) -> None:
-        try:
-            self.writer.close()
-        except pa.ArrowException:
-            return
-
-    def send(self, values: object, header: bytes | pb.LookupRequest | None) -> None:
-        batch = pa.record_batch([pa.array(values, self.schema.field(0).type)], schema=self.schema)
-        if header is None:
-            self.writer.write_batch(batch)
-        else:
-            self.writer.write_with_metadata(batch, header if isinstance(header, bytes) else header.SerializeToString())
-
-    def receive(self) -> tuple[pb.LookupReply, pa.RecordBatch]:
-        chunk = self.reader.read_chunk()
-        return pb.LookupReply.FromString(chunk.app_metadata.to_pybytes()), chunk.data
+MAX_ROWS = 100
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 @pytest.fixture
-def port(cluster, packed: np.ndarray, spec: TableSpec) -> Iterator[int]:
-    cluster.start(1, config=ShardConfig(max_rows=100))
-    yield cluster.servers[0].rows_port
+def server(cluster, packed: np.ndarray) -> Iterator[ShardServer]:
+    cluster.start(1, config=ShardConfig(max_rows=MAX_ROWS))
+    yield cluster.servers[0]
     rows = cluster.connect().lookup("engram.1", np.arange(50)).result()
     np.testing.assert_array_equal(rows.unique, packed[:50])
 
 
 @pytest.fixture
-def header(spec: TableSpec) -> pb.LookupRequest:
-    fingerprint = bytes.fromhex(spec.fingerprint)
-    return pb.LookupRequest(request_id=9, epoch=1, fingerprint=fingerprint, timeout_ms=60_000)
+def memory(server: ShardServer) -> Iterator[Memory]:
+    with Memory(server.address) as memory:
+        yield memory
 
 
-def changed(header: pb.LookupRequest, **fields: object) -> pb.LookupRequest:
-    other = pb.LookupRequest()
-    other.CopyFrom(header)
-    for name, value in fields.items():
-        setattr(other, name, value)
-    return other
+@pytest.fixture
+def table(memory: Memory) -> Table:
+    return memory.table
 
 
-def test_rows_come_back_in_order_with_their_request_id(
-    port: int, stack: ExitStack, header: pb.LookupRequest, packed: np.ndarray
+def test_rows_come_back_with_their_request_id_epoch_and_version(
+    memory: Memory, table: Table, packed: np.ndarray, server: ShardServer
 ) -> None:
-    raw = Raw(port, stack)
-    for request_id in (3, 1, 2):
-        raw.send([request_id, 7], changed(header, request_id=request_id))
-    for request_id in (3, 1, 2):
-        reply, batch = raw.receive()
-        assert (reply.request_id, reply.status, reply.epoch, reply.version) == (request_id, pb.STATUS_OK, 1, 0)
-        assert batch.schema.field("row").type == pa.binary(128)
-        assert batch["row"].to_pylist() == [packed[request_id].tobytes(), packed[7].tobytes()]
+    server.shard.tables["engram.1"].version = 5
+    with memory.stream() as stream:
+        for request_id in (3, 1, 2):
+            stream.send(memory.request(table, [request_id, 7], request_id))
+        for _ in range(3):
+            reply = stream.receive()
+            assert (reply.status, reply.epoch, reply.version) == (pb.STATUS_OK, 1, 5)
+            assert reply.rows == packed[[reply.request_id, 7]].tobytes()
 
 
 def test_every_refusal_is_a_counted_reply_and_the_stream_goes_on(
-    port: int, stack: ExitStack, header: pb.LookupRequest, packed: np.ndarray, cluster
+    memory: Memory, table: Table, packed: np.ndarray, server: ShardServer
 ) -> None:
-    raw = Raw(port, stack)
-    cases: list[tuple[object, bytes | pb.LookupRequest | None, int, str]] = [
-        ([1650], header, pb.STATUS_ROW_OUT_OF_RANGE, "1649, requested row 1650"),
-        ([0, -1], header, pb.STATUS_ROW_OUT_OF_RANGE, "requested row -1"),
-        ([0], changed(header, fingerprint=b"other"), pb.STATUS_FINGERPRINT_MISMATCH, "engram.1"),
-        ([0], changed(header, epoch=7), pb.STATUS_WRONG_EPOCH, "serves epoch 1, asked under epoch 7"),
-        ([0] * 101, header, pb.STATUS_REQUEST_TOO_LARGE, "takes 100"),
-        ([0, None], header, pb.STATUS_INVALID_REQUEST, "1 nulls"),
-        ([0], b"\xff\xff\xff", pb.STATUS_INVALID_REQUEST, "no LookupRequest"),
-        ([0], None, pb.STATUS_INVALID_REQUEST, "no LookupRequest"),
+    server.shard.tables["engram.1"].version = 5
+    cases: list[tuple[dict[str, object], int, str]] = [
+        ({"row_ids": table.encode([1650])}, pb.STATUS_ROW_OUT_OF_RANGE, "1649, requested row 1650"),
+        ({"row_ids": b"\xff" * 4}, pb.STATUS_ROW_OUT_OF_RANGE, "requested row 4294967295"),
+        ({"fingerprint": b"other"}, pb.STATUS_FINGERPRINT_MISMATCH, "engram.1"),
+        ({"epoch": 7}, pb.STATUS_WRONG_EPOCH, "serves epoch 1, asked under epoch 7"),
+        ({"row_ids": table.encode([0] * 101)}, pb.STATUS_REQUEST_TOO_LARGE, "takes 100"),
+        ({"row_ids": bytes(7)}, pb.STATUS_INVALID_REQUEST, "row_ids has 7 bytes"),
+        ({"table": "engram.9"}, pb.STATUS_UNKNOWN_TABLE, "engram.9"),
+        ({"min_version": 6}, pb.STATUS_OLD_VERSION, "has version 5, asked for 6 or later"),
     ]
-    for values, sent, status, message in cases:
-        raw.send(values, sent)
-        reply, batch = raw.receive()
-        assert reply.status == status, reply
-        assert message in reply.message
-        assert batch.num_rows == 0
-    raw.send([5], header)
-    assert raw.receive()[1]["row"].to_pylist() == [packed[5].tobytes()]
-    counted = cluster.servers[0].shard.stats()
+    with memory.stream() as stream:
+        for changes, status, message in cases:
+            stream.send(memory.request(table, [0], 9, **changes))
+            reply = stream.receive()
+            assert (reply.request_id, reply.status, reply.rows) == (9, status, b""), reply
+            assert message in reply.message
+        stream.send(memory.request(table, [5], 9, min_version=5))
+        assert stream.receive().rows == packed[5].tobytes()
+        counted = server.shard.stats()
     assert counted.refused_by == {
         "row_out_of_range": 2,
         "fingerprint_mismatch": 1,
         "wrong_epoch": 1,
         "request_too_large": 1,
-        "invalid_request": 3,
+        "invalid_request": 1,
+        "unknown_table": 1,
+        "old_version": 1,
     }
     assert (counted.refused, counted.requests, counted.streams) == (8, 1, 1)
 
 
-def assert_refused(raw: Raw, message: str) -> None:
-    """A stream that no lookup can come from is told why, and ended."""
-    with pytest.raises(flight.FlightError, match=message) as raised:
-        raw.receive()
-    assert "Traceback" not in str(raised.value)
+def test_a_message_longer_than_the_most_rows_is_refused_before_it_is_read(memory: Memory, table: Table) -> None:
+    with memory.stream() as stream:
+        stream.send(memory.request(table, [0], fingerprint=bytes(4000)))  # within what the rest may take
+        assert stream.receive().status == pb.STATUS_FINGERPRINT_MISMATCH
+        stream.send(memory.request(table, [0], fingerprint=bytes(8 * MAX_ROWS + row_messages.HEADER_BYTES)))
+        code, _, details = error_of(stream.read)
+        assert (code, "larger than max" in details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
 
 
-@pytest.mark.parametrize("kind", [pa.int32(), pa.float64(), pa.string()])
-def test_ids_of_another_type_are_refused(
-    port: int, stack: ExitStack, header: pb.LookupRequest, kind: pa.DataType
-) -> None:
-    raw = Raw(port, stack, pa.schema([("row", kind)]))
-    with suppress(pa.ArrowException):  # the stream may have ended already
-        raw.send(["1"] if kind == pa.string() else [1], header)
-    assert_refused(raw, f"of int64, got row: {kind}")
+def test_a_message_that_unpacks_to_more_is_refused_too(memory: Memory, table: Table) -> None:
+    with memory.keys.channel(memory.rows_address, grpc.Compression.Gzip) as channel, memory.stream(channel) as stream:
+        stream.send(memory.request(table, [], row_ids=bytes(1 << 20)))  # a kilobyte on the wire
+        code, _, _ = error_of(stream.read)
+        assert code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED)
 
 
-def test_two_columns_are_refused(port: int, stack: ExitStack, header: pb.LookupRequest) -> None:
-    raw = Raw(port, stack, pa.schema([("row", pa.int64()), ("other", pa.int64())]))
-    batch = pa.record_batch([pa.array([1]), pa.array([2])], schema=raw.schema)
-    with suppress(pa.ArrowException):
-        raw.writer.write_with_metadata(batch, header.SerializeToString())
-    assert_refused(raw, "one column, 'row', of int64, got row: int64, other: int64")
-
-
-def test_dictionaries_are_refused(port: int, stack: ExitStack, header: pb.LookupRequest) -> None:
-    raw = Raw(port, stack, pa.schema([("row", pa.dictionary(pa.int8(), pa.int64()))]))
-    with suppress(pa.ArrowException):
-        raw.send(pa.array([1, 1]).dictionary_encode().cast(raw.schema.field(0).type), header)
-    assert_refused(raw, "dictionary")
-
-
-def test_a_huge_header_is_refused(port: int, stack: ExitStack, header: pb.LookupRequest) -> None:
-    raw = Raw(port, stack)
-    raw.send([1], changed(header, fingerprint=bytes(5000)))
-    reply, _ = raw.receive()
-    assert (reply.request_id, reply.status) == (0, pb.STATUS_REQUEST_TOO_LARGE)
-    assert "a LookupRequest at most 1024" in reply.message
-
-
-def test_a_sliced_batch_reads_from_its_offset(
-    port: int, stack: ExitStack, header: pb.LookupRequest, packed: np.ndarray
-) -> None:
-    raw = Raw(port, stack)
-    batch = pa.record_batch([pa.array(range(20), pa.int64())], schema=IDS).slice(8, 3)
-    raw.writer.write_with_metadata(batch, header.SerializeToString())
-    assert raw.receive()[1]["row"].to_pylist() == [row.tobytes() for row in packed[8:11]]
-
-
-def test_metadata_without_ids_is_refused(port: int, stack: ExitStack, header: pb.LookupRequest) -> None:
-    raw = Raw(port, stack)
-    raw.writer.write_metadata(header.SerializeToString())
-    reply, _ = raw.receive()
-    assert (reply.request_id, reply.status) == (9, pb.STATUS_INVALID_REQUEST)
-
-
-@pytest.mark.parametrize("path", [(b"lookup",), (b"push", b"engram.1"), (b"lookup", b"engram.9")])
-def test_an_unknown_descriptor_ends_the_stream_with_a_reason(
-    port: int, stack: ExitStack, path: tuple[bytes, ...]
-) -> None:
-    with pytest.raises((pa.ArrowException, flight.FlightError), match=r"descriptor path|no table"):
-        Raw(port, stack, path=path).receive()
-
-
-def test_an_expired_request_is_dropped_and_counted(
-    port: int, stack: ExitStack, header: pb.LookupRequest, cluster, packed: np.ndarray
-) -> None:
-    raw = Raw(port, stack)
-    raw.send([1], changed(header, request_id=1, sent_us=10_000_000))
-    # Sent, by its own account, ten seconds before the first one, with a second to live: it waited in a queue since.
-    raw.send([2], changed(header, request_id=2, sent_us=1, timeout_ms=1000))
-    raw.send([3], changed(header, request_id=3, sent_us=10_000_000))
-    assert [raw.receive()[0].request_id for _ in range(2)] == [1, 3]
-    assert cluster.servers[0].shard.stats().expired == 1
+def test_an_expired_request_is_dropped_and_counted(memory: Memory, table: Table, server: ShardServer) -> None:
+    with memory.stream() as stream:
+        stream.send(memory.request(table, [1], 1, sent_us=10_000_000))
+        # Sent, by its own account, ten seconds before the first one, with a second to live: it waited in a queue since.
+        stream.send(memory.request(table, [2], 2, sent_us=1, timeout_ms=1000))
+        stream.send(memory.request(table, [3], 3, sent_us=10_000_000))
+        assert {stream.receive().request_id for _ in range(2)} == {1, 3}
+    assert server.shard.stats().expired == 1
 
 
 def test_queue_clock_needs_no_common_origin() -> None:
@@ -199,28 +128,134 @@ def test_queue_clock_needs_no_common_origin() -> None:
     assert clock.waited_us(sent_us=8_000, now_us=1_004_400) == 1_000
 
 
-def test_methods_that_a_shard_does_not_have_are_refused_without_a_traceback(port: int) -> None:
-    with closing(flight.FlightClient(("127.0.0.1", port))) as client:
-        for call in (client.list_flights, client.list_actions, lambda: client.do_action(flight.Action("drop", b""))):
-            with pytest.raises(flight.FlightServerError, match="a shard has no method") as raised:
-                list(call())
-            assert "Traceback" not in str(raised.value)
+def test_what_is_no_request_ends_its_stream_and_no_other(memory: Memory, table: Table, packed: np.ndarray) -> None:
+    with memory.stream() as other:
+        for message in (b"\xff\xff\xff", b"\x12\x01\xff", b"", memory.request(table, [1], 0)):
+            with memory.stream() as stream:
+                stream.send(message)
+                code, status, details = error_of(stream.read)
+                assert (code, status) == (grpc.StatusCode.INVALID_ARGUMENT, pb.STATUS_INVALID_REQUEST)
+                assert "request" in details.lower()
+                assert "Traceback" not in details
+        other.send(memory.request(table, [5]))
+        assert other.receive().rows == packed[5].tobytes()
 
 
-def test_text_that_is_not_utf8_is_an_invalid_request(port: int, stack: ExitStack) -> None:
-    raw = Raw(port, stack)
-    raw.send([0], b"\x12\x01\xff")
-    assert raw.receive()[0].status == pb.STATUS_INVALID_REQUEST
+def test_a_long_name_in_a_refusal_is_cut(memory: Memory, table: Table) -> None:
+    with memory.stream() as stream:
+        stream.send(memory.request(table, [1], table="n" * 3000))
+        assert 500 < len(stream.receive().message) <= 1000
+    code, status, details = error_of(lambda: next(memory.blocks(pb.BlocksRequest(table="n" * 3000))))
+    assert (code, status) == (grpc.StatusCode.NOT_FOUND, pb.STATUS_UNKNOWN_TABLE)
+    assert 500 < len(details) <= 1000
 
 
-def test_a_stopping_shard_says_goodbye_to_every_stream(cluster, stack: ExitStack) -> None:
+def busy(server: ShardServer, memory: Memory) -> Stream:
+    """A stream on which the shard waits for its client to read."""
+    stream = memory.stream()
+    for number in range(1, 3001):
+        stream.send(memory.request(memory.table, [7] * MAX_ROWS, number))
+    answered = settled(lambda: server.shard.stats().requests)
+    assert 0 < answered < 3000, "the connection holds fewer replies than that"
+    return stream
+
+
+def settled(count: Callable[[], int]) -> int:
+    """Wait until a number no longer changes."""
+    before = -1
+    while before != (now := count()):
+        before = now
+        time.sleep(0.2)
+    return now
+
+
+def test_a_stopping_shard_says_goodbye_to_the_streams_that_it_answers(cluster) -> None:
+    server = cluster.start(1, config=ShardConfig(max_rows=MAX_ROWS)).servers[0]
+    stopped: list[bool] = []
+    with Memory(server.address) as memory, busy(server, memory) as stream:
+        stopper = threading.Thread(target=lambda: stopped.append(server.stop(30)))
+        stopper.start()
+        time.sleep(0.2)  # for the shard to begin; the client has read nothing yet
+        while (reply := stream.receive()).request_id:
+            assert (reply.status, len(reply.rows)) == (pb.STATUS_OK, MAX_ROWS * memory.table.row_bytes)
+        assert (reply.status, "shard-0 is stopping" in reply.message) == (pb.STATUS_UNAVAILABLE, True)
+        stream.end()
+        answered = [pb.LookupReply.FromString(message) for message in stream.call]
+        assert all(reply.status == pb.STATUS_OK for reply in answered if reply.request_id)
+        assert stream.call.code() is grpc.StatusCode.OK
+        stopper.join()
+    assert stopped == [True]
+
+
+def test_a_stopping_shard_waits_for_nobody_for_ever(cluster) -> None:
+    server = cluster.start(1, config=ShardConfig(max_rows=MAX_ROWS)).servers[0]
+    with Memory(server.address) as memory, busy(server, memory) as stream:
+        started = time.monotonic()
+        server.stop(0.2)  # this client does not read
+        assert time.monotonic() - started < 10
+        with pytest.raises(grpc.RpcError):
+            list(stream.call)
+
+
+def test_a_stopping_shard_breaks_off_idle_streams(cluster) -> None:
     server = cluster.start(1).servers[0]
-    raws = [Raw(server.rows_port, stack) for _ in range(3)]
-    for raw in raws:
-        raw.send([0], b"")
-        raw.receive()
-    assert not server.stop(0.2)  # these clients ignore it, and the shard does not wait for them
-    for raw in raws:
-        reply, _ = raw.receive()
-        assert (reply.request_id, reply.status) == (0, pb.STATUS_UNAVAILABLE)
-        assert "shard-0 is stopping" in reply.message
+    with Memory(server.address) as memory, memory.stream() as stream:
+        stream.send(memory.request(memory.table, [1]))
+        stream.receive()
+        started = time.monotonic()
+        assert server.stop(30)
+        assert time.monotonic() - started < 10
+        code, _, _ = error_of(stream.read)
+        assert code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
+
+def test_clients_that_never_read_take_a_bounded_amount_of_memory(
+    processes, packed: np.ndarray, stack: ExitStack
+) -> None:
+    process = processes.start()
+    processes.addresses = [processes.ready(process)]
+    seen = psutil.Process(process.pid)
+    with Memory(processes.addresses[0]) as memory:
+        table = memory.table
+        ids = table.some_ids(50) * 1000
+        memory.lookup(table, ids)
+        before = seen.memory_info().rss
+        message = memory.request(table, ids).SerializeToString()
+        streams = [memory.stream(stack.enter_context(memory.keys.channel(memory.rows_address))) for _ in range(4)]
+        for stream in streams:
+            for _ in range(100):
+                stream.send(message)  # together 2.5 GB of rows
+        with ControlClient(memory.address) as control:
+            settled(lambda: control.stats().requests)
+        assert seen.memory_info().rss - before < 256 << 20
+        rows = processes.connect().lookup("engram.1", np.arange(50)).result()
+        np.testing.assert_array_equal(rows.unique, packed[:50])
+
+
+class TestChunks:
+    """Replies of several messages, by the implementation in Python, whose chunks can be made small."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        if implementation != "python":
+            pytest.skip("the size of its chunks is fixed")
+        monkeypatch.setattr(row_messages, "CHUNK_BYTES", 7 * 128)
+
+    @pytest.mark.parametrize(("count", "sizes"), [(0, [0]), (6, [6]), (7, [7]), (8, [7, 1]), (100, [7] * 14 + [2])])
+    def test_rows_come_in_chunks(
+        self, memory: Memory, table: Table, packed: np.ndarray, count: int, sizes: list[int]
+    ) -> None:
+        ids = [int(id) for id in np.random.default_rng(0).integers(0, table.rows, count)]
+        answer = memory.lookup(table, ids)
+        assert answer.rows == packed[ids].tobytes()
+        assert [len(reply.rows) // 128 for reply in answer.replies] == sizes
+        assert [reply.first_row for reply in answer.replies] == [7 * place for place in range(len(sizes))]
+
+    def test_blocks_come_in_chunks(self, memory: Memory, table: Table, packed: np.ndarray) -> None:
+        wanted = pb.BlocksRequest(table=table.name, fingerprint=table.fingerprint, blocks=[3, 25])
+        chunks = [pb.BlockChunk.FromString(chunk) for chunk in memory.blocks(wanted)]
+        assert [(chunk.block, chunk.first_row) for chunk in chunks] == [
+            *((3, 7 * place) for place in range(10)),
+            *((25, 7 * place) for place in range(8)),
+        ]
+        assert b"".join(chunk.rows for chunk in chunks) == packed[[*range(192, 256), *range(1600, 1650)]].tobytes()

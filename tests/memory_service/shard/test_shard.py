@@ -23,6 +23,7 @@ from memory_service import (
     WrongEpoch,
     write_snapshot,
 )
+from memory_service.errors import OldVersion
 from memory_service.shard.shard import Shard, ShardConfig
 
 
@@ -56,6 +57,14 @@ def test_holds_only_what_the_placement_gives_it(shard: Shard, spec: TableSpec) -
     assert other.size
     with pytest.raises(RowOutOfRange, match="does not hold"):
         shard.lookup("engram.1", other, 1, spec.fingerprint)
+
+
+def test_a_table_that_is_older_than_asked_is_refused(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:
+    shard.tables["engram.1"].version = 5
+    for version in (0, 4, 5):
+        assert shard.lookup("engram.1", mine, 1, spec.fingerprint, version)[2] == 5
+    with pytest.raises(OldVersion, match=r"engram\.1.*shard-0 has version 5, asked for 6 or later"):
+        shard.lookup("engram.1", mine, 1, spec.fingerprint, 6)
 
 
 def test_a_lookup_that_cannot_be_answered_is_refused_by_name(shard: Shard, spec: TableSpec, mine: np.ndarray) -> None:

@@ -37,6 +37,12 @@ def test_every_row_of_a_held_block_is_found(table: ShardTable, packed: np.ndarra
     np.testing.assert_array_equal(gather(table, rows), packed[rows])
 
 
+@pytest.mark.parametrize("block", [0, 26, 27, (1 << 32) - 1])
+def test_a_block_that_is_not_held_or_beyond_the_table_is_not_copied(table: ShardTable, block: int) -> None:
+    with pytest.raises(RowOutOfRange, match=r"engram\.1"):
+        table.copy_block(block)
+
+
 def test_a_gather_of_no_rows_is_empty(table: ShardTable) -> None:
     assert gather(table, np.empty(0, np.int64)).shape == (0, 128)
 

@@ -1,0 +1,147 @@
+#include "client_poller.h"
+
+#include <time.h>
+
+#include <algorithm>
+
+namespace engram::client {
+
+namespace {
+
+thread_local const Poller* leads = nullptr;  // the poller for which this thread leads
+
+constexpr double kTick = 0.001;
+constexpr double kLinger = 1.0;  // after the last request, for which the next one finds nobody leading
+constexpr double kRest = 0.25;   // for which the background thread leads at a time while there are no requests
+
+gpr_timespec moment(double seconds) {
+  const double whole = static_cast<int64_t>(seconds);
+  return gpr_timespec{static_cast<int64_t>(whole), static_cast<int32_t>((seconds - whole) * 1e9), GPR_CLOCK_MONOTONIC};
+}
+
+std::chrono::duration<double> seconds_to(double until) {
+  return std::chrono::duration<double>(std::max(0.0, until - monotonic()));
+}
+
+}  // namespace
+
+double monotonic() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+Poller::Poller(std::function<void(double)> tick) : tick_(std::move(tick)), thread_([this] { run(); }) {}
+
+Poller::~Poller() { close(); }
+
+bool Poller::wait(Waiting& waiting, double until) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!waiting.over() && monotonic() < until) {
+    if (!leading_) {
+      ++led_;
+      lead(lock, &waiting, until);
+    } else {
+      const auto place = followers_.insert(followers_.end(), &waiting);
+      waiting.changed_.wait_for(lock, seconds_to(until));
+      followers_.erase(place);
+    }
+  }
+  if (!leading_ && !followers_.empty()) followers_.front()->changed_.notify_all();
+  return waiting.over();
+}
+
+void Poller::end(Waiting& waiting) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  waiting.over_.store(true, std::memory_order_release);
+  waiting.changed_.notify_all();
+  if (leader_ == &waiting && leads != this) wake_.ring(&queue_);
+}
+
+void Poller::attend() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  summoned_ = true;
+  if (!leading_) background_.notify_all();
+}
+
+void Poller::defer(std::function<void()> task) {
+  if (leads != this) return task();
+  std::lock_guard<std::mutex> lock(mutex_);
+  deferred_.push_back(std::move(task));
+}
+
+// Let happen what has happened, and wait for something to until then; the lock is held again afterwards.
+void Poller::lead(std::unique_lock<std::mutex>& lock, const Waiting* waiting, double until) {
+  leading_ = true;
+  leader_ = waiting;
+  leads = this;
+  lock.unlock();
+  void* tag = nullptr;
+  bool ok = false;
+  if (queue_.AsyncNext(&tag, &ok, moment(until)) == grpc::CompletionQueue::GOT_EVENT) {
+    static_cast<Happening*>(tag)->happen(ok);
+  }
+  lock.lock();
+  leads = nullptr;
+  leader_ = nullptr;
+  leading_ = false;
+  while (!deferred_.empty()) {
+    if (!followers_.empty()) followers_.front()->changed_.notify_all();  // it leads while this thread is in Python
+    std::vector<std::function<void()>> tasks;
+    tasks.swap(deferred_);
+    lock.unlock();
+    for (const auto& task : tasks) task();
+    tasks.clear();
+    lock.lock();
+  }
+}
+
+void Poller::run() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!closed_) {
+    const double now = monotonic();
+    if (under_way_.load(std::memory_order_relaxed) > 0) busy_at_ = now;
+    if (leading_ || !followers_.empty()) {
+      if (!leading_) followers_.front()->changed_.notify_all();
+      rest(lock, kTick);
+    } else {
+      const bool long_poll = must_lead(now);
+      led_before_ = led_;
+      lead(lock, nullptr, long_poll ? now + patience(now) : now);
+      if (!long_poll && !closed_ && !summoned_) rest(lock, kTick);
+    }
+    lock.unlock();
+    tick_(monotonic());
+    lock.lock();
+  }
+}
+
+// Whether to wait for the network here: for requests that nobody has waited for since the last tick, or for news.
+bool Poller::must_lead(double now) {
+  const bool under_way = under_way_.load(std::memory_order_relaxed) > 0;
+  const bool unattended = under_way && (summoned_ || led_ == led_before_);
+  if (!under_way) summoned_ = false;
+  return unattended || (!under_way && now - busy_at_ > kLinger);
+}
+
+double Poller::patience(double now) const { return now - busy_at_ > kLinger ? kRest : kTick; }
+
+void Poller::rest(std::unique_lock<std::mutex>& lock, double seconds) {
+  background_.wait_for(lock, std::chrono::duration<double>(seconds));
+}
+
+void Poller::close() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (closed_) return;
+    closed_ = true;
+    background_.notify_all();
+  }
+  thread_.join();
+  queue_.Shutdown();
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue_.Next(&tag, &ok)) static_cast<Happening*>(tag)->happen(ok);
+}
+
+}  // namespace engram::client

@@ -1,0 +1,11 @@
+// The Python module: what each part of it offers stands at the end of that part's own file.
+#include "module.h"
+
+#include <google/protobuf/stubs/logging.h>
+
+NB_MODULE(_rows, module) {
+  google::protobuf::SetLogHandler(nullptr);  // else strangers could fill the log with messages that are malformed
+  engram::bind_cache(module);
+  engram::bind_client(module);
+  engram::bind_server(module);
+}

@@ -1,0 +1,76 @@
+// The gRPC server of a shard's rows: its port, its threads and its calls.
+#pragma once
+
+#include <grpcpp/generic/async_generic_service.h>
+#include <grpcpp/server.h>
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server_admission.h"
+#include "server_call.h"
+#include "server_shard.h"
+
+namespace engram {
+
+struct ServerTls {
+  std::string key, certificate;  // PEM; empty for plaintext
+  std::string client_ca;         // with it, clients need a certificate
+};
+
+struct ServerToken {
+  std::string header;   // value of the authorization header that calls must carry; empty for none
+  std::string refusal;  // what other calls are told, with {what} to be filled in
+};
+
+class RowsServer {
+ public:
+  // Listens from construction on. Throws std::runtime_error if it cannot.
+  RowsServer(std::shared_ptr<Shard> shard, const std::string& address, const ServerTls& tls, ServerToken token,
+             const Limits& limits, int max_message_bytes);
+  ~RowsServer();
+  RowsServer(const RowsServer&) = delete;
+  RowsServer& operator=(const RowsServer&) = delete;
+
+  int port() const { return port_; }
+  // Stops listening, and ends every stream once the requests that are being answered have their rows. Those that have
+  // not ended after `grace` are broken off. Returns whether there were none.
+  bool stop(std::chrono::duration<double> grace);
+
+  // For its calls.
+  Shard& shard() { return *shard_; }
+  Admission& admission() { return admission_; }
+  void request(grpc::GenericServerContext& context, grpc::GenericServerAsyncReaderWriter& stream, size_t queue,
+               Call* call);
+  void request_another();
+  void began(Call* call);
+  void ended(Call* call, size_t queue, bool registered);
+  // Throws a Refusal unless the call carries the token.
+  void check_token(const grpc::ServerContext& context) const;
+
+ private:
+  void run(size_t queue);
+  bool none_left() const;
+
+  const std::shared_ptr<Shard> shard_;
+  Admission admission_;
+  const ServerToken token_;
+  grpc::AsyncGenericService service_;
+  std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues_;
+  std::unique_ptr<grpc::Server> server_;
+  std::vector<std::thread> threads_;
+  int port_ = 0;
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable none_left_;
+  std::set<Call*> calls_;
+  std::vector<size_t> calls_of_;  // by queue, those included that are still to come
+  bool stopping_ = false;
+};
+
+}  // namespace engram

@@ -1,0 +1,17 @@
+"""The implementations of the wire in this project, each to be tested where it is built."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+IMPLEMENTATIONS = ("python", "native")
+_CHOICE = "ENGRAM_MEMORY_NATIVE"
+
+
+def choose(implementation: str, patch: pytest.MonkeyPatch) -> None:
+    """Let shards and clients that are made from now on use an implementation; skip the test if it is not built."""
+    if implementation == "native" and find_spec("memory_service.native._rows") is None:
+        pytest.skip("the native implementation is not built: make native")
+    patch.setenv(_CHOICE, str(int(implementation == "native")))
