@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -80,7 +81,8 @@ template <typename Tag>
 size_t put(Tags<Tag> tags, Bytes ages, Bytes rows, Claims claims, uint32_t call, Ids ids, ReadBytes packed) {
   const size_t sets = tags.shape(0), ways = tags.shape(1), row_bytes = rows.shape(1), count = ids.shape(0);
   nb::gil_scoped_release released;
-  size_t evicted = 0;
+  std::vector<size_t> fresh;  // a row that was here when the call began is not put again, even if it leaves meanwhile
+  fresh.reserve(count);
   for (size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) {
       const size_t ahead = set_of(ids.data()[i + kAhead], sets);
@@ -88,9 +90,13 @@ size_t put(Tags<Tag> tags, Bytes ages, Bytes rows, Claims claims, uint32_t call,
       prefetch(ages.data() + ahead * ways, ways);
       prefetch(claims.data() + ahead, sizeof(uint32_t));
     }
+    const size_t set = set_of(ids.data()[i], sets);
+    if (find(tags.data() + set * ways, ways, static_cast<Tag>(ids.data()[i])) < 0) fresh.push_back(i);
+  }
+  size_t evicted = 0;
+  for (const size_t i : fresh) {
     const Tag tag = static_cast<Tag>(ids.data()[i]);
     const size_t set = set_of(ids.data()[i], sets);
-    if (find(tags.data() + set * ways, ways, tag) >= 0) continue;
     uint32_t& claim = claims.data()[set];
     if (claim >> 8 != call) claim = call << 8;
     if ((claim & 0xFF) == ways) continue;  // the rows that this call has put there first stay

@@ -12,6 +12,7 @@ thread_local const Poller* leads = nullptr;  // the poller for which this thread
 
 constexpr double kTick = 0.001;
 constexpr double kLinger = 1.0;  // after the last request, for which the next one finds nobody leading
+constexpr double kLeave = 1.0;   // for operations to end that were cancelled
 constexpr double kRest = 0.25;   // for which the background thread leads at a time while there are no requests
 
 gpr_timespec moment(double seconds) {
@@ -32,8 +33,6 @@ double monotonic() {
 }
 
 Poller::Poller(std::function<void(double)> tick) : tick_(std::move(tick)), thread_([this] { run(); }) {}
-
-Poller::~Poller() { close(); }
 
 bool Poller::wait(Waiting& waiting, double until) {
   std::unique_lock<std::mutex> lock(mutex_);
@@ -139,9 +138,28 @@ void Poller::close() {
   }
   thread_.join();
   queue_.Shutdown();
+  if (drain(kLeave)) return;
+  // A write to a peer that has stopped reading ends with the connection alone, even after its call was cancelled.
+  std::thread([poller = shared_from_this()] {
+    while (!poller->drain(kLeave)) continue;
+  }).detach();
+}
+
+// Let happen what is left in the queue, which is shut down. Returns whether that was all within so many seconds.
+bool Poller::drain(double seconds) {
+  const double until = monotonic() + seconds;
   void* tag = nullptr;
   bool ok = false;
-  while (queue_.Next(&tag, &ok)) static_cast<Happening*>(tag)->happen(ok);
+  while (true) {
+    switch (queue_.AsyncNext(&tag, &ok, moment(until))) {
+      case grpc::CompletionQueue::SHUTDOWN:
+        return true;
+      case grpc::CompletionQueue::TIMEOUT:
+        return false;
+      case grpc::CompletionQueue::GOT_EVENT:
+        static_cast<Happening*>(tag)->happen(ok);
+    }
+  }
 }
 
 }  // namespace engram::client

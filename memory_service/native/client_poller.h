@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <list>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -41,11 +42,11 @@ class Waiting {
   std::condition_variable changed_;
 };
 
-class Poller {
+class Poller : public std::enable_shared_from_this<Poller> {
  public:
   // Call `tick` every millisecond or so while requests are under way, in the background thread.
   explicit Poller(std::function<void(double now)> tick);
-  ~Poller();
+  ~Poller() = default;
   Poller(const Poller&) = delete;
   Poller& operator=(const Poller&) = delete;
 
@@ -65,7 +66,8 @@ class Poller {
   // Run something that may take its time, as Python does: now, or once this thread has ceased to lead.
   void defer(std::function<void()> task);
 
-  // End the background thread; all operations of the queue must have been cancelled. Call from one thread only.
+  // End the background thread; all operations of the queue must have been cancelled. Call from one thread only, and
+  // before the last owner lets go.
   void close();
 
  private:
@@ -86,6 +88,7 @@ class Poller {
   void run();
   void rest(std::unique_lock<std::mutex>& lock, double seconds);
   bool must_lead(double now);
+  bool drain(double seconds);
   double patience(double now) const;
 
   grpc::CompletionQueue queue_;
