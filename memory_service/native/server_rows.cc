@@ -10,7 +10,7 @@ namespace engram {
 
 namespace {
 
-constexpr unsigned kMostThreads = 4;  // beyond, the network and not the threads is what lookups wait for
+constexpr unsigned kMostThreads = 1;  // beyond, the network and not the threads is what lookups wait for
 constexpr char kTokenKey[] = "authorization";
 
 std::shared_ptr<grpc::ServerCredentials> credentials(const ServerTls& tls) {
