@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <utility>
 
 #include "server_blocks.h"
 #include "server_lookups.h"
@@ -16,17 +17,30 @@ constexpr char kBlocks[] = "/engram.memory.v1.Rows/Blocks";
 
 }  // namespace
 
-Call::Call(RowsServer& server, size_t queue) : server_(server), queue_(queue), stream_(&context_) {
-  server.request(context_, stream_, queue, this);
+Call::Call(RowsServer& server) : server_(server), stream_(&context_) {
+  server.request(context_, stream_, this);
 }
 
 void Call::proceed(bool ok) noexcept {
   handed_over_.load(std::memory_order_acquire);
+  ok_ = ok;
+  if (events_.fetch_add(1, std::memory_order_acq_rel)) return;  // the thread that acts on the call goes on with it
+  do {
+    if (!act()) {
+      server_.ended(this, registered_);
+      delete this;
+      return;
+    }
+  } while (events_.fetch_sub(1, std::memory_order_acq_rel) > 1);
+}
+
+// Acts on the end of an operation. False after the last one.
+bool Call::act() noexcept {
+  const bool ok = ok_;
   under_way_ = false;
   if (state_ == State::kFinishing || (state_ == State::kRequested && !ok)) {
-    server_.ended(this, queue_, registered_);
-    delete this;
-    return;
+    if (busy_) server_.threads().idler();
+    return false;
   }
   try {
     step(ok);
@@ -36,6 +50,7 @@ void Call::proceed(bool ok) noexcept {
     std::fprintf(stderr, "engram memory %s: a call failed: %s\n", server_.shard().name.c_str(), error.what());
     refuse(pb::STATUS_INTERNAL, error.what());
   }
+  return true;
 }
 
 void Call::step(bool ok) {
@@ -75,13 +90,15 @@ void Call::leave() {
 
 void Call::begin_work() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  busy_ = true;
+  if (!std::exchange(busy_, true)) server_.threads().busier();
 }
 
 bool Call::end_work() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  busy_ = leaving_;
-  return leaving_;
+  if (leaving_) return true;
+  busy_ = false;
+  server_.threads().idler();
+  return false;
 }
 
 void Call::read() {

@@ -26,15 +26,16 @@ class Handler {
   virtual void on_end() = 0;  // the client has sent its last message, or is gone
 };
 
-// An object for each call. At most one operation is under way, and only the thread of its completion queue acts on it.
+// An object for each call. At most one operation is under way, and one thread at a time acts on the call: if the
+// operation that it began ends before it is done, it goes on with that, so that no other thread has to wait for it.
 class Call {
  public:
-  // Asks for a call, whose operations will end in the given queue.
-  Call(RowsServer& server, size_t queue);
+  // Asks for a call.
+  explicit Call(RowsServer& server);
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  // Goes on after an operation; deletes the call after its last one.
+  // Goes on after an operation, or has the thread do so that acts on the call; deletes the call after its last one.
   void proceed(bool ok) noexcept;
   // Ends a call that is idle, and tells one that is busy that it should; from any thread.
   void leave();
@@ -53,13 +54,13 @@ class Call {
  private:
   enum class State { kRequested, kReading, kWriting, kFinishing };
 
+  bool act() noexcept;
   void begin();
   void step(bool ok);
   void refuse(pb::Status status, const std::string& message) noexcept;
   void end(const grpc::Status& status);
 
   RowsServer& server_;
-  const size_t queue_;
   grpc::GenericServerContext context_;
   grpc::GenericServerAsyncReaderWriter stream_;
   grpc::ByteBuffer message_;
@@ -68,6 +69,8 @@ class Call {
   // Written before an operation and read after it, which may be in another thread: gRPC hands the call over, but the
   // thread sanitizer does not see into it.
   std::atomic<bool> handed_over_{true};
+  std::atomic<int> events_{0};  // operations that have ended and were not acted on yet
+  bool ok_ = false;             // of the last of these
   bool registered_ = false;
   std::unique_ptr<Handler> handler_;
   std::mutex mutex_;  // guards what follows

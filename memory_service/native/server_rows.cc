@@ -10,7 +10,7 @@ namespace engram {
 
 namespace {
 
-constexpr unsigned kMostThreads = 1;  // beyond, the network and not the threads is what lookups wait for
+constexpr unsigned kMostThreads = 4;  // beyond, the network and not the threads is what lookups wait for
 constexpr char kTokenKey[] = "authorization";
 
 std::shared_ptr<grpc::ServerCredentials> credentials(const ServerTls& tls) {
@@ -45,21 +45,18 @@ RowsServer::RowsServer(std::shared_ptr<Shard> shard, const std::string& address,
   // This gRPC unpacks a message before it looks at its length, so that a small one may take any memory.
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
-  const size_t threads = std::min(std::max(std::thread::hardware_concurrency(), 1u), kMostThreads);
-  for (size_t i = 0; i < threads; i++) queues_.push_back(builder.AddCompletionQueue());
-  calls_of_.resize(threads);
+  events_ = builder.AddCompletionQueue();
   server_ = builder.BuildAndStart();
   if (!server_ || !port_) {
-    for (auto& queue : queues_) {
-      queue->Shutdown();
-      void* tag;
-      bool ok;
-      while (queue->Next(&tag, &ok)) continue;
-    }
+    events_->Shutdown();
+    void* tag;
+    bool ok;
+    while (events_->Next(&tag, &ok)) continue;
     throw std::runtime_error("gRPC cannot listen there");
   }
-  for (size_t i = 0; i < threads; i++) request_another();
-  for (size_t i = 0; i < threads; i++) threads_.emplace_back([this, i] { run(i); });
+  const size_t threads = std::min(std::max(std::thread::hardware_concurrency(), 1u), kMostThreads);
+  threads_ = std::make_unique<Threads>(*events_, threads, [](void* tag, bool ok) { static_cast<Call*>(tag)->proceed(ok); });
+  request_another();
 }
 
 RowsServer::~RowsServer() { stop(std::chrono::duration<double>(0)); }
@@ -77,33 +74,25 @@ bool RowsServer::stop(std::chrono::duration<double> grace) {
   {
     // Shutdown only cancels calls: they still have to end, and gRPC aborts the process if that finds its queue gone.
     std::unique_lock<std::mutex> lock(mutex_);
-    none_left_.wait(lock, [this] { return none_left(); });
+    none_left_.wait(lock, [this] { return !requested_; });
   }
-  for (auto& queue : queues_) queue->Shutdown();
-  for (auto& thread : threads_) thread.join();
+  events_->Shutdown();
+  threads_.reset();
   return in_time;
 }
 
-void RowsServer::run(size_t queue) {
-  void* tag;
-  bool ok;
-  while (queues_[queue]->Next(&tag, &ok)) static_cast<Call*>(tag)->proceed(ok);
-}
-
 void RowsServer::request(grpc::GenericServerContext& context, grpc::GenericServerAsyncReaderWriter& stream,
-                         size_t queue, Call* call) {
-  service_.RequestCall(&context, &stream, queues_[queue].get(), queues_[0].get(), call);
+                         Call* call) {
+  service_.RequestCall(&context, &stream, events_.get(), events_.get(), call);
 }
 
 void RowsServer::request_another() {
-  size_t queue;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (stopping_) return;
-    queue = std::min_element(calls_of_.begin(), calls_of_.end()) - calls_of_.begin();
-    calls_of_[queue]++;
+    requested_++;
   }
-  new Call(*this, queue);  // deletes itself
+  new Call(*this);  // deletes itself
 }
 
 void RowsServer::began(Call* call) {
@@ -112,15 +101,10 @@ void RowsServer::began(Call* call) {
   if (stopping_) call->leave();
 }
 
-void RowsServer::ended(Call* call, size_t queue, bool registered) {
+void RowsServer::ended(Call* call, bool registered) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  calls_of_[queue]--;
   if (registered) calls_.erase(call);
-  if (none_left()) none_left_.notify_all();
-}
-
-bool RowsServer::none_left() const {
-  return std::all_of(calls_of_.begin(), calls_of_.end(), [](size_t calls) { return calls == 0; });
+  if (!--requested_) none_left_.notify_all();
 }
 
 void RowsServer::check_token(const grpc::ServerContext& context) const {

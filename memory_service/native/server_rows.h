@@ -9,12 +9,11 @@
 #include <mutex>
 #include <set>
 #include <string>
-#include <thread>
-#include <vector>
 
 #include "server_admission.h"
 #include "server_call.h"
 #include "server_shard.h"
+#include "server_threads.h"
 
 namespace engram {
 
@@ -45,31 +44,28 @@ class RowsServer {
   // For its calls.
   Shard& shard() { return *shard_; }
   Admission& admission() { return admission_; }
-  void request(grpc::GenericServerContext& context, grpc::GenericServerAsyncReaderWriter& stream, size_t queue,
-               Call* call);
+  void request(grpc::GenericServerContext& context, grpc::GenericServerAsyncReaderWriter& stream, Call* call);
   void request_another();
   void began(Call* call);
-  void ended(Call* call, size_t queue, bool registered);
+  void ended(Call* call, bool registered);
+  Threads& threads() { return *threads_; }
   // Throws a Refusal unless the call carries the token.
   void check_token(const grpc::ServerContext& context) const;
 
  private:
-  void run(size_t queue);
-  bool none_left() const;
-
   const std::shared_ptr<Shard> shard_;
   Admission admission_;
   const ServerToken token_;
   grpc::AsyncGenericService service_;
-  std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues_;
+  std::unique_ptr<grpc::ServerCompletionQueue> events_;
   std::unique_ptr<grpc::Server> server_;
-  std::vector<std::thread> threads_;
+  std::unique_ptr<Threads> threads_;
   int port_ = 0;
 
   std::mutex mutex_;  // guards what follows
   std::condition_variable none_left_;
   std::set<Call*> calls_;
-  std::vector<size_t> calls_of_;  // by queue, those included that are still to come
+  size_t requested_ = 0;  // calls that have not ended, the one included that is still to come
   bool stopping_ = false;
 };
 
