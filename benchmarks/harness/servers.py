@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.neighbour import Host
+
 
 @dataclass(frozen=True)
 class Server:
@@ -18,42 +20,49 @@ class Server:
 
     port: int
     pid: int
+    host: str = "127.0.0.1"
 
     @property
     def address(self) -> str:
         """host:port."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
+
+
+HERE = Host("127.0.0.1", ())
 
 
 @contextlib.contextmanager
-def module_server(module: str, *arguments: str) -> Iterator[Server]:
-    """Run `python -m module` until the block ends. The first line of its output must end in its port."""
-    command = [sys.executable, "-m", module, *arguments]
+def module_server(module: str, *arguments: str, host: Host = HERE) -> Iterator[Server]:
+    """Run `python -m module` on a host until the block ends. The first line of its output must end in its port."""
+    command = [*host.command, sys.executable, "-m", module, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None, "its output is a pipe"
             line = process.stdout.readline()
             if not line:
                 raise RuntimeError(f"{module} did not start, see its messages above")
-            yield Server(int(line.split()[-1].rpartition(":")[2]), process.pid)
+            yield Server(int(line.split()[-1].rpartition(":")[2]), process.pid, host.address)
         finally:
             process.terminate()
 
 
 @contextlib.contextmanager
-def memory_shards(snapshot: Path, shards: int = 1, *options: str) -> Iterator[list[Server]]:
+def memory_shards(snapshot: Path, shards: int = 1, *options: str, host: Host = HERE) -> Iterator[list[Server]]:
     """Serve a snapshot from `shards` plain processes, as `engram memory serve` does."""
     ports = free_ports(shards)
-    peers = ",".join(f"127.0.0.1:{port}" for port in ports)
+    peers = ",".join(f"{host.address}:{port}" for port in ports)
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(_shard(snapshot, port, index, peers, *options)) for index, port in enumerate(ports)]
+        yield [
+            stack.enter_context(_shard(snapshot, port, index, peers, *options, host=host))
+            for index, port in enumerate(ports)
+        ]
 
 
 def _shard(
-    snapshot: Path, port: int, index: int, peers: str, *options: str
+    snapshot: Path, port: int, index: int, peers: str, *options: str, host: Host
 ) -> contextlib.AbstractContextManager[Server]:
-    place = ["--port", str(port), "--shard-index", str(index), "--peers", peers]
-    return module_server("memory_service.server.process", "--snapshot", str(snapshot), *place, *options)
+    place = ["--host", host.address, "--port", str(port), "--shard-index", str(index), "--peers", peers]
+    return module_server("memory_service.server.process", "--snapshot", str(snapshot), *place, *options, host=host)
 
 
 def free_ports(count: int) -> Sequence[int]:

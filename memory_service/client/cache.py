@@ -6,7 +6,8 @@ row: a newcomer is nearly as old as can be, each hit halves the age, and when no
 together. So rows requested once leave first, and rows requested often stay. docs/hot-rows.md compares this with LRU
 and with Belady's optimum on real text.
 
-Two kinds of inner loops keep the same rows: those of numpy, and native ones, which take a fraction of the time.
+Two implementations keep the same rows: one by operations on whole arrays, and memory_service/native/client_cache.cc,
+which takes a fraction of the time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: neighbouri
 _HALF = np.uint64(32)
 _SLOTS_PER_ROW = 4  # of the table, at most: with so many, hardly any set of a table held whole overflows
 _MOST_WAYS = 255
-_CALLS = 1 << 24  # numbers of puts in the scratch of the native loops, which is cleared when they are used up
+_CALLS = 1 << 24  # numbers of puts in the scratch of the native cache, which is cleared when they are used up
 
 
 def set_bytes(table_rows: int, row_bytes: int, ways: int) -> int:
@@ -46,7 +47,7 @@ class RowCache:
             row_bytes: bytes of a packed row.
             capacity_bytes: most bytes of all arrays together.
             ways: slots of a set.
-            native: whether to use native loops; None to use them where they are built.
+            native: whether to use the native implementation; None to use it where it is built.
 
         Raises:
             ValueError: a value is out of range, or the capacity holds no set.
@@ -68,27 +69,23 @@ class RowCache:
         """Ids not found by `get`."""
         self.evictions = 0
         """Rows evicted to make room for others; rows of an outdated version do not count."""
-        self._version = -1
-        self._table_rows = rows
-        self._sets = _Sets(max(1, min(capacity_bytes // one_set, _SLOTS_PER_ROW * rows // ways)), ways, rows, row_bytes)
-        compiled = extension() if native is not False else None
-        self._loops: _Loops = _NumpyLoops(self._sets) if compiled is None else _NativeLoops(self._sets, compiled)
-        self._lock = Lock()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays, at most the capacity; memory of rows is committed as they come."""
-        return self._sets.nbytes
-
-    @property
-    def slots(self) -> int:
+        sets = max(1, min(capacity_bytes // one_set, _SLOTS_PER_ROW * rows // ways))
+        self.slots = sets * ways
         """Rows that the cache has room for."""
-        return len(self._sets.rows)
+        self.nbytes = sets * one_set
+        """Bytes of all arrays, at most the capacity; memory of rows is committed as they come."""
+        self._table_rows = rows
+        self._row_bytes = row_bytes
+        compiled = extension() if native is not False else None
+        self.native: Any = None if compiled is None else compiled.client.Cache(rows, sets, ways, row_bytes, _CALLS)
+        """The native cache that holds the rows, if it is one; None for arrays of numpy."""
+        self._sets: _Cache = self.native or _NumpyCache(sets, ways, rows, row_bytes)
+        self._lock = Lock()  # of the counters
 
     @property
     def version(self) -> int:
         """Version of the table that the cached rows belong to; -1 before the first."""
-        return self._version
+        return self._sets.version
 
     def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
         """Copy cached rows into place.
@@ -102,11 +99,11 @@ class RowCache:
         """
         self._check(ids, out)
         found = np.zeros(len(ids), np.bool_)
+        hits, version = self._sets.get(ids, out, found)
         with self._lock:
-            hits = self._loops.get(ids, out, found)
             self.hits += hits
             self.misses += len(ids) - hits
-            return found, self._version
+        return found, version
 
     def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8], version: int) -> None:
         """Cache rows.
@@ -120,18 +117,14 @@ class RowCache:
             version: version of the table that they belong to.
         """
         self._check(ids, packed)
+        evicted = self._sets.put(ids, packed, version)
         with self._lock:
-            if version < self._version:
-                return
-            if version > self._version:
-                self._sets.empty()
-                self._version = version
-            self.evictions += self._loops.put(ids, packed)
+            self.evictions += evicted
 
     def _check(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
         if ids.dtype != np.int64 or ids.ndim != 1:
             raise ValueError(f"ids: {ids.dtype} {ids.shape} must be int64 of one dimension")
-        expected = (len(ids), self._sets.rows.shape[1])
+        expected = (len(ids), self._row_bytes)
         if rows.dtype != np.uint8 or rows.shape != expected:
             raise ValueError(f"rows: {rows.dtype} {rows.shape} must be uint8 {expected}, one packed row for each id")
         unsigned = ids.view(np.uint64)
@@ -140,92 +133,69 @@ class RowCache:
             raise ValueError(f"ids: {outside} is no row of a table of {self._table_rows}: give 0 to one less than that")
 
 
-class _Sets:
-    """The arrays of a cache."""
+class _Cache(Protocol):
+    """What holds the rows; safe to use from several threads, and ids are checked."""
+
+    @property
+    def version(self) -> int:
+        """Version of the table that the rows belong to; -1 before the first."""
+
+    def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8], found: NDArray[np.bool_]) -> tuple[int, int]:
+        """Copy cached rows to their places in `out`, mark them in `found`, and return their number and version."""
+
+    def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8], version: int) -> int:
+        """Cache rows that are not cached yet, and return how many others were evicted; see RowCache.put."""
+
+
+class _NumpyCache:
+    """Rows in arrays of numpy, on all of which an operation works at once."""
 
     def __init__(self, sets: int, ways: int, table_rows: int, row_bytes: int) -> None:
         tag_type = _tag_type(table_rows)
-        self.count, self.ways = sets, ways
-        self.no_tag = np.iinfo(tag_type).max
-        self.tags = np.full((sets, ways), self.no_tag, tag_type)
-        """Id of the row in each slot, [sets, ways]."""
-        self.ages = np.full((sets, ways), _UNUSED, np.uint8)
-        """Age of the row in each slot, [sets, ways]."""
-        self.rows = np.empty((sets * ways, row_bytes), np.uint8)
-        """Packed row in each slot, [sets * ways, row_bytes]."""
-        self.claims = np.zeros(sets, np.uint32)
-        """Scratch of `put`, [sets]."""
+        self.version = -1
+        self._count, self._ways = sets, ways
+        self._no_tag = np.iinfo(tag_type).max
+        self._tags = np.full((sets, ways), self._no_tag, tag_type)  # id of the row in each slot
+        self._ages = np.full((sets, ways), _UNUSED, np.uint8)  # age of the row in each slot
+        self._rows = np.empty((sets * ways, row_bytes), np.uint8)  # packed row in each slot
+        self._claims = np.zeros(sets, np.uint32)  # scratch of `put`
+        self._lock = Lock()
 
-    @property
-    def nbytes(self) -> int:
-        return self.tags.nbytes + self.ages.nbytes + self.rows.nbytes + self.claims.nbytes
+    def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8], found: NDArray[np.bool_]) -> tuple[int, int]:
+        with self._lock:
+            places, slots = self._find(ids, self._sets_of(ids))
+            self._ages.reshape(-1)[slots] >>= 1
+            found[places] = True
+            if len(places) == len(ids):
+                np.take(self._rows, slots, axis=0, out=out, mode="clip")
+            else:
+                out[places] = self._rows.take(slots, axis=0, mode="clip")
+            return len(places), self.version
 
-    def empty(self) -> None:
-        self.tags.fill(self.no_tag)
-        self.ages.fill(_UNUSED)
+    def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8], version: int) -> int:
+        with self._lock:
+            if version < self.version:
+                return 0
+            if version > self.version:
+                self._tags.fill(self._no_tag)
+                self._ages.fill(_UNUSED)
+                self.version = version
+            return self._put(ids, packed)
 
-
-class _Loops(Protocol):
-    """The inner loops of a cache; ids are checked."""
-
-    def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8], found: NDArray[np.bool_]) -> int:
-        """Copy cached rows to their places in `out`, mark them in `found`, and return their number."""
-
-    def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8]) -> int:
-        """Cache rows that are not cached yet, and return how many others were evicted."""
-
-
-class _NativeLoops:
-    """The loops of memory_service/native/cache.cc. They release the GIL."""
-
-    def __init__(self, sets: _Sets, compiled: Any) -> None:
-        self._sets = sets
-        self._compiled = compiled
-        self._calls = 0
-
-    def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8], found: NDArray[np.bool_]) -> int:
-        sets = self._sets
-        return self._compiled.cache_get(sets.tags, sets.ages, sets.rows, ids, out, found)
-
-    def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8]) -> int:
-        sets = self._sets
-        self._calls += 1
-        if self._calls == _CALLS:
-            sets.claims.fill(0)
-            self._calls = 1
-        return self._compiled.cache_put(sets.tags, sets.ages, sets.rows, sets.claims, self._calls, ids, packed)
-
-
-class _NumpyLoops:
-    """The loops as operations on whole arrays."""
-
-    def __init__(self, sets: _Sets) -> None:
-        self._sets = sets
-
-    def get(self, ids: NDArray[np.int64], out: NDArray[np.uint8], found: NDArray[np.bool_]) -> int:
-        places, slots = self._find(ids, self._sets_of(ids))
-        self._sets.ages.reshape(-1)[slots] >>= 1
-        found[places] = True
-        if len(places) == len(ids):
-            np.take(self._sets.rows, slots, axis=0, out=out, mode="clip")
-        else:
-            out[places] = self._sets.rows.take(slots, axis=0, mode="clip")
-        return len(places)
-
-    def put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8]) -> int:
+    def _put(self, ids: NDArray[np.int64], packed: NDArray[np.uint8]) -> int:
         sets = self._sets_of(ids)
         new = np.ones(len(ids), np.bool_)
         new[self._find(ids, sets)[0]] = False
         waiting = np.flatnonzero(new)
         evicted = 0
-        for _ in range(self._sets.ways):
+        for _ in range(self._ways):
             if not len(waiting):
                 break
             first = self._first_of_each_set(sets[waiting])
             chosen = waiting[first]
             slots, left = self._make_room(ids[chosen], sets[chosen])
             evicted += left
-            self._sets.rows[slots] = packed.take(chosen, axis=0, mode="clip")
+            self._rows[slots] = packed.take(chosen, axis=0, mode="clip")
             waiting = waiting[~first]
         return evicted
 
@@ -233,34 +203,34 @@ class _NumpyLoops:
         """The set of each id: the upper half of its hash, scaled to the number of sets."""
         hashed = ids.view(np.uint64) * _HASH
         hashed >>= _HALF
-        hashed *= np.uint64(self._sets.count)
+        hashed *= np.uint64(self._count)
         hashed >>= _HALF
         return hashed.view(np.int64)
 
     def _find(self, ids: NDArray[np.int64], sets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions in `ids` of those held, and their slots."""
-        tags = self._sets.tags.take(sets, axis=0, mode="clip")
+        tags = self._tags.take(sets, axis=0, mode="clip")
         matches = np.flatnonzero(tags == ids.astype(tags.dtype)[:, None])
-        places, ways = np.divmod(matches, self._sets.ways)
-        return places, sets[places] * self._sets.ways + ways
+        places, ways = np.divmod(matches, self._ways)
+        return places, sets[places] * self._ways + ways
 
     def _first_of_each_set(self, sets: NDArray[np.int64]) -> NDArray[np.bool_]:
         """One true entry for each distinct set: the first that names it."""
         order = np.arange(len(sets), dtype=np.uint32)
-        claims = self._sets.claims
+        claims = self._claims
         claims[sets[::-1]] = order[::-1]  # of assignments to one place numpy lets the last win
         return claims[sets] == order
 
     def _make_room(self, ids: NDArray[np.int64], sets: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
         """Give each id a slot of its set, no set twice; returns the slots, and how many rows left them."""
-        ages = self._sets.ages.take(sets, axis=0, mode="clip")
+        ages = self._ages.take(sets, axis=0, mode="clip")
         leaving = np.arange(len(ids)), ages.argmax(axis=1)
         oldest = ages[leaving]
         ages += (_OLDEST - np.minimum(oldest, _OLDEST))[:, None]
         ages[leaving] = _OLDEST - 1
-        self._sets.ages[sets] = ages
-        slots = sets * self._sets.ways + leaving[1]
-        self._sets.tags.reshape(-1)[slots] = ids
+        self._ages[sets] = ages
+        slots = sets * self._ways + leaving[1]
+        self._tags.reshape(-1)[slots] = ids
         return slots, int(np.count_nonzero(oldest != _UNUSED))
 
 

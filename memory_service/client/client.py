@@ -15,7 +15,7 @@ from memory_service.client.native_dispatch import Allocate, NativeDispatcher
 from memory_service.client.pending import RowsFuture, forked
 from memory_service.control.shard_directory import ShardDirectory
 from memory_service.control.snapshot import snapshot_shards
-from memory_service.errors import MemoryServiceError
+from memory_service.errors import InvalidRequest, MemoryServiceError
 from memory_service.memory import MemoryStats, require_table
 from memory_service.metrics.catalogue import CLIENT_EPOCH
 from memory_service.metrics.metrics import Sample
@@ -68,13 +68,15 @@ class MemoryClient:
         security = security or ClientSecurity.from_environment()
         return cls(ShardDirectory.read(address, timeout_s, security), config or ClientConfig(), allocate)
 
-    def lookup(self, table: str, rows: np.ndarray, timeout_s: float | None = None) -> RowsFuture:
+    def lookup(self, table: str, rows: np.ndarray, timeout_s: float | None = None, min_version: int = 0) -> RowsFuture:
         """Request rows by id and return at once, whatever the shards do; see Memory.lookup.
 
         Args:
             table: name of a table.
             rows: row ids, an integer array of any shape.
             timeout_s: seconds until the lookup fails; None takes `lookup_timeout_s` of the client's configuration.
+            min_version: oldest version of the table whose rows are wanted; the lookup ends in OldVersion where shards
+                have only older ones. 0 for any.
 
         Raises:
             UnknownTable, InvalidRequest, RowOutOfRange: the request cannot be right.
@@ -82,7 +84,10 @@ class MemoryClient:
         """
         self._require_usable()
         spec = require_table(self.specs, table)
-        return self._dispatcher.lookup(spec, rows, self._config.lookup_timeout_s if timeout_s is None else timeout_s)
+        if not 0 <= min_version < 1 << 63:
+            raise InvalidRequest(f"min_version: {min_version} is no version; give a number from 0 on")
+        timeout_s = self._config.lookup_timeout_s if timeout_s is None else timeout_s
+        return self._dispatcher.lookup(spec, rows, timeout_s, min_version)
 
     def stats(self) -> MemoryStats:
         """Counters since the client connected."""

@@ -96,7 +96,7 @@ class Dispatcher:
         """Take a request from the hedging budget; False if it has no room."""
         return self.hedging_budget.spend()
 
-    def lookup(self, spec: TableSpec, rows: np.ndarray, timeout_s: float) -> RowsFuture:
+    def lookup(self, spec: TableSpec, rows: np.ndarray, timeout_s: float, min_version: int = 0) -> RowsFuture:
         """Begin a lookup; never blocks on a shard.
 
         Raises:
@@ -105,13 +105,15 @@ class Dispatcher:
         started = time.monotonic()
         with self._counters.stage("dedup"):
             asked = self._distinct(spec, rows)
-        return self._start(spec, asked, started, timeout_s)
+        return self._start(spec, asked, started, timeout_s, min_version)
 
     def _distinct(self, spec: TableSpec, rows: np.ndarray) -> Distinct:
         return DistinctRows(spec, rows)
 
-    def _start(self, spec: TableSpec, asked: Distinct, started: float, timeout_s: float) -> RowsFuture:
-        pending = PendingLookup(Lookup(spec, asked.ids, started, timeout_s, self), asked, started)
+    def _start(
+        self, spec: TableSpec, asked: Distinct, started: float, timeout_s: float, min_version: int
+    ) -> RowsFuture:
+        pending = PendingLookup(Lookup(spec, asked.ids, started, timeout_s, self, min_version), asked, started)
         self._watch.add(pending)
         with self._counters.stage("send"):
             self._attempt(pending)
@@ -149,7 +151,7 @@ class Dispatcher:
         """A buffer with the rows that the cache has, which of the distinct ids these are, and their version."""
         spec, ids = pending.state.spec, pending.asked.ids
         cache = self._caches.get(spec.name)
-        if cache is None:
+        if cache is None or -1 < cache.version < pending.state.min_version:
             return None, None, None
         buffer = np.empty((len(ids), spec.row_bytes), np.uint8)
         with self._counters.stage("cache"):
@@ -193,10 +195,11 @@ class Dispatcher:
         """Read the rows from the shard's memory where this process may, else send the request."""
         spec = pending.state.spec
         mapped = self._mapping(request.shard, spec) if self._config.map_local else None
-        if mapped is not None and (found := mapped.read(request.ids)) is not None:
+        found = mapped.read(request.ids) if mapped is not None else None
+        if found is not None and found[1] >= pending.state.min_version:
             self._counters.spent("map", time.monotonic() - request.sent)
             rows, version = found
-            self._land(pending, request, [rows], version)
+            self._land(pending, request, [rows], version, mapped=True)
             return
         stream = self._stream(request.shard)
         if stream is None:
@@ -247,7 +250,7 @@ class Dispatcher:
         if not request.late:
             self._health.answered(request.shard.shard)
             self._patience.record(request.shard.shard, len(request.ids), waited)
-        self._land(pending, request, parts, version, self._caches.get(pending.state.spec.name))
+        self._land(pending, request, parts, version)
 
     def _land(
         self,
@@ -255,14 +258,17 @@ class Dispatcher:
         request: ShardRequest,
         parts: Sequence[NDArray[np.uint8]],
         version: int,
-        cache: RowCache | None = None,
+        mapped: bool = False,
     ) -> None:
+        cache = self._caches.get(pending.state.spec.name)
         count = sum(map(len, parts))
         actions = pending.report(lambda state: state.landed(request, version, count), parts)
         torn = Restart() in actions
         if not torn:
             self._perform(pending, actions)
-        if cache is not None and count == len(request.ids):
+        if cache is not None and mapped:
+            cache.put(request.ids[:0], parts[0][:0], version)  # what is cached must not be older
+        elif cache is not None and count == len(request.ids):
             _put(cache, request.ids, parts, version)
         self._counters.shard_rows(request.shard.shard, count)
         if torn:  # once the cache holds the newer version
@@ -295,11 +301,15 @@ class Dispatcher:
 class SentRequest:
     """A request as its stream sees it (stream.RowRequest)."""
 
-    __slots__ = ("_dispatcher", "_pending", "_request", "deadline", "epoch", "ids", "request_id", "spec")
+    __slots__ = ("_dispatcher", "_pending", "_request", "deadline", "epoch", "ids", "min_version", "request_id", "spec")
 
     def __init__(self, dispatcher: Dispatcher, pending: PendingLookup, request: ShardRequest) -> None:
         self._dispatcher, self._pending, self._request = dispatcher, pending, request
-        self.spec, self.deadline = pending.state.spec, pending.state.deadline
+        self.spec, self.deadline, self.min_version = (
+            pending.state.spec,
+            pending.state.deadline,
+            pending.state.min_version,
+        )
         self.ids, self.epoch = request.ids, request.epoch
         self.request_id = 0
 

@@ -168,10 +168,18 @@ class Lookup:
     """Rows requested together; ends once, in `Finish` or in `Fail`. Its events are for one thread at a time."""
 
     def __init__(
-        self, spec: TableSpec, distinct: NDArray[np.int64], started: float, timeout_s: float, policy: Policy
+        self,
+        spec: TableSpec,
+        distinct: NDArray[np.int64],
+        started: float,
+        timeout_s: float,
+        policy: Policy,
+        min_version: int = 0,
     ) -> None:
         """Describe a lookup of `distinct` row ids [U]; nothing is requested until `begin`."""
         self.spec = spec
+        self.min_version = min_version
+        """Oldest version of the table whose rows are taken."""
         self.timeout_s = timeout_s
         self.deadline = started + timeout_s
         """Moment of the monotonic clock at which the lookup fails."""
@@ -219,19 +227,30 @@ class Lookup:
         grouped = shards if grouping is None else shards[grouping]
         return [self._request(placement, missing, grouped, 0, Reason.FIRST, now)]
 
-    def adopt(self, placement: Placement, runs: Sequence[tuple[int, int, int]], sent: float) -> Sequence[ShardRequest]:
+    def adopt(
+        self,
+        placement: Placement,
+        runs: Sequence[tuple[int, int, int]],
+        sent: float,
+        hits: int = 0,
+        version: int | None = None,
+    ) -> Sequence[ShardRequest]:
         """Go on from a first attempt whose requests were sent already; what became of them is reported next.
 
         Args:
             placement: the placement that the shards were chosen by.
             runs: (shard, low, high) of each request, an index into the placement's shards and a range of places.
-                Together they are all places, in order.
+                Together they are all places from `hits` on, in order.
             sent: moment of the monotonic clock at which they were sent.
+            hits: the first places, whose rows are here already.
+            version: version of the table that these rows belong to.
 
         Returns:
             The requests, in the order of the runs.
         """
         self.attempt = 1
+        if hits:
+            self._wanted, self.version = np.arange(hits, len(self.ids)), version
         self.requests = [
             ShardRequest(
                 *(placement.shards[shard], slice(low, high), self.ids[low:high], placement.epoch),

@@ -7,10 +7,12 @@ import os
 import select
 import weakref
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service.native import extension
 from memory_service.protocol.shared_layout import Layout, layout_bytes
 from memory_service.protocol.shared_table import SharedTable, machine_id
 from memory_service.tables.spec import TableSpec
@@ -29,6 +31,11 @@ class MappedTable:
         self._layout = layout
         self._alive = select.poll()
         self._alive.register(pidfd, select.POLLIN)  # readable once the process has ended
+        compiled = extension()
+        self.native: Any = None
+        """The native reader of the table; None where there is none."""
+        if compiled is not None:
+            self.native = compiled.client.map_table(self._rows, layout.header, layout.delta, spec.block_shift, pidfd)
         weakref.finalize(self, os.close, pidfd)
         self._populate(arena)
 
@@ -54,6 +61,10 @@ class MappedTable:
 
         Returns None if the process has ended, does not hold all rows, or is changing its layout: send it a request.
         """
+        rows = np.empty((len(ids), self._spec.row_bytes), np.uint8)
+        if self.native is not None:
+            version = self.native.read(np.ascontiguousarray(ids), rows)
+            return None if version is None else (rows, version)
         for _ in range(_TRIES):
             before = self._layout.sequence
             version = self._layout.version
@@ -61,7 +72,6 @@ class MappedTable:
             local += ids
             if before % 2 or (local.size and local.min() < 0):
                 return None
-            rows = np.empty((len(ids), self._spec.row_bytes), np.uint8)
             np.take(self._rows, local, axis=0, out=rows, mode="clip")
             if self._alive.poll(0):
                 return None

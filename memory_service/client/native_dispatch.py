@@ -94,18 +94,14 @@ class NativeDispatcher(Dispatcher):
         allocate: Allocate | None = None,
     ) -> None:
         self._native = native
-        self._tables = {
-            name: native.table(name, bytes.fromhex(spec.fingerprint), spec.rows, spec.row_bytes, spec.block_shift)
-            for name, spec in directory.specs.items()
-        }
         self._routes: dict[str, _Route] = {}
         self._client = native.Client(SECONDS_BOUNDS, self._adopt, self._learn, allocate)
         super().__init__(directory, config, counters)
+        self._tables = {name: self._table(spec) for name, spec in directory.specs.items()}
         counters.feed(self._count)
-        self._plain = frozenset(self._tables) - frozenset(self._caches) if not config.map_local else frozenset()
         _running.add(self)
 
-    def lookup(self, spec: TableSpec, rows: np.ndarray, timeout_s: float) -> RowsFuture:
+    def lookup(self, spec: TableSpec, rows: np.ndarray, timeout_s: float, min_version: int = 0) -> RowsFuture:
         """Begin a lookup; never blocks on a shard.
 
         Raises:
@@ -113,12 +109,13 @@ class NativeDispatcher(Dispatcher):
         """
         route = self._routes.get(spec.name)
         if route is None or route.placement is not self.placement or self._health.suspects():
-            return self._lookup_by_python(spec, rows, timeout_s)
+            return self._lookup_by_python(spec, rows, timeout_s, min_version)
         plain = self._client.lookup(
-            self._tables[spec.name], route.native, _as_ids(spec, rows), self.turn(), timeout_s, self.request_rows
+            *(self._tables[spec.name], route.native, _as_ids(spec, rows)),
+            *(self.turn(), timeout_s, min_version, self.request_rows),
         )
         if plain is None:
-            return self._lookup_by_python(spec, rows, timeout_s)
+            return self._lookup_by_python(spec, rows, timeout_s, min_version)
         future = NativeRowsFuture(plain)
         plain.own((weakref.ref(future), route))
         return future
@@ -130,18 +127,28 @@ class NativeDispatcher(Dispatcher):
         self._routes.clear()
         _running.discard(self)
 
-    def _lookup_by_python(self, spec: TableSpec, rows: np.ndarray, timeout_s: float) -> RowsFuture:
+    def _lookup_by_python(self, spec: TableSpec, rows: np.ndarray, timeout_s: float, min_version: int) -> RowsFuture:
         """Begin a lookup that is not plain, and see to it that the next one can be."""
-        future = super().lookup(spec, rows, timeout_s)
-        if spec.name in self._plain:
-            self._routes[spec.name] = self._route(spec)
+        future = super().lookup(spec, rows, timeout_s, min_version)
+        self._routes[spec.name] = self._route(spec)
         return future
+
+    def _table(self, spec: TableSpec) -> Any:
+        cache = self._caches.get(spec.name)
+        return self._native.table(
+            *(spec.name, bytes.fromhex(spec.fingerprint), spec.rows, spec.row_bytes, spec.block_shift),
+            None if cache is None else cache.native,
+        )
 
     def _route(self, spec: TableSpec) -> _Route:
         placement = self.placement
         streams = [self._streams.get(shard) for shard in placement.shards]
         natives = [stream.native if isinstance(stream, NativeRowStream) else None for stream in streams]
-        native = self._native.route(placement.epoch, placement.assigned(spec.name), natives)
+        mapped = [self._mapping(shard, spec) if self._config.map_local else None for shard in placement.shards]
+        native = self._native.route(
+            *(placement.epoch, placement.assigned(spec.name), [shard.shard for shard in placement.shards], natives),
+            [None if table is None else table.native for table in mapped],
+        )
         return _Route(spec, placement, streams, native)
 
     def _under_way(self) -> list[PendingLookup]:
@@ -166,22 +173,32 @@ class NativeDispatcher(Dispatcher):
         if future is not None:
             future.adopted()
         self._learn()
-        state = Lookup(route.spec, plain.ids, plain.started, plain.timeout, self)
-        pending = PendingLookup(state, _PlainRows(plain), plain.started, future)
+        state = Lookup(route.spec, plain.ids, plain.started, plain.timeout, self, plain.min_version)
+        buffer = None
+        if route.spec.name in self._caches:
+            self._counters.count("cache_hits", plain.hits)
+            self._counters.count("cache_misses", len(plain.ids) - plain.hits)
+        if plain.hits:
+            buffer = np.empty((len(plain.ids), route.spec.row_bytes), np.uint8)
+            buffer[: plain.hits] = plain.rows_of(0, plain.hits)
+        pending = PendingLookup(state, _PlainRows(plain), plain.started, future, buffer)
         parts = [plain.part(index) for index in range(plain.parts)]
-        runs = [(shard, low, low + count) for shard, low, count, *_ in parts]
-        requests = state.adopt(route.placement, runs, plain.sent)
-        self.hedging_budget.earn(len(requests))
+        runs = [(shard, low, low + count) for shard, _, low, count, *_ in parts]
+        requests = state.adopt(route.placement, runs, plain.sent, plain.hits, plain.version)
         self._watch.add(pending)
         sent = []
-        for request, (shard, _, _, request_id, *_) in zip(requests, parts, strict=True):
+        for request, (shard, mapped, _, _, request_id, *_) in zip(requests, parts, strict=True):
             sent.append(SentRequest(self, pending, request))
             sent[-1].request_id = request_id
-            pending.remember(sent[-1], route.streams[shard])
+            if not mapped:
+                self.hedging_budget.earn()
+                pending.remember(sent[-1], route.streams[shard])
 
         def report(plain: Any, index: int) -> None:  # which must not own the lookup that owns it
-            shard, low, _, _, answered, landed, version, failure = plain.part(index)
-            if failure is None:
+            shard, mapped, low, _, _, answered, landed, version, failure = plain.part(index)
+            if mapped:
+                self._land(pending, requests[index], [plain.rows_of(low, landed)], version, mapped=True)
+            elif failure is None:
                 self.answered(pending, requests[index], [plain.rows_of(low, landed)], version, answered)
             else:
                 self.failed(pending, requests[index], route.streams[shard].error(*failure, sent[index]))
@@ -206,7 +223,11 @@ class NativeDispatcher(Dispatcher):
         for name, tally in self._client.take_tallies().items():
             self.hedging_budget.earn(tally.requests)
             self._counters.add(self._directory.specs[name], tally.lookups, tally.rows, tally.unique_rows)
-            stages = {None: tally.total, "dedup": tally.distinct, "send": tally.send, "wait": tally.wait}
+            self._counters.count("cache_hits", tally.cache_hits)
+            self._counters.count("cache_misses", tally.cache_misses)
+            self._counters.add_durations(None, tally.total.counts, tally.total.seconds)
+            stages = {"dedup": tally.distinct, "send": tally.send, "wait": tally.wait}
+            stages |= {"cache": tally.cache, "map": tally.map}
             for stage, durations in stages.items():
                 if durations.counts:
                     self._counters.add_durations(stage, durations.counts, durations.seconds)

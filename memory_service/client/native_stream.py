@@ -57,7 +57,7 @@ class NativeRowStream:
         request.request_id = self.native.next_id()
         self._client.send(
             *(self.native, request.request_id, self._table(request.spec), request.epoch, request.deadline),
-            *(request.ids, place),
+            *(request.min_version, request.ids, place),
             lambda count, version: request.land([place[:count]], version),
             lambda status, message: request.fail(self.error(status, message, request)),
         )

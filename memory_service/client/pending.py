@@ -54,14 +54,29 @@ def forked(process: int) -> MemoryServiceError:
 class PendingLookup:
     """Drives the state of a lookup from several threads, one event at a time."""
 
-    def __init__(self, state: Lookup, asked: Distinct, started: float, future: RowsFuture | None = None) -> None:
-        """Begin with nothing requested; `started` is the moment of the monotonic clock at which the caller asked."""
+    def __init__(
+        self,
+        state: Lookup,
+        asked: Distinct,
+        started: float,
+        future: RowsFuture | None = None,
+        buffer: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Begin with nothing requested.
+
+        Args:
+            state: what was requested, and what follows from events.
+            asked: the row ids.
+            started: moment of the monotonic clock at which the caller asked.
+            future: the outcome; None for a new one.
+            buffer: room for the distinct rows, some of which are in place already; None while there are none.
+        """
         self.state = state
         self.asked = asked
         self.started = started
         self.future = RowsFuture() if future is None else future
         self._lock = threading.Lock()
-        self._buffer: NDArray[np.uint8] | None = None
+        self._buffer = buffer
         self._inverse: NDArray[np.int64] | None = None
         self._sent: dict[RowRequest, Stream] = {}
 

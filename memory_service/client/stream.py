@@ -46,6 +46,10 @@ class RowRequest(Protocol):
     def deadline(self) -> float:
         """Moment of the monotonic clock after which the rows are no longer wanted."""
 
+    @property
+    def min_version(self) -> int:
+        """Oldest version of the table that is wanted."""
+
     def land(self, parts: Sequence[NDArray[np.uint8]], version: int) -> None:
         """Take the rows, in the order of the ids, and the version of the table that they belong to."""
 
@@ -217,6 +221,7 @@ class RowStream:
             epoch=request.epoch,
             sent_us=int(now * 1e6),
             timeout_ms=max(0, int((request.deadline - now) * 1e3)),
+            min_version=request.min_version,
             row_ids=ids_to_bytes(request.ids, request.spec.rows),
         ).SerializeToString()
 
@@ -256,6 +261,10 @@ class RowStream:
         if reply.status != pb.STATUS_OK:
             raise reply_error(self._shard, reply.status, reply.message, request)
         rows = as_rows(content, request.spec.row_bytes)
+        if reply.version < request.min_version:
+            raise MemoryServiceError(
+                f"{self._shard.shard} sent rows of version {reply.version}, asked for {request.min_version} or later"
+            )
         if not reply.first_row:
             asked.parts, asked.count, asked.version = [], 0, reply.version
         if (reply.first_row, reply.version) != (asked.count, asked.version):

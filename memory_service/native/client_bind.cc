@@ -1,4 +1,4 @@
-// What Python sees of the client: Client, Stream, Table, Route and Lookup.
+// What Python sees of the client: Client, Stream, Table, Route, Lookup, Cache and MappedTable.
 //
 // Python calls without the interpreter's lock held wherever the network or another thread may be waited for; threads of
 // C++ take it for as long as they call back. An error that such a call raises is reported as unraisable.
@@ -16,8 +16,10 @@
 #include <algorithm>
 #include <memory>
 
+#include "client_cache.h"
 #include "client_distinct.h"
 #include "client_lookup.h"
+#include "client_mapped.h"
 #include "module.h"
 
 namespace nb = nanobind;
@@ -69,6 +71,9 @@ void call(const Held& callable, Args&&... args) noexcept {
 
 using Ids = nb::ndarray<const int64_t, nb::c_contig, nb::device::cpu>;
 using Place = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Packed = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Found = nb::ndarray<bool, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Numbers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Assigned = nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Options = std::vector<std::pair<std::string, int>>;
 
@@ -156,12 +161,14 @@ class Client {
   }
 
   void send(const std::shared_ptr<Stream>& stream, uint64_t id, std::shared_ptr<Table> table, uint64_t epoch,
-            double deadline, const Ids& ids, const Place& place, nb::object land, nb::object fail) {
+            double deadline, uint64_t min_version, const Ids& ids, const Place& place, nb::object land,
+            nb::object fail) {
     nb::object arrays = nb::make_tuple(nb::cast(ids), nb::cast(place));
     auto request = std::make_shared<PythonRequest>(poller_, std::move(land), std::move(fail), std::move(arrays));
     request->table = std::move(table);
     request->epoch = epoch;
     request->deadline = deadline;
+    request->min_version = min_version;
     request->ids = ids.data();
     request->count = ids.size();
     request->place = place.data();
@@ -172,13 +179,15 @@ class Client {
   }
 
   std::shared_ptr<Lookup> lookup(const std::shared_ptr<Table>& table, const std::shared_ptr<Route>& route,
-                                 const Ids& asked, uint64_t turn, double timeout, size_t most_rows) {
+                                 const Ids& asked, uint64_t turn, double timeout, uint64_t min_version,
+                                 size_t most_rows) {
     const double started = monotonic();
     std::vector<size_t> shape(asked.ndim());
     for (size_t axis = 0; axis < shape.size(); ++axis) shape[axis] = asked.shape(axis);
     nb::gil_scoped_release release;
     if (asked.size() > kMostIds) return nullptr;
-    auto lookup = lookups_->start(table, route, asked.data(), asked.size(), turn, started, timeout, most_rows);
+    auto lookup =
+        lookups_->start(table, route, asked.data(), asked.size(), turn, started, timeout, min_version, most_rows);
     if (lookup != nullptr) lookup->shape = std::move(shape);
     return lookup;
   }
@@ -222,24 +231,28 @@ class Client {
 };
 
 std::shared_ptr<Table> make_table(std::string name, const nb::bytes& fingerprint, uint64_t rows, size_t row_bytes,
-                                  int block_shift) {
+                                  int block_shift, std::shared_ptr<Cache> cache) {
   auto table = std::make_shared<Table>();
   table->name = std::move(name);
   table->fingerprint.assign(fingerprint.c_str(), fingerprint.size());
   table->rows = rows;
   table->row_bytes = row_bytes;
   table->block_shift = block_shift;
+  table->cache = std::move(cache);
   return table;
 }
 
 std::shared_ptr<Route> make_route(uint64_t epoch, const Assigned& assigned,
-                                  std::vector<std::shared_ptr<Stream>> streams) {
+                                  std::vector<std::string> shards, std::vector<std::shared_ptr<Stream>> streams,
+                                  std::vector<std::shared_ptr<MappedTable>> mapped) {
   auto route = std::make_shared<Route>();
   route->epoch = epoch;
   route->replicas = assigned.shape(0);
   route->blocks = assigned.shape(1);
   route->assigned.assign(assigned.data(), assigned.data() + assigned.size());
+  route->shards = std::move(shards);
   route->streams = std::move(streams);
+  route->mapped.assign(mapped.begin(), mapped.end());
   return route;
 }
 
@@ -269,13 +282,36 @@ nb::object owner_of(const Lookup& lookup) {
   return nb::borrow(std::static_pointer_cast<Held>(lookup.owner())->get());
 }
 
-// What became of a part: shard, place of its first row, rows asked, request id, moment of the answer, rows landed,
-// version, and the status and message of its failure, or None.
+// What became of a part: shard, whether it was mapped, place of its first row, rows asked, request id, moment of the
+// answer, rows landed, version, and the status and message of its failure, or None.
 nb::tuple part_of(const Lookup& lookup, size_t index) {
   const Lookup::Part& part = lookup.parts.at(index);
   nb::object failure = nb::none();
   if (part.outcome == Lookup::Outcome::kFailed) failure = nb::make_tuple(part.failure.status, part.failure.message);
-  return nb::make_tuple(part.shard, part.low, part.count, part.id, part.answered, part.landed, part.version, failure);
+  return nb::make_tuple(part.shard, part.mapped, part.low, part.count, part.id, part.answered, part.landed, part.version,
+                        failure);
+}
+
+nb::tuple cached(Cache& cache, const Numbers& ids, const Place& out, const Found& found) {
+  Cache::Hits hits;
+  {
+    nb::gil_scoped_release release;
+    hits = cache.get(ids.data(), ids.size(), out.data(), found.data(), false);
+  }
+  return nb::make_tuple(hits.count, hits.version);
+}
+
+// Maps what arrays of Python lie in, for as long as it is used.
+std::shared_ptr<MappedTable> map_table(const Packed& arena, const Numbers& header, const Numbers& delta,
+                                       unsigned block_shift, int pidfd) {
+  auto arrays = hold(nb::make_tuple(nb::cast(arena), nb::cast(header), nb::cast(delta)));
+  return std::make_shared<MappedTable>(arena.data(), arena.shape(0), arena.shape(1), header.data(), delta.data(),
+                                       delta.size(), block_shift, pidfd, std::move(arrays));
+}
+
+std::optional<uint64_t> read_mapped(const MappedTable& table, const Numbers& ids, const Place& out) {
+  nb::gil_scoped_release release;
+  return table.read(ids.data(), ids.size(), out.data());
 }
 
 nb::tuple distinct_of(const Table& table, const Ids& asked) {
@@ -303,9 +339,25 @@ void engram::bind_client(nb::module_& parent) {
   nb::class_<Table>(module, "Table")
       .def("distinct", &distinct_of);
   nb::class_<Route>(module, "Route");
+  nb::class_<Cache>(module, "Cache")
+      .def(nb::init<uint64_t, size_t, size_t, size_t, uint32_t>(), nb::arg("rows"), nb::arg("sets"), nb::arg("ways"),
+           nb::arg("row_bytes"), nb::arg("calls"))
+      .def("get", &cached, nb::arg("ids"), nb::arg("out"), nb::arg("found"))
+      .def(
+          "put",
+          [](Cache& self, const Numbers& ids, const Packed& rows, int64_t version) {
+            nb::gil_scoped_release release;
+            return self.put(ids.data(), ids.size(), rows.data(), version);
+          },
+          nb::arg("ids"), nb::arg("packed"), nb::arg("version"))
+      .def_prop_ro("version", &Cache::version);
+  nb::class_<MappedTable>(module, "MappedTable").def("read", &read_mapped, nb::arg("ids"), nb::arg("out"));
+  module.def("map_table", &map_table, nb::arg("arena"), nb::arg("header"), nb::arg("delta"), nb::arg("block_shift"),
+             nb::arg("pidfd"));
   module.def("table", &make_table, nb::arg("name"), nb::arg("fingerprint"), nb::arg("rows"), nb::arg("row_bytes"),
-             nb::arg("block_shift"));
-  module.def("route", &make_route, nb::arg("epoch"), nb::arg("assigned"), nb::arg("streams"));
+             nb::arg("block_shift"), nb::arg("cache").none() = nb::none());
+  module.def("route", &make_route, nb::arg("epoch"), nb::arg("assigned"), nb::arg("shards"), nb::arg("streams"),
+             nb::arg("mapped"));
   nb::class_<Histogram>(module, "Histogram")
       .def_ro("counts", &Histogram::counts)
       .def_ro("seconds", &Histogram::seconds);
@@ -314,8 +366,12 @@ void engram::bind_client(nb::module_& parent) {
       .def_ro("rows", &Tally::rows)
       .def_ro("unique_rows", &Tally::unique_rows)
       .def_ro("requests", &Tally::requests)
+      .def_ro("cache_hits", &Tally::cache_hits)
+      .def_ro("cache_misses", &Tally::cache_misses)
       .def_ro("total", &Tally::total)
       .def_ro("distinct", &Tally::distinct)
+      .def_ro("cache", &Tally::cache)
+      .def_ro("map", &Tally::map)
       .def_ro("send", &Tally::send)
       .def_ro("wait", &Tally::wait)
       .def_ro("shard_rows", &Tally::shard_rows);
@@ -363,7 +419,10 @@ void engram::bind_client(nb::module_& parent) {
       .def_prop_ro("parts", [](const Lookup& self) { return self.parts.size(); })
       .def_prop_ro("table", [](const Lookup& self) { return self.table->name; })
       .def_prop_ro("epoch", [](const Lookup& self) { return self.route->epoch; })
+      .def_prop_ro("version", &Lookup::version)
       .def_ro("asked", &Lookup::asked)
+      .def_ro("hits", &Lookup::hits)
+      .def_ro("min_version", &Lookup::min_version)
       .def_ro("started", &Lookup::started)
       .def_ro("sent", &Lookup::sent)
       .def_ro("timeout", &Lookup::timeout);

@@ -32,11 +32,13 @@ Lookups::Lookups(std::shared_ptr<Poller> poller, std::shared_ptr<Buffers> buffer
 
 std::shared_ptr<Lookup> Lookups::start(const std::shared_ptr<const Table>& table,
                                        const std::shared_ptr<const Route>& route, const int64_t* asked, size_t count,
-                                       uint64_t turn, double started, double timeout, size_t most_rows) {
+                                       uint64_t turn, double started, double timeout, uint64_t min_version,
+                                       size_t most_rows) {
   auto lookup = std::make_shared<Lookup>(shared_from_this(), table, route);
   lookup->started = started;
   lookup->timeout = timeout;
   lookup->asked = count;
+  lookup->min_version = min_version;
   if (!lookup->split(asked, turn, most_rows)) return nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -113,15 +115,23 @@ void Lookups::count(const Lookup& lookup) {
   ++tally.lookups;
   tally.rows += lookup.asked;
   tally.unique_rows += lookup.unique;
-  tally.requests += lookup.parts.size();
+  if (lookup.table->cache != nullptr) {
+    tally.cache_hits += lookup.hits;
+    tally.cache_misses += lookup.unique - lookup.hits;
+    observe(tally.cache, lookup.cache_seconds_);
+  }
   observe(tally.total, lookup.ended_ - lookup.started);
   observe(tally.distinct, lookup.distinct_seconds_);
   observe(tally.send, lookup.send_seconds_);
+  if (lookup.map_seconds_ > 0) observe(tally.map, lookup.map_seconds_);
   for (const Lookup::Part& part : lookup.parts) {
+    const std::string& shard = lookup.route->shards[part.shard];
+    tally.shard_rows[shard] += part.count;
+    if (part.mapped) continue;
+    ++tally.requests;
     const double waited = part.answered - lookup.sent;
     observe(tally.wait, waited);
-    tally.shard_rows[part.stream->shard()] += part.count;
-    Answer answer{part.stream->shard(), part.count, waited};
+    Answer answer{shard, part.count, waited};
     if (answers_.size() < kSample) {
       answers_.push_back(std::move(answer));
     } else {
@@ -149,25 +159,35 @@ Lookup::Lookup(std::shared_ptr<Lookups> lookups, std::shared_ptr<const Table> it
                std::shared_ptr<const Route> its_route)
     : table(std::move(its_table)), route(std::move(its_route)), lookups_(std::move(lookups)) {}
 
-// Drop repeats, and decide which shard is to be asked for what. False if this is not the plain case.
+// Drop repeats, take the rows that are at hand, and decide which shard is to be asked for what. False if this is not the
+// plain case.
 bool Lookup::split(const int64_t* asked_ids, uint64_t turn, size_t most_rows) {
   Buffers& buffers = *lookups_->buffers_;
   ids = buffers.take(asked * sizeof(int64_t));
   inverse = buffers.take(asked * sizeof(int64_t));
-  const int64_t found = distinct(asked_ids, asked, table->rows, numbers(ids), numbers(inverse));
-  if (found < 0) return false;
-  unique = static_cast<size_t>(found);
-  std::vector<size_t> ends;
-  if (!group(turn, &ends)) return false;
-  distinct_seconds_ = monotonic() - started;
+  const int64_t number = distinct(asked_ids, asked, table->rows, numbers(ids), numbers(inverse));
+  if (number < 0) return false;
+  unique = static_cast<size_t>(number);
   rows = buffers.take(unique * table->row_bytes);
-  size_t low = 0, count = 0;
+  distinct_seconds_ = monotonic() - started;
+  std::shared_ptr<uint8_t> found;
+  if (table->cache != nullptr) {
+    found = buffers.take(unique);
+    const auto cached = table->cache->get(numbers(ids), unique, rows.get(), reinterpret_cast<bool*>(found.get()), true,
+                                          static_cast<int64_t>(min_version));
+    hits = cached.count;
+    if (hits > 0) accept(static_cast<uint64_t>(cached.version));
+    cache_seconds_ = monotonic() - started - distinct_seconds_;
+  }
+  std::vector<size_t> ends;
+  if (!group(hits > 0 ? reinterpret_cast<const bool*>(found.get()) : nullptr, turn, &ends)) return false;
+  size_t low = hits, count = 0;
   for (const size_t end : ends) {
     count += (end - low + most_rows - 1) / most_rows;
     low = end;
   }
   parts = std::vector<Part>(count);
-  low = 0;
+  low = hits;
   size_t next = 0;
   for (size_t shard = 0; shard < ends.size(); ++shard) {
     for (; low < ends[shard]; low += parts[next++].count) {
@@ -175,6 +195,7 @@ bool Lookup::split(const int64_t* asked_ids, uint64_t turn, size_t most_rows) {
       part.table = table;
       part.epoch = route->epoch;
       part.deadline = started + timeout;
+      part.min_version = min_version;
       part.ids = numbers(ids) + low;
       part.count = std::min(most_rows, ends[shard] - low);
       part.place = rows.get() + low * table->row_bytes;
@@ -182,37 +203,68 @@ bool Lookup::split(const int64_t* asked_ids, uint64_t turn, size_t most_rows) {
       part.stream = route->streams[shard];
       part.shard = static_cast<uint16_t>(shard);
       part.low = low;
-      if (part.stream == nullptr || part.stream->retired()) return false;
+      if (route->mapped[shard] != nullptr) {
+        if (!read(*route->mapped[shard], part)) return false;
+      } else if (part.stream == nullptr || part.stream->retired()) {
+        return false;
+      }
     }
   }
   return true;
 }
 
-// Bring the ids of each shard together, and say where those of each end.
-bool Lookup::group(uint64_t turn, std::vector<size_t>* ends) {
+// Whether rows of this version go with those that are here.
+bool Lookup::accept(uint64_t version) {
+  if (!versioned_) version_ = version;
+  versioned_ = true;
+  return version == version_;
+}
+
+// Read a part from the memory of its shard. False if that has no rows that will do.
+bool Lookup::read(const MappedTable& mapped, Part& part) {
+  const double began = monotonic();
+  const auto version = mapped.read(part.ids, part.count, part.place);
+  if (!version || *version < part.min_version || !accept(*version)) return false;
+  part.mapped = true;
+  part.outcome = Outcome::kLanded;
+  part.landed = part.count;
+  part.version = *version;
+  part.answered = monotonic();
+  map_seconds_ += part.answered - began;
+  return true;
+}
+
+// Bring the ids of each shard together, after those whose rows were found already, and say where those of each end.
+bool Lookup::group(const bool* found, uint64_t turn, std::vector<size_t>* ends) {
   ends->assign(route->streams.size(), 0);
-  if (ends->size() == 1) {
+  if (found == nullptr && ends->size() == 1) {
     ends->front() = unique;
     return true;
   }
+  constexpr uint16_t kFound = kUnassigned;
   std::vector<uint16_t> shards(unique);
   int64_t* const mine = numbers(ids);
   for (size_t i = 0; i < unique; ++i) {
+    if (found != nullptr && found[i]) {
+      shards[i] = kFound;
+      continue;
+    }
     shards[i] = route->choose(static_cast<size_t>(mine[i]) >> table->block_shift, turn);
     if (shards[i] >= ends->size()) return false;
     ++(*ends)[shards[i]];
   }
-  size_t sum = 0;
+  size_t sum = hits;
   std::vector<size_t> next;
   for (size_t& end : *ends) {
     next.push_back(sum);
     sum += end;
     end = sum;
   }
+  size_t next_found = 0;
   std::vector<int64_t> grouped(unique);
   std::vector<int64_t> rank(unique);
   for (size_t i = 0; i < unique; ++i) {
-    rank[i] = static_cast<int64_t>(next[shards[i]]++);
+    rank[i] = static_cast<int64_t>(shards[i] == kFound ? next_found++ : next[shards[i]]++);
     grouped[static_cast<size_t>(rank[i])] = mine[i];
   }
   std::copy(grouped.begin(), grouped.end(), mine);
@@ -224,11 +276,14 @@ bool Lookup::group(uint64_t turn, std::vector<size_t>* ends) {
 void Lookup::send() {
   const std::shared_ptr<Lookup> self = shared_from_this();
   sent = monotonic();
-  missing_ = parts.size();
   double patience = timeout;
-  for (const Part& part : parts) patience = std::min(patience, lookups_->patience(part.count));
+  for (const Part& part : parts) {
+    if (part.mapped) continue;
+    ++missing_;
+    patience = std::min(patience, lookups_->patience(part.count));
+  }
   late_at_.store(std::min(sent + patience, started + timeout), std::memory_order_relaxed);
-  if (parts.empty()) {
+  if (missing_ == 0) {
     state_.store(State::kDone, std::memory_order_release);
     ended_ = sent;
     lookups_->remove(*this);
@@ -237,6 +292,7 @@ void Lookup::send() {
     return;
   }
   for (Part& part : parts) {
+    if (part.mapped) continue;
     part.id = part.stream->next_id();
     if (!part.stream->send(std::shared_ptr<Request>(self, &part))) {
       part.fail(Failure{Failure::kUnavailable, part.stream->why()});
@@ -292,18 +348,21 @@ void Lookup::settle(Part& part, Outcome outcome) {
   bool plain = true;
   std::function<void()> changed;
   std::function<void(size_t)> report;
+  const double answered = monotonic();
+  if (table->cache != nullptr && outcome == Outcome::kLanded && part.landed == part.count) {
+    table->cache->put(part.ids, part.count, part.place, static_cast<int64_t>(part.version));
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     part.outcome = outcome;
-    part.answered = monotonic();
+    part.answered = answered;
     if (state() == State::kAdopted) {
       report = report_;
     } else {
-      if (missing_ == parts.size()) version_ = part.version;
-      plain = outcome == Outcome::kLanded && part.landed == part.count && part.version == version_;
+      plain = outcome == Outcome::kLanded && part.landed == part.count && accept(part.version);
       done = plain && --missing_ == 0;
       if (done) {
-        ended_ = part.answered;
+        ended_ = monotonic();
         state_.store(State::kDone, std::memory_order_release);
         changed.swap(changed_);
       }

@@ -1,4 +1,5 @@
-// Lookups of the plain case: one request to each shard, and every answer in time and of one version.
+// Lookups of the plain case: rows from the cache, from the memory of shards on this machine, and from one request to each
+// other shard, every answer in time and all of one version.
 //
 // All else (an error, a stream that broke, another version, an answer that is late) ends the plain case: the lookup is
 // adopted by Python's state machine, which is told what came so far and takes every decision from then on.
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "client_buffers.h"
+#include "client_mapped.h"
 #include "client_stream.h"
 
 namespace engram::client {
@@ -25,7 +27,9 @@ struct Route : std::enable_shared_from_this<Route> {
   std::vector<uint16_t> assigned;  // [replicas, blocks], indices into the shards
   size_t replicas = 0;
   size_t blocks = 0;
-  std::vector<std::shared_ptr<Stream>> streams;  // by shard; null where none is open
+  std::vector<std::string> shards;  // their names
+  std::vector<std::shared_ptr<Stream>> streams;            // by shard; null where none is open
+  std::vector<std::shared_ptr<const MappedTable>> mapped;  // by shard; null where rows come over the network
 
   // The shard of a block, by the rule of replica_choice.choose without suspects.
   uint16_t choose(size_t block, uint64_t turn) const;
@@ -45,8 +49,8 @@ struct Answer {
 
 // Statistics of plain lookups since they were last taken.
 struct Tally {
-  uint64_t lookups = 0, rows = 0, unique_rows = 0, requests = 0;
-  Histogram total, distinct, send, wait;
+  uint64_t lookups = 0, rows = 0, unique_rows = 0, requests = 0, cache_hits = 0, cache_misses = 0;
+  Histogram total, distinct, cache, map, send, wait;
   std::map<std::string, uint64_t> shard_rows;
 };
 
@@ -58,10 +62,11 @@ class Lookups : public std::enable_shared_from_this<Lookups> {
   Lookups(std::shared_ptr<Poller> poller, std::shared_ptr<Buffers> buffers, std::vector<double> bounds,
           std::function<void(std::shared_ptr<Lookup>)> adopt);
 
-  // Look rows up. Null if this is not the plain case: an id is out of range, or a shard has no open stream.
+  // Look rows up. Null if this is not the plain case: an id is out of range, a shard has no open stream, or rows that
+  // are here are of different versions.
   std::shared_ptr<Lookup> start(const std::shared_ptr<const Table>& table, const std::shared_ptr<const Route>& route,
                                 const int64_t* asked, size_t count, uint64_t turn, double started, double timeout,
-                                size_t most_rows);
+                                uint64_t min_version, size_t most_rows);
   // Have those adopted that are late.
   void tick(double now);
   // Have all adopted that are under way, and take no more.
@@ -110,6 +115,7 @@ class Lookup : public std::enable_shared_from_this<Lookup> {
     Lookup* lookup = nullptr;
     std::shared_ptr<Stream> stream;
     uint16_t shard = 0;
+    bool mapped = false;  // the rows were read from the shard's memory
     size_t low = 0;
     Outcome outcome = Outcome::kPending;
     double answered = 0;
@@ -123,6 +129,7 @@ class Lookup : public std::enable_shared_from_this<Lookup> {
   const std::shared_ptr<void>& owner() const { return owner_; }
   // Wait until it is no longer plain or done. False if the moment `until` came first.
   bool wait(double until);
+  uint64_t version() const { return version_; }  // of the rows that were here from the start
   State state() const { return state_.load(std::memory_order_acquire); }
   // Have `changed` run, deferred, once it is done. False if it is done or adopted.
   bool when_done(std::function<void()> changed);
@@ -132,7 +139,9 @@ class Lookup : public std::enable_shared_from_this<Lookup> {
   std::shared_ptr<const Table> table;
   std::shared_ptr<const Route> route;
   double started = 0, timeout = 0, sent = 0;
+  uint64_t min_version = 0;
   size_t asked = 0, unique = 0;  // numbers of ids
+  size_t hits = 0;               // ids whose rows the cache had; these come first
   std::vector<size_t> shape;     // of the asked ids
   std::shared_ptr<uint8_t> ids, inverse, rows;  // int64 [unique], int64 [asked], uint8 [unique, row_bytes]
   std::vector<Part> parts;
@@ -142,17 +151,20 @@ class Lookup : public std::enable_shared_from_this<Lookup> {
   void settle(Part& part, Outcome outcome);
   void leave_plain();
   bool split(const int64_t* asked_ids, uint64_t turn, size_t most_rows);
-  bool group(uint64_t turn, std::vector<size_t>* ends);
+  bool group(const bool* found, uint64_t turn, std::vector<size_t>* ends);
+  bool read(const MappedTable& mapped, Part& part);
+  bool accept(uint64_t version);
   void send();
 
   const std::shared_ptr<Lookups> lookups_;
   std::mutex mutex_;
   std::atomic<State> state_{State::kPlain};
-  size_t missing_ = 0;
+  size_t missing_ = 0;       // parts whose rows are not here
+  bool versioned_ = false;   // whether there are rows yet, which have a version
   uint64_t version_ = 0;
   std::shared_ptr<void> owner_;
   std::atomic<double> late_at_{0};
-  double distinct_seconds_ = 0, ended_ = 0;
+  double distinct_seconds_ = 0, cache_seconds_ = 0, map_seconds_ = 0, ended_ = 0;
   std::atomic<double> send_seconds_{0};  // answers may come while it is being sent
   std::function<void()> changed_;
   std::function<void(size_t)> report_;

@@ -43,12 +43,13 @@ uint64_t read_number(CodedInputStream& in) {
 }  // namespace
 
 grpc::ByteBuffer encode_request(const Table& table, uint64_t request_id, uint64_t epoch, double now, double deadline,
-                                const int64_t* ids, size_t count) {
+                                uint64_t min_version, const int64_t* ids, size_t count) {
   LookupRequest header;
   header.set_request_id(request_id);
   header.set_table(table.name);
   header.set_fingerprint(table.fingerprint);
   header.set_epoch(epoch);
+  header.set_min_version(min_version);
   header.set_sent_us(static_cast<uint64_t>(now * 1e6));
   header.set_timeout_ms(static_cast<uint32_t>(std::clamp((deadline - now) * 1e3, 0.0, 4e9)));
   const uint32_t bytes = static_cast<uint32_t>(count * table.id_bytes());

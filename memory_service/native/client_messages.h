@@ -8,6 +8,8 @@
 #include <memory>
 #include <string>
 
+#include "client_cache.h"
+
 namespace engram::client {
 
 // A table as requests name it.
@@ -17,13 +19,14 @@ struct Table : std::enable_shared_from_this<Table> {
   uint64_t rows = 0;
   size_t row_bytes = 0;
   int block_shift = 0;
+  std::shared_ptr<Cache> cache;  // of hot rows; null for none
 
   size_t id_bytes() const { return rows <= uint64_t{1} << 32 ? 4 : 8; }
 };
 
 // A LookupRequest, serialised.
 grpc::ByteBuffer encode_request(const Table& table, uint64_t request_id, uint64_t epoch, double now, double deadline,
-                                const int64_t* ids, size_t count);
+                                uint64_t min_version, const int64_t* ids, size_t count);
 
 // What a LookupReply says before its rows, and a way to read those.
 class Reply {

@@ -11,9 +11,9 @@ namespace {
 thread_local const Poller* leads = nullptr;  // the poller for which this thread leads
 
 constexpr double kTick = 0.001;
-constexpr double kLinger = 1.0;  // after the last request, for which the next one finds nobody leading
+constexpr double kGlance = 0.05;  // between glances at the network while there are no requests
+constexpr double kLinger = 1.0;   // after the last request, for which there is a tick every millisecond
 constexpr double kLeave = 1.0;   // for operations to end that were cancelled
-constexpr double kRest = 0.25;   // for which the background thread leads at a time while there are no requests
 
 gpr_timespec moment(double seconds) {
   const double whole = static_cast<int64_t>(seconds);
@@ -99,31 +99,43 @@ void Poller::run() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!closed_) {
     const double now = monotonic();
-    if (under_way_.load(std::memory_order_relaxed) > 0) busy_at_ = now;
+    if (under_way_.load() > 0) busy_at_ = now;
     if (leading_ || !followers_.empty()) {
       if (!leading_) followers_.front()->changed_.notify_all();
       rest(lock, kTick);
+    } else if (must_lead()) {
+      lead(lock, nullptr, now + kTick);
     } else {
-      const bool long_poll = must_lead(now);
-      led_before_ = led_;
-      lead(lock, nullptr, long_poll ? now + patience(now) : now);
-      if (!long_poll && !closed_ && !summoned_) rest(lock, kTick);
+      if (now - glanced_at_ > kGlance) {
+        glanced_at_ = now;
+        lead(lock, nullptr, now);
+      }
+      idle_.store(now - busy_at_ > kLinger);
+      if (!closed_ && !summoned_ && !(idle_.load() && under_way_.load() > 0)) {
+        rest(lock, idle_.load() ? kGlance : kTick);
+      }
+      idle_.store(false);
     }
+    led_before_ = led_;
     lock.unlock();
     tick_(monotonic());
     lock.lock();
   }
 }
 
-// Whether to wait for the network here: for requests that nobody has waited for since the last tick, or for news.
-bool Poller::must_lead(double now) {
-  const bool under_way = under_way_.load(std::memory_order_relaxed) > 0;
-  const bool unattended = under_way && (summoned_ || led_ == led_before_);
+// Whether requests are under way that nobody has waited for since the last tick.
+bool Poller::must_lead() {
+  const bool under_way = under_way_.load() > 0;
   if (!under_way) summoned_ = false;
-  return unattended || (!under_way && now - busy_at_ > kLinger);
+  return under_way && (summoned_ || led_ == led_before_);
 }
 
-double Poller::patience(double now) const { return now - busy_at_ > kLinger ? kRest : kTick; }
+void Poller::sent() {
+  under_way_.fetch_add(1);
+  if (!idle_.load()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  background_.notify_all();
+}
 
 void Poller::rest(std::unique_lock<std::mutex>& lock, double seconds) {
   background_.wait_for(lock, std::chrono::duration<double>(seconds));

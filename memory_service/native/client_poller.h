@@ -3,7 +3,9 @@
 // One thread at a time leads: it takes what happens from the completion queue and lets it happen. A thread that waits
 // for its own rows leads if nobody else does, so that rows which are waited for are never handed from one thread to
 // another. Others follow: they sleep until what they wait for is over, or until they are to lead. The background thread
-// leads while requests are under way that nobody waits for, and now and then while there are none.
+// leads while requests are under way that nobody waits for. While there are none it only glances at the network now and
+// then: gRPC polls for all threads of a process in one place, so that one which waits there idly would have to hand over
+// what happens to the other clients of its process.
 #pragma once
 
 #include <grpcpp/alarm.h>
@@ -58,8 +60,8 @@ class Poller : public std::enable_shared_from_this<Poller> {
   void end(Waiting& waiting);
 
   // Count requests under way.
-  void sent() { under_way_.fetch_add(1, std::memory_order_relaxed); }
-  void answered() { under_way_.fetch_sub(1, std::memory_order_relaxed); }
+  void sent();
+  void answered() { under_way_.fetch_sub(1); }
   // Lead in the background at once, for a request that nobody is going to wait for here.
   void attend();
 
@@ -87,14 +89,14 @@ class Poller : public std::enable_shared_from_this<Poller> {
   void lead(std::unique_lock<std::mutex>& lock, const Waiting* waiting, double until);
   void run();
   void rest(std::unique_lock<std::mutex>& lock, double seconds);
-  bool must_lead(double now);
+  bool must_lead();
   bool drain(double seconds);
-  double patience(double now) const;
 
   grpc::CompletionQueue queue_;
   Wake wake_;
   const std::function<void(double)> tick_;
   std::atomic<int64_t> under_way_{0};
+  std::atomic<bool> idle_{false};  // the background thread rests for longer than a tick
   std::mutex mutex_;
   std::condition_variable background_;
   std::list<Waiting*> followers_;
@@ -106,6 +108,7 @@ class Poller : public std::enable_shared_from_this<Poller> {
   uint64_t led_ = 0;       // times that a thread which waits came to lead
   uint64_t led_before_ = 0;
   double busy_at_ = 0;
+  double glanced_at_ = 0;
   std::thread thread_;
 };
 

@@ -125,8 +125,8 @@ void Stream::write_next() {
     if (found == pending_.end()) continue;  // forgotten
     const Request& request = *found->second;
     writing_ = true;
-    call_->Write(encode_request(*request.table, request.id, request.epoch, monotonic(), request.deadline, request.ids,
-                                request.count),
+    call_->Write(encode_request(*request.table, request.id, request.epoch, monotonic(), request.deadline,
+                                request.min_version, request.ids, request.count),
                  on_write_.begin(shared_from_this()));
     return;
   }
@@ -223,6 +223,10 @@ bool Stream::take(Request& request, const Reply& reply, std::unique_ptr<Failure>
   if (reply.rows_bytes % row_bytes != 0) {
     return wrong("a message has " + std::to_string(reply.rows_bytes) + " bytes of rows of " +
                  std::to_string(row_bytes) + " bytes each");
+  }
+  if (reply.version < request.min_version) {
+    return wrong(shard_ + " sent rows of version " + std::to_string(reply.version) + ", asked for " +
+                 std::to_string(request.min_version) + " or later");
   }
   if (reply.first_row == 0) {
     request.landed = 0;

@@ -36,6 +36,7 @@ class Request {
   std::shared_ptr<const Table> table;
   uint64_t epoch = 0;
   double deadline = 0;
+  uint64_t min_version = 0;  // oldest version of the table that is wanted
   const int64_t* ids = nullptr;
   size_t count = 0;
   uint8_t* place = nullptr;  // room for the rows of all ids

@@ -6,7 +6,6 @@
 NB_MODULE(_rows, module) {
   google::protobuf::SetLogHandler(nullptr);  // else strangers could fill the log with messages that are malformed
   nanobind::set_leak_warnings(false);  // a client that is never closed lives as long as the interpreter
-  engram::bind_cache(module);
   engram::bind_client(module);
   engram::bind_server(module);
 }

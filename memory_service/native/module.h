@@ -5,7 +5,6 @@
 
 namespace engram {
 
-void bind_cache(nanobind::module_& module);
 void bind_client(nanobind::module_& module);
 void bind_server(nanobind::module_& module);
 

@@ -4,28 +4,20 @@
 #include <cstring>
 #include <utility>
 
+#include "rows.h"
 #include "server_errors.h"
 
 namespace engram {
 
 namespace {
 
-constexpr size_t kBatch = 512;    // rows whose places are found before the first of them is copied
-constexpr size_t kAhead = 12;     // rows that are fetched into the cache before they are copied
-constexpr size_t kCacheLine = 64;
+constexpr size_t kBatch = 512;  // rows whose places are found before the first of them is copied
 
 template <class Id>
 uint64_t id_at(const char* ids, size_t index) {
   Id id;  // little-endian, like this machine; not aligned
   std::memcpy(&id, ids + index * sizeof(Id), sizeof(Id));
   return id;
-}
-
-// Not a call: GCC drops calls of functions that do nothing but this.
-[[gnu::always_inline]] inline void prefetch(const uint8_t* row, size_t row_bytes) {
-  const uint8_t* const end = row + row_bytes;
-  for (const uint8_t* at = row; at < end; at += kCacheLine) __builtin_prefetch(at);
-  __builtin_prefetch(end - 1);
 }
 
 }  // namespace
@@ -122,11 +114,7 @@ void Table::Reading::gather(const char* ids, size_t count, uint8_t* out) {
     if (local < 0) refuse_not_held(id);
     rows[i] = table_.arena_ + static_cast<uint64_t>(local) * row_bytes;
   }
-  for (size_t i = 0; i < std::min(kAhead, count); i++) prefetch(rows[i], row_bytes);
-  for (size_t i = 0; i < count; i++) {
-    if (i + kAhead < count) prefetch(rows[i + kAhead], row_bytes);
-    std::memcpy(out + i * row_bytes, rows[i], row_bytes);
-  }
+  copy_rows(rows, count, row_bytes, out);
 }
 
 const uint8_t* Table::Reading::block(uint64_t block) const {

@@ -25,7 +25,8 @@ class Layout:
     """
 
     def __init__(self, memory: mmap.mmap, blocks: int) -> None:
-        self._header = np.frombuffer(memory, np.int64, 2)
+        self.header = np.frombuffer(memory, np.int64, 2)
+        """The sequence number and the version."""
         self.delta: NDArray[np.int64] = np.frombuffer(memory, np.int64, blocks, HEADER_BYTES)
         self.fd: int | None = None
         """File descriptor by which other processes map the layout; None if it is not shared."""
@@ -46,26 +47,26 @@ class Layout:
     @property
     def sequence(self) -> int:
         """Odd while a change is under way, and never the same again after one."""
-        return int(self._header[_SEQUENCE])
+        return int(self.header[_SEQUENCE])
 
     @property
     def version(self) -> int:
         """Committed updates that the rows contain."""
-        return int(self._header[_VERSION])
+        return int(self.header[_VERSION])
 
     @version.setter
     def version(self, version: int) -> None:
         with self.changing():
-            self._header[_VERSION] = version
+            self.header[_VERSION] = version
 
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Mark what readers read meanwhile as invalid. One writer at a time."""
-        self._header[_SEQUENCE] += 1
+        self.header[_SEQUENCE] += 1
         try:
             yield
         finally:
-            self._header[_SEQUENCE] += 1
+            self.header[_SEQUENCE] += 1
 
 
 def layout_bytes(blocks: int) -> int:

@@ -24,8 +24,8 @@ from tests.conformance.check import Check, Inapplicable, Nonconformity
 from tests.conformance.implementations import IMPLEMENTATIONS, choose
 from tests.conformance.memory import Keys, Memory
 from tests.conformance.suite import CHECKS
+from tests.memory_service.certificates import Certificates
 from tests.memory_service.conftest import Cluster, packed_of, spec_of
-from tests.memory_service.papers import Papers
 
 ROOT = Path(__file__).parents[2]
 TOKEN = BearerToken("a-token-of-some-length")
@@ -72,9 +72,9 @@ def memory(
         if request.param == "open":
             memory = Memory(serve(snapshot, SPECS, stack))
         else:
-            papers = Papers(tmp_path_factory.mktemp("papers"))
-            security = ServerSecurity(**papers.issue("127.0.0.1"), client_ca_file=papers.ca, token=TOKEN)
-            files = (papers.ca, *reversed(papers.issue("worker-1").values()))
+            certificates = Certificates(tmp_path_factory.mktemp("certificates"))
+            security = ServerSecurity(**certificates.issue("127.0.0.1"), client_ca_file=certificates.ca, token=TOKEN)
+            files = (certificates.ca, *reversed(certificates.issue("worker-1").values()))
             tls = grpc.ssl_channel_credentials(*(path.read_bytes() for path in files))
             memory = Memory(serve(snapshot, SPECS, stack, security), Keys(tls, token=TOKEN.secret))
         with memory:
@@ -173,10 +173,10 @@ def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_suite_is_a_command(snapshot: Path, stack: ExitStack, tmp_path: Path) -> None:
-    papers = Papers(tmp_path)
-    address = serve(snapshot, SPECS, stack, ServerSecurity(**papers.issue("127.0.0.1"), token=TOKEN))
+    certificates = Certificates(tmp_path)
+    address = serve(snapshot, SPECS, stack, ServerSecurity(**certificates.issue("127.0.0.1"), token=TOKEN))
     (tmp_path / "token").write_text(f"{TOKEN.secret}\n")
-    keys = ("--ca", str(papers.ca), "--token-file", str(tmp_path / "token"))
+    keys = ("--ca", str(certificates.ca), "--token-file", str(tmp_path / "token"))
     done = suite(address, *keys, "--only", "token")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok    callers-without-the-token-are-refused\n1 checks passed, 0 failed, 0 not applicable\n" in done.stdout

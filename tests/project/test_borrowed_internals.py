@@ -31,7 +31,7 @@ from torch import nn
 
 from benchmarks.harness.rounds import process_seconds
 from memory_service.client import mapped_table, stream
-from memory_service.client.cache import _NumpyLoops, _Sets
+from memory_service.client.cache import _NumpyCache
 from memory_service.control import client as control_client
 from memory_service.protocol.bearer_token import BearerToken, TokenSender
 from memory_service.server.limits import client_of
@@ -298,8 +298,8 @@ def test_of_assignments_to_one_place_the_last_one_stays():
         target[places[::-1]] = order[::-1]
         distinct, first = np.unique(places, return_index=True)
         np.testing.assert_array_equal(target[distinct], first)
-    loops = _NumpyLoops(_Sets(sets=5, ways=1, table_rows=1000, row_bytes=4))
-    np.testing.assert_array_equal(loops._first_of_each_set(np.array([3, 1, 3, 1, 0])), [True, True, False, False, True])
+    cache = _NumpyCache(sets=5, ways=1, table_rows=1000, row_bytes=4)
+    np.testing.assert_array_equal(cache._first_of_each_set(np.array([3, 1, 3, 1, 0])), [True, True, False, False, True])
 
 
 @borrowed("pytest-xdist: groups of tests")

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_service.client import cache as cache_module
 from memory_service.client.cache import RowCache, set_bytes
 from memory_service.native import extension
 
@@ -179,7 +178,7 @@ def test_refuses_ids_and_rows_that_do_not_fit(ids: np.ndarray, rows: np.ndarray,
 @pytest.mark.skipif(extension() is None, reason="the native implementation is not built")
 @settings(deadline=None)
 @given(calls, st.integers(1, 9), st.sampled_from([1, 2, 8]), st.sampled_from([ROWS, 1 << 40]))
-def test_native_loops_keep_the_same_rows(
+def test_the_native_cache_keeps_the_same_rows(
     history: list[tuple[int | None, np.ndarray]], sets: int, ways: int, rows: int
 ) -> None:
     size = sets * set_bytes(rows, ROW_BYTES, ways)
@@ -195,9 +194,11 @@ def test_native_loops_keep_the_same_rows(
 
 
 @pytest.mark.skipif(extension() is None, reason="the native implementation is not built")
-def test_native_loops_clear_their_scratch_when_its_numbers_are_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "_CALLS", 3)
-    cache = RowCache(ROWS, ROW_BYTES, set_bytes(ROWS, ROW_BYTES, 2), 2, native=True)
+def test_the_native_cache_clears_its_scratch_when_its_numbers_are_used_up() -> None:
+    cache = extension().client.Cache(rows=ROWS, sets=1, ways=2, row_bytes=ROW_BYTES, calls=3)
     for first in range(0, 40, 4):
-        put(cache, np.arange(first, first + 4))
-        np.testing.assert_array_equal(get(cache, np.arange(first, first + 4)), [True, True, False, False])
+        ids = np.arange(first, first + 4)
+        cache.put(ids, np.zeros((4, ROW_BYTES), np.uint8), 0)
+        found = np.zeros(4, np.bool_)
+        assert cache.get(ids, np.empty((4, ROW_BYTES), np.uint8), found) == (2, 0)
+        np.testing.assert_array_equal(found, [True, True, False, False])

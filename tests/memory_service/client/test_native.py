@@ -30,6 +30,7 @@ from memory_service.client.native_stream import NativeRowStream
 from memory_service.native import extension
 from memory_service.protocol.row_messages import SERVICE
 from memory_service.protocol.security import ClientSecurity
+from memory_service.shard.shard import ShardConfig
 from memory_service.shard.table import ShardTable
 from memory_service.tables.distinct import DistinctRows
 from protos import memory_pb2 as pb
@@ -181,6 +182,50 @@ def test_counters_of_plain_lookups(cluster, spec: TableSpec, adoptions) -> None:
     assert after.stage_seconds["wait"] > before.stage_seconds["wait"]
 
 
+def test_plain_lookups_take_rows_from_the_cache(cluster, spec: TableSpec, packed: np.ndarray, adoptions) -> None:
+    client = cluster.start(3).connect(cache_bytes=1 << 17, hedge_least_s=30)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        ids = rng.zipf(1.2, (70, 3)) % spec.rows
+        rows = client.lookup("engram.1", ids).result()
+        np.testing.assert_array_equal(rows.unique[rows.inverse], packed[ids])
+    stats = client.stats()
+    assert 0 < stats.cache_hits < stats.unique_rows
+    assert stats.cache_hits + stats.cache_misses == stats.unique_rows
+    assert sum(stats.shard_rows.values()) == stats.cache_misses
+    assert not adoptions
+
+
+def test_a_late_lookup_keeps_the_rows_of_the_cache(cluster, spec, packed, slow, adoptions) -> None:
+    slow.set()
+    client = cluster.start(2).connect(cache_bytes=1 << 22)
+    client.lookup("engram.1", np.arange(0, spec.rows, 3)).result()
+    while sum(client.stats().shard_rows.values()) < len(range(0, spec.rows, 3)):
+        time.sleep(0.01)  # rows are kept after the lookup has ended; the test's time limit bounds this
+    slow.clear()
+    ids = np.arange(spec.rows)[::-1]
+    future = client.lookup("engram.1", ids)
+    while not adoptions:
+        time.sleep(0.001)
+    slow.set()
+    rows = future.result(30)
+    np.testing.assert_array_equal(rows.unique[rows.inverse], packed[ids])
+    assert client.stats().cache_hits == len(range(0, spec.rows, 3))
+
+
+def test_plain_lookups_read_the_memory_of_shards_here(cluster, spec, packed, adoptions) -> None:
+    client = cluster.start(2, config=ShardConfig(share_memory=True)).connect(map_local=True)
+    for _ in range(3):
+        ids = np.random.default_rng(0).integers(0, spec.rows, (50, 4))
+        future = client.lookup("engram.1", ids)
+        rows = future.result()
+        np.testing.assert_array_equal(rows.unique[rows.inverse], packed[ids])
+    assert isinstance(future, NativeRowsFuture)
+    assert "_condition" not in vars(future)
+    assert client.stats().stage_seconds["map"] > 0
+    assert client._dispatcher._streams == {}
+
+
 def test_rows_land_in_memory_that_the_caller_allocates_and_is_used_again(cluster, spec, packed, adoptions) -> None:
     blocks: list[np.ndarray] = []
 
@@ -204,6 +249,7 @@ class Asked:
     def __init__(self, spec: TableSpec) -> None:
         self.spec, self.ids, self.epoch, self.request_id = spec, np.array([4, 5]), 1, 0
         self.deadline = time.monotonic() + 30
+        self.min_version = 0
         self.outcome: Future[tuple[np.ndarray, int]] = Future()
 
     def land(self, parts, version: int) -> None:

@@ -34,20 +34,20 @@ from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
 from protos import memory_pb2 as pb
 from tests.conformance.memory import BLOCKS, LOOKUP, error_of
-from tests.memory_service.papers import Papers
+from tests.memory_service.certificates import Certificates
 
 TOKEN = BearerToken("a-token-of-some-length")
 OTHER_TOKEN = BearerToken("a-token-of-another-kind")
 
 
 @pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers(tmp_path_factory.mktemp("papers"))
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return Papers(tmp_path_factory.mktemp("strangers"))
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("strangers"))
 
 
 @pytest.fixture
@@ -70,12 +70,15 @@ LOCKS = [("token",), ("tls",), ("tls", "token"), ("tls", "mutual"), ("tls", "mut
 
 
 @pytest.fixture(params=LOCKS, ids="+".join)
-def locks(request: pytest.FixtureRequest, papers: Papers) -> tuple[ServerSecurity, ClientSecurity]:
+def locks(request: pytest.FixtureRequest, certificates: Certificates) -> tuple[ServerSecurity, ClientSecurity]:
     server, client = ServerSecurity(), ClientSecurity()
     if "tls" in request.param:
-        server, client = ServerSecurity(**papers.issue("127.0.0.1")), ClientSecurity(papers.ca)
+        server, client = ServerSecurity(**certificates.issue("127.0.0.1")), ClientSecurity(certificates.ca)
     if "mutual" in request.param:
-        server, client = replace(server, client_ca_file=papers.ca), replace(client, **papers.issue("worker-7"))
+        server, client = (
+            replace(server, client_ca_file=certificates.ca),
+            replace(client, **certificates.issue("worker-7")),
+        )
     if "token" in request.param:
         server, client = replace(server, token=TOKEN), replace(client, token=TOKEN)
     return server, client
@@ -91,9 +94,11 @@ def test_whoever_has_the_keys_gets_every_row(serve, locks, packed: np.ndarray) -
         assert control.describe().shard == "shard-0"
 
 
-def test_a_snapshot_is_taken_of_locked_shards(serve, papers: Papers, packed: np.ndarray, tmp_path: Path) -> None:
-    address = serve(ServerSecurity(**papers.issue("127.0.0.1"), token=TOKEN), shards=2)
-    with closing(MemoryClient.connect(address, security=ClientSecurity(papers.ca, token=TOKEN))) as client:
+def test_a_snapshot_is_taken_of_locked_shards(
+    serve, certificates: Certificates, packed: np.ndarray, tmp_path: Path
+) -> None:
+    address = serve(ServerSecurity(**certificates.issue("127.0.0.1"), token=TOKEN), shards=2)
+    with closing(MemoryClient.connect(address, security=ClientSecurity(certificates.ca, token=TOKEN))) as client:
         client.snapshot(tmp_path / "copy")
     rows = LocalMemory.load(tmp_path / "copy").lookup("engram.1", np.arange(len(packed))).result()
     np.testing.assert_array_equal(rows.unique[rows.inverse], packed)
@@ -181,70 +186,74 @@ def test_probes_need_no_token_and_reflection_does(serve) -> None:
     ],
 )
 def test_a_connection_that_cannot_be_made_says_why(
-    serve, papers: Papers, strangers: Papers, case: str, message: str
+    serve, certificates: Certificates, strangers: Certificates, case: str, message: str
 ) -> None:
-    server, client = ServerSecurity(**papers.issue("127.0.0.1")), ClientSecurity(papers.ca)
+    server, client = ServerSecurity(**certificates.issue("127.0.0.1")), ClientSecurity(certificates.ca)
     if case == "unknown authority":
         client = ClientSecurity(strangers.ca)
     elif case == "expired":
-        server = ServerSecurity(**papers.issue("127.0.0.1", not_after=datetime.now(timezone.utc) - timedelta(hours=1)))
+        server = ServerSecurity(
+            **certificates.issue("127.0.0.1", not_after=datetime.now(timezone.utc) - timedelta(hours=1))
+        )
     elif case == "another host":
-        server = ServerSecurity(**papers.issue("shard.example"))
+        server = ServerSecurity(**certificates.issue("shard.example"))
     elif case == "plaintext shard":
         server = ServerSecurity()
     elif case == "plaintext client":
         client = ClientSecurity()
     else:
-        server = replace(server, client_ca_file=papers.ca)
+        server = replace(server, client_ca_file=certificates.ca)
     if case == "client certificate of a stranger":
         client = replace(client, **strangers.issue("worker-7"))
     with pytest.raises(ShardUnavailable, match=message):
         looked_up(serve(server), client)
 
 
-def test_a_certificate_for_another_name_is_accepted_when_told(serve, papers: Papers, packed: np.ndarray) -> None:
-    address = serve(ServerSecurity(**papers.issue("shard.example")))
-    rows = looked_up(address, ClientSecurity(papers.ca, server_name="shard.example"))
+def test_a_certificate_for_another_name_is_accepted_when_told(
+    serve, certificates: Certificates, packed: np.ndarray
+) -> None:
+    address = serve(ServerSecurity(**certificates.issue("shard.example")))
+    rows = looked_up(address, ClientSecurity(certificates.ca, server_name="shard.example"))
     np.testing.assert_array_equal(rows, packed[:50])
 
 
 def test_certificates_for_ipv6_addresses_are_checked_at_both_doors(
-    cluster, papers: Papers, packed: np.ndarray, ipv6: str
+    cluster, certificates: Certificates, packed: np.ndarray, ipv6: str
 ) -> None:
-    security = ServerSecurity(**papers.issue(ipv6), client_ca_file=papers.ca, token=TOKEN)
+    security = ServerSecurity(**certificates.issue(ipv6), client_ca_file=certificates.ca, token=TOKEN)
     server = cluster.add(ShardServer(Shard("shard-0"), ipv6, security=security).start())
     cluster.activate(1)
     assert server.address.startswith("[::1]:")
-    client = ClientSecurity(papers.ca, **papers.issue("worker-9"), token=TOKEN)
+    client = ClientSecurity(certificates.ca, **certificates.issue("worker-9"), token=TOKEN)
     np.testing.assert_array_equal(looked_up(server.address, client), packed[:50])
     with pytest.raises(Unauthenticated):
         looked_up(server.address, replace(client, token=None))
 
 
 def test_clients_find_their_keys_in_the_environment(
-    serve, papers: Papers, packed: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve, certificates: Certificates, packed: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token_file = tmp_path / "token"
     token_file.write_text(f"  {TOKEN.secret}\n")
-    mine = papers.issue("worker-8")
+    mine = certificates.issue("worker-8")
     for name, value in {
-        "CA": papers.ca,
+        "CA": certificates.ca,
         "CERT": mine["cert_file"],
         "KEY": mine["key_file"],
         "TOKEN": OTHER_TOKEN.secret,  # the file wins
         "TOKEN_FILE": token_file,
     }.items():
         monkeypatch.setenv(f"ENGRAM_MEMORY_{name}", str(value))
-    address = serve(ServerSecurity(**papers.issue("127.0.0.1"), client_ca_file=papers.ca, token=TOKEN))
+    address = serve(ServerSecurity(**certificates.issue("127.0.0.1"), client_ca_file=certificates.ca, token=TOKEN))
     np.testing.assert_array_equal(looked_up(address, None), packed[:50])
     with pytest.raises(ShardUnavailable):
         looked_up(address, ClientSecurity())  # what is given wins over the environment
 
 
 def test_a_shard_copies_blocks_from_a_locked_peer_with_the_keys_of_its_environment(
-    cluster, papers: Papers, packed: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    cluster, certificates: Certificates, packed: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    security = ServerSecurity(**papers.issue("127.0.0.1"), token=TOKEN)
+    security = ServerSecurity(**certificates.issue("127.0.0.1"), token=TOKEN)
     for index in range(2):
         cluster.add(ShardServer(Shard(f"shard-{index}"), security=security).start())
     first, second = cluster.servers
@@ -254,19 +263,19 @@ def test_a_shard_copies_blocks_from_a_locked_peer_with_the_keys_of_its_environme
     after = Placement.build(2, [ShardAddress(s.shard.name, s.address) for s in cluster.servers], cluster.specs, 2)
     with pytest.raises(MemoryServiceError, match="ENGRAM_MEMORY_CA"):
         second.shard.prepare(after, before)
-    monkeypatch.setenv("ENGRAM_MEMORY_CA", str(papers.ca))
+    monkeypatch.setenv("ENGRAM_MEMORY_CA", str(certificates.ca))
     monkeypatch.setenv("ENGRAM_MEMORY_TOKEN", TOKEN.secret)
     assert second.shard.prepare(after, before).copied == cluster.specs[0].blocks
 
 
-def test_what_does_not_fit_together_is_refused(papers: Papers, tmp_path: Path) -> None:
-    one, other = papers.issue("one"), papers.issue("other")
+def test_what_does_not_fit_together_is_refused(certificates: Certificates, tmp_path: Path) -> None:
+    one, other = certificates.issue("one"), certificates.issue("other")
     text = tmp_path / "text"
     text.write_text("no PEM")
     cases = [
         (lambda: ServerSecurity(cert_file=one["cert_file"]), "the shard has no key_file"),
         (lambda: ServerSecurity(key_file=one["key_file"]), "the shard has no cert_file"),
-        (lambda: ServerSecurity(client_ca_file=papers.ca), "give cert_file and key_file"),
+        (lambda: ServerSecurity(client_ca_file=certificates.ca), "give cert_file and key_file"),
         (lambda: ServerSecurity(**one, client_ca_file=text), "text is no PEM file"),
         (lambda: ServerSecurity(one["cert_file"], other["key_file"]), r"one\.pem and key .*other\.key do not fit"),
         (lambda: ServerSecurity(tmp_path / "none", one["key_file"]), "none: No such file"),
@@ -290,10 +299,15 @@ def test_a_token_shows_nowhere() -> None:
 
 @pytest.mark.parametrize("given", ["options", "environment"])
 def test_a_shard_process_takes_its_locks(
-    given: str, processes, papers: Papers, packed: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: str,
+    processes,
+    certificates: Certificates,
+    packed: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "token").write_text(TOKEN.secret)
-    mine = papers.issue("127.0.0.1")
+    mine = certificates.issue("127.0.0.1")
     values = {"TLS_CERT": mine["cert_file"], "TLS_KEY": mine["key_file"], "TOKEN_FILE": tmp_path / "token"}
     options = [f"--{name.lower().replace('_', '-')}={value}" for name, value in values.items()]
     if given == "environment":
@@ -301,12 +315,12 @@ def test_a_shard_process_takes_its_locks(
             monkeypatch.setenv(f"ENGRAM_MEMORY_{name}", str(value))
         options = []
     address = processes.ready(processes.start(*options))
-    np.testing.assert_array_equal(looked_up(address, ClientSecurity(papers.ca, token=TOKEN)), packed[:50])
+    np.testing.assert_array_equal(looked_up(address, ClientSecurity(certificates.ca, token=TOKEN)), packed[:50])
     with pytest.raises(Unauthenticated):
-        looked_up(address, ClientSecurity(papers.ca))
+        looked_up(address, ClientSecurity(certificates.ca))
 
 
-def test_a_shard_process_names_a_lock_that_does_not_fit(snapshot: Path, papers: Papers) -> None:
+def test_a_shard_process_names_a_lock_that_does_not_fit(snapshot: Path, certificates: Certificates) -> None:
     command = [
         sys.executable,
         "-m",
@@ -314,7 +328,7 @@ def test_a_shard_process_names_a_lock_that_does_not_fit(snapshot: Path, papers: 
         "--snapshot",
         str(snapshot),
         "--tls-key",
-        str(papers.ca),
+        str(certificates.ca),
     ]
     root = Path(__file__).parents[3]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=60, env=os.environ)

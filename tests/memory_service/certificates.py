@@ -7,7 +7,7 @@ from pathlib import Path
 import trustme
 
 
-class Papers:
+class Certificates:
     """Certificates of one authority, as files."""
 
     def __init__(self, folder: Path) -> None:
