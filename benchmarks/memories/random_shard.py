@@ -32,9 +32,10 @@ class RandomShard(Shard):
 
     def _add_table(self, name: str, placement: Placement, sources: Sources) -> ShardTable:
         spec = self._specs[name]
-        table = ShardTable(spec)
+        table = ShardTable(spec, compiled=self.compiled)
         table.add(random_blocks(spec, placement.blocks_of(name, self.name).tolist()))
-        self._tables = {**self._tables, name: table}
+        with self._changing:
+            self._publish(tables={**self._tables, name: table})
         return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from memory_service.native import extension
 from memory_service.protocol.addresses import Address
 from memory_service.protocol.bearer_token import REFUSAL
 from memory_service.protocol.row_messages import max_request_bytes
@@ -19,7 +18,7 @@ class NativeRowsDoor:
     def __init__(self, shard: Shard, host: str, port: int, security: ServerSecurity, limits: DoorLimits) -> None:
         address, pem = str(Address(host, port)), security.pem()
         try:
-            self._server = extension().RowsServer(
+            self._server = shard.compiled.RowsServer(
                 shard=shard.native,
                 address=address,
                 key=pem.key,

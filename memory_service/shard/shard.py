@@ -87,8 +87,9 @@ class Shard:
         self._scratch = Scratch()
         self.block_load = BlockLoad()
         self._callbacks: list[Callable[[], None]] = []
-        module = extension()
-        self.native: Any = module and module.Shard(
+        self.compiled = extension()
+        """Module of the native implementation; None to serve by the one in Python."""
+        self.native: Any = self.compiled and self.compiled.Shard(
             name=name, max_rows=self.config.max_rows, bounds=list(SECONDS_BOUNDS)
         )
         """What is served, for native readers, and what they count; None without the native extension."""
@@ -314,7 +315,7 @@ class Shard:
     def _add_table(self, name: str, placement: Placement, sources: Sources) -> ShardTable:
         spec, version = sources.describe(name)
         _check_blocks(spec, placement)  # before allocating: a peer may claim any size, a placement fits one message
-        table = ShardTable(spec, version, self.config.share_memory)
+        table = ShardTable(spec, version, self.config.share_memory, self.compiled)
         with self._changing:
             self._check_intended(placement)
             self._publish(tables={**self._tables, name: table})

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.errors import RowOutOfRange
-from memory_service.native import extension
 from memory_service.protocol.shared_layout import NOT_HELD, Layout
 from memory_service.protocol.shared_table import SharedTable, share_table
 from memory_service.shard.arena import Arena
@@ -30,12 +29,13 @@ class ShardTable:
         spec: the table.
         version: number of committed updates contained in the rows.
         shared: let other processes of this user on this machine map the rows.
+        compiled: module of the native implementation that also reads the rows; None without one.
 
     Raises:
         OutOfMemory: the system has no address space for the table.
     """
 
-    def __init__(self, spec: TableSpec, version: int = 0, shared: bool = False) -> None:
+    def __init__(self, spec: TableSpec, version: int = 0, shared: bool = False, compiled: Any = None) -> None:
         self.spec = spec
         self._arena = Arena(spec.blocks, spec.block_rows, spec.row_bytes, shared)
         self._layout = Layout.create(spec.blocks, shared)
@@ -44,7 +44,7 @@ class ShardTable:
         self._changing = threading.Lock()
         self._gate = ReadGate()
         self.reading = self._gate.reading
-        self.native = self._open_to_native()
+        self.native = self._open_to_native(compiled)
         """The same rows for native readers; None without the native extension."""
 
     @property
@@ -168,10 +168,10 @@ class ShardTable:
         if self.native:
             self.native.drain()
 
-    def _open_to_native(self) -> Any:
-        if (module := extension()) is None:
+    def _open_to_native(self, compiled: Any) -> Any:
+        if compiled is None:
             return None
-        table = module.Table(
+        table = compiled.Table(
             name=self.spec.name,
             fingerprint=bytes.fromhex(self.spec.fingerprint),
             rows=self.spec.rows,

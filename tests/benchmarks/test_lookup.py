@@ -10,6 +10,7 @@ import pytest
 from benchmarks import lookup
 from benchmarks.harness.rounds import Spread, Timing
 from benchmarks.harness.servers import free_ports, memory_shards, module_server
+from benchmarks.memories import busy_client
 from benchmarks.rivals import mooncake_store, redis_mget
 from benchmarks.rivals.bare_stream import BareStreamClient
 from benchmarks.rivals.plain_grpc import StreamingClient, UnaryClient
@@ -86,7 +87,25 @@ def test_a_rival_that_returns_other_rows_is_not_timed(packed):
 
 
 def test_goals_are_kept_for_their_size_and_for_rivals_that_took_part():
-    timings = {lookup.SERVICE: Timing.of([[0.002], [0.004]]), lookup.RAW: Timing.of([[0.001], [0.003]])}
-    expected = {"12,288 rows: raw TCP socket / service, 1 shard (goal 0.6)": Spread(0.625, 0.5, 0.75, 2)}
+    timings = {
+        lookup.SERVICE: Timing.of([[0.002], [0.004]], client_cpu=1, server_cpu=2),
+        lookup.RAW: Timing.of([[0.001], [0.003]], client_cpu=2, server_cpu=2),
+    }
+    expected = {
+        "12,288 rows: raw TCP socket / service, 1 shard (goal 0.8)": Spread(0.625, 0.5, 0.75, 2),
+        "12,288 rows: CPU of service, 1 shard / raw TCP socket (at most 1.5)": Spread.of([0.75]),
+    }
     assert lookup.goal_ratios(12_288, timings) == expected
     assert lookup.goal_ratios(1_536, timings) == {}
+
+
+def test_client_processes_ask_at_once(tmp_path):
+    spec = lookup.table_spec(column_rows=4000)
+    packed = np.random.default_rng(0).integers(0, 256, (spec.rows, spec.row_bytes), np.uint8)
+    write_snapshot(tmp_path / "memory", {spec: packed})
+    with memory_shards(tmp_path / "memory", 2) as servers:
+        pids = [server.pid for server in servers]
+        figures = busy_client.run(servers[0].address, spec.name, 50, 0.1, 2, pids)
+    assert figures["rows_s"] > 0
+    assert figures["client_cpu"] > 0
+    assert figures["server_cpu"] > 0

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from benchmarks.harness.certificates import Certificates
 from memory_service import BearerToken, InvalidRequest, RowFormat, ServerSecurity, TableSpec, write_snapshot
 from memory_service.server import rows_door
 from memory_service.server.server import ShardServer
@@ -24,7 +25,6 @@ from tests.conformance.check import Check, Inapplicable, Nonconformity
 from tests.conformance.implementations import IMPLEMENTATIONS, choose
 from tests.conformance.memory import Keys, Memory
 from tests.conformance.suite import CHECKS
-from tests.memory_service.certificates import Certificates
 from tests.memory_service.conftest import Cluster, packed_of, spec_of
 
 ROOT = Path(__file__).parents[2]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import os
 import socket
 import subprocess
 import sys
@@ -25,7 +28,7 @@ from memory_service import (
 )
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard, ShardConfig
-from tests.conformance.implementations import IMPLEMENTATIONS, choose
+from tests.conformance.implementations import IMPLEMENTATIONS, choose, environment_of
 
 DIM = 64
 ROOT = Path(__file__).parents[2]
@@ -97,6 +100,16 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def implementation_of_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ENGRAM_TEST_SHARDS, shards are of that implementation whatever clients are; `mixed` takes them in turn."""
+    if wanted := os.environ.get("ENGRAM_TEST_SHARDS"):
+        choices = itertools.cycle(IMPLEMENTATIONS if wanted == "mixed" else (wanted,))
+        modules = {"python": None, "native": importlib.import_module("memory_service.native._rows")}
+        monkeypatch.setattr("memory_service.shard.shard.extension", lambda: modules[next(choices)])
+        monkeypatch.setattr(Processes, "implementation", lambda _: next(choices))
+
+
 @pytest.fixture
 def make_spec() -> Callable[..., TableSpec]:
     return spec_of
@@ -127,6 +140,7 @@ def snapshot(tmp_path: Path, spec: TableSpec, packed: np.ndarray) -> Path:
 def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards that this test starts answer by the implementation in Python, parts of which the test replaces."""
     monkeypatch.setenv("ENGRAM_MEMORY_NATIVE", "0")
+    monkeypatch.setattr("memory_service.shard.shard.extension", lambda: None)
 
 
 @pytest.fixture
@@ -181,8 +195,16 @@ class Processes:
         source = () if "--join" in options else ("--snapshot", str(self._snapshot))
         return self.run([sys.executable, "-m", "memory_service.server.process", *source, *options])
 
+    def implementation(self) -> str | None:
+        """That of the next process; None for the one by default."""
+        return None
+
     def run(self, command: list[str]) -> subprocess.Popen[str]:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        chosen = self.implementation()
+        environment = os.environ if chosen is None else {**os.environ, **environment_of(chosen)}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        )
         self.running.append(process)
         self._stack.callback(_end, process)
         return process

@@ -85,8 +85,7 @@ def adoptions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 def slow(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Shards in this process, which answer in Python whatever their clients do, do not answer until it is set."""
     event = threading.Event()
-    for module in ("shard", "table"):
-        monkeypatch.setattr(f"memory_service.shard.{module}.extension", lambda: None)
+    monkeypatch.setattr("memory_service.shard.shard.extension", lambda: None)
     gather = ShardTable.gather
 
     def late(self: ShardTable, local: np.ndarray, out: np.ndarray) -> None:

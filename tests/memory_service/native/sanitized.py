@@ -14,7 +14,14 @@ from pathlib import Path
 from memory_service.native.build import SANITIZERS, build
 
 TESTS = Path(__file__).parents[1]
-SHORT = ["server/test_native_rows_door.py", "client/test_client.py"]
+SHORT = [
+    "server/test_native_rows_door.py",
+    "client/test_client.py",
+    "client/test_native.py",
+    "client/test_client_cache.py",
+    "client/test_cache.py",
+    "client/test_mapped_table.py",
+]
 _RUNTIME = {"address": "libasan.so", "undefined": "libubsan.so", "thread": "libtsan.so"}
 _OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter never frees much of what it has

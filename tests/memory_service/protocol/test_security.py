@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from benchmarks.harness.certificates import Certificates
 from memory_service import (
     BearerToken,
     ClientSecurity,
@@ -34,7 +35,6 @@ from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
 from protos import memory_pb2 as pb
 from tests.conformance.memory import BLOCKS, LOOKUP, error_of
-from tests.memory_service.certificates import Certificates
 
 TOKEN = BearerToken("a-token-of-some-length")
 OTHER_TOKEN = BearerToken("a-token-of-another-kind")

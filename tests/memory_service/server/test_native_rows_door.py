@@ -79,7 +79,7 @@ def content(wide: TableSpec, make_packed) -> np.ndarray:
 @pytest.fixture
 def server(wide: TableSpec, content: np.ndarray, stack: ExitStack) -> ShardServer:
     server = ShardServer(Shard("shard-0"))
-    table = ShardTable(wide)
+    table = ShardTable(wide, compiled=extension())
     blocks = [(block, content[block * 64 : block * 64 + wide.block_length(block)]) for block in range(wide.blocks)]
     table.add(blocks)
     server.shard._publish(tables={wide.name: table})
@@ -226,7 +226,7 @@ def test_a_stopping_shard_finishes_what_is_being_answered(
 def test_a_shard_that_stops_at_once_ends_cleanly(stack: ExitStack, wide: TableSpec, content: np.ndarray) -> None:
     """Calls end in other threads than the one that stops, and must not do so after their queue is gone."""
     shard = Shard("shard-0")
-    table = ShardTable(wide)
+    table = ShardTable(wide, compiled=extension())
     table.add((block, content[block * 64 : block * 64 + wide.block_length(block)]) for block in range(wide.blocks))
     shard._publish(tables={wide.name: table})
     ids = np.arange(LARGE) % wide.rows
@@ -348,7 +348,7 @@ def test_both_implementations_give_the_same_blocks(
 def test_a_large_block_comes_in_chunks(server: ShardServer, make_spec, make_packed, stack: ExitStack) -> None:
     spec = make_spec("engram.2", block_rows=1 << 14, dim=512)
     packed = make_packed(spec)
-    table = ShardTable(spec)
+    table = ShardTable(spec, compiled=extension())
     table.add([(0, packed)])
     server.shard._publish(tables={spec.name: table})
     wanted = pb.BlocksRequest(table=spec.name, fingerprint=bytes.fromhex(spec.fingerprint), blocks=[0])
