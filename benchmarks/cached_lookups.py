@@ -1,11 +1,13 @@
 """Lookups of real code over the network, with and without the client's cache of hot rows.
 
-One shard in a process of its own on this machine. Its table has just the rows that the code reads, in random order: the
-264-byte rows and the repeats are those of DeepSeek-V4.1-Flash's layer 1. Times are of the second half of the lookups.
+One shard in a process of its own on this machine, or as if on another one behind a link of a given speed. Its table has
+just the rows that the code reads, in random order: the 264-byte rows and the repeats are those of DeepSeek-V4.1-Flash's
+layer 1. Times are of the second half of the lookups.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import tempfile
 import time
@@ -16,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness.neighbour import neighbour
 from benchmarks.harness.report import Report, format_table
 from benchmarks.harness.rounds import Spread, Timing
-from benchmarks.harness.servers import memory_shards
+from benchmarks.harness.servers import HERE, memory_shards
 from benchmarks.harness.text_streams import CODE, deepseek_tokenizer, read_stream
 from benchmarks.hot_rows import arguments, hash_in_pieces
 from benchmarks.lookup import table_spec
@@ -33,7 +36,7 @@ ROUNDS = 10  # slices of the lookups, of which each client's mean is compared
 
 def main() -> None:
     """Run the benchmark as the command line says."""
-    options = arguments(None, __doc__)
+    options = arguments(None, __doc__, add_options)
     count = options.tokens or (50_000 if options.quick else 300_000)
     tokenizer = deepseek_tokenizer()
     code = read_stream("code", options.code, CODE, count, tokenizer)
@@ -49,7 +52,8 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         write_snapshot(Path(folder) / "snapshot", {spec: packed})
-        (shard,) = stack.enter_context(memory_shards(Path(folder) / "snapshot"))
+        host = HERE if options.gbit_s is None else stack.enter_context(neighbour(options.gbit_s))
+        (shard,) = stack.enter_context(memory_shards(Path(folder) / "snapshot", host=host))
         for name, lookups in series(rows).items():
             with contextlib.ExitStack() as clients:
                 plain, cached = (
@@ -67,9 +71,18 @@ def main() -> None:
             }
             report.ratios[f"mean with / without cache, {name}"] = Spread.of_ratios(means["cache"], means["no cache"])
             shown = (Spread.of([1e3 * mean for mean in series]).show("{:.2f} ms") for series in means.values())
-            lines.append((name, *shown, f"{100 * hits:.1f} %"))
-    print(format_table(("mean (range of slices)", "no cache", "cache", "hits"), lines), end="\n\n")
+            asked = (f"{lookups[0].size / np.mean(seconds[who]) / 1e6:.2f}" for who in means)
+            lines.append((name, *shown, *asked, f"{100 * hits:.1f} %"))
+    header = ("mean (range of slices)", "no cache", "cache", "M rows/s asked, no cache", "cache", "hits")
+    print(format_table(header, lines), end="\n\n")
     report.publish(options.json)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark alone."""
+    parser.add_argument(
+        "--gbit-s", type=float, metavar="N", help="put the shard on a host of its own, behind a link of N Gbit/s"
+    )
 
 
 def series(rows: NDArray[np.int64]) -> dict[str, list[NDArray[np.int64]]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sysconfig
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -118,8 +118,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     report.publish(options.json)
 
 
-def arguments(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
-    """The options of every benchmark, and which text to read."""
+def arguments(
+    argv: Sequence[str] | None,
+    description: str | None,
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """The options of every benchmark, which text to read, and those that `add_options` adds."""
     packages = Path(sysconfig.get_path("purelib"))
     library = [path for path in Path(sysconfig.get_path("stdlib")).iterdir() if path.name != "site-packages"]
     parser = argument_parser(description)
@@ -131,6 +135,7 @@ def arguments(argv: Sequence[str] | None, description: str | None) -> argparse.N
     )
     parser.add_argument("--tokens", type=int, help="of each kind, instead of 2 million, or 100,000 with --quick")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the curves into an SVG")
+    add_options(parser)
     return parser.parse_args(argv)
 
 

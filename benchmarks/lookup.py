@@ -39,6 +39,7 @@ GATHER, RAW, BARE = "gather in this process", "raw TCP socket", "bare stream"
 REDIS, MOONCAKE = "Redis MGET", "Mooncake EngramStore, TCP"
 UNARY, STREAMING = "Python gRPC, unary", "Python gRPC, streaming"
 SERVICE, TWO_SHARDS, MAPPED, TLS = "service, 1 shard", "service, 2 shards", "service, by mapping", "service, TLS"
+MOONCAKE_ROWS, MOONCAKE_ROUNDS = (384, 12_288), 3
 CLIENTS = (1, 2, 4, 8)
 CLIENT_ROWS, CLIENT_SECONDS, QUICK_CLIENT_SECONDS = 12_288, 4.0, 0.5
 
@@ -94,8 +95,6 @@ class Rival:
     lookup: Callable[[np.ndarray], np.ndarray | Rows]
     pids: tuple[int, ...] = ()
     """Server processes that work for it and for no other rival."""
-    most_rows: int = max(ROUNDS)
-    """It takes no part in larger requests, which would take it most of the time of the benchmark."""
 
 
 def main() -> None:
@@ -115,6 +114,14 @@ def main() -> None:
             report.results["timings"][rows] = {name: timing.as_dict() for name, timing in timings.items()}
             print_timings(rows, spec.row_bytes, timings)
             report.ratios |= goal_ratios(rows, timings)
+        if reason := mooncake_store.missing():
+            print(f"{MOONCAKE} is left out: {reason}")
+        else:
+            report.results["mooncake"] = {}
+            for rows in MOONCAKE_ROWS:
+                timings = measure_mooncake(rivals[SERVICE], spec, packed.shape, directory / "table.npy", rows)
+                report.results["mooncake"][rows] = {name: timing.as_dict() for name, timing in timings.items()}
+                print_timings(rows, spec.row_bytes, timings)
         report.results["clients"] = measure_clients(stack, spec, directory / "snapshot", options.quick)
     print_clients(report.results["clients"])
     report.publish(options.json)
@@ -153,10 +160,6 @@ def start(stack: contextlib.ExitStack, spec: TableSpec, packed: np.ndarray, dire
         print(f"{REDIS} is left out: {reason}")
     else:
         rivals[REDIS] = start_redis(stack, packed)
-    if reason := mooncake_store.missing():
-        print(f"{MOONCAKE} is left out: {reason}")
-    else:
-        rivals[MOONCAKE] = start_mooncake(stack, table, packed.shape)
     rivals[BARE] = start_bare(stack, spec, directory / "snapshot")
     return rivals | {name: start_service(stack, spec, directory / "snapshot", how) for name, how in SERVICES.items()}
 
@@ -179,12 +182,12 @@ def start_redis(stack: contextlib.ExitStack, packed: np.ndarray) -> Rival:
     return Rival(client.lookup, (pid,))
 
 
-def start_mooncake(stack: contextlib.ExitStack, table: str, shape: tuple[int, ...]) -> Rival:
+def start_mooncake(stack: contextlib.ExitStack, table: Path, shape: tuple[int, ...]) -> Rival:
     """Start Mooncake's master and a store that holds the table, and a client."""
     master = stack.enter_context(mooncake_store.mooncake_master())
-    server = stack.enter_context(module_server("benchmarks.rivals.mooncake_store", table, str(master.port)))
+    server = stack.enter_context(module_server("benchmarks.rivals.mooncake_store", str(table), str(master.port)))
     client = stack.enter_context(contextlib.closing(mooncake_store.MooncakeClient(master.port, shape, max(ROUNDS))))
-    return Rival(client.lookup, (master.pid, server.pid), most_rows=12_288)
+    return Rival(client.lookup, (master.pid, server.pid))
 
 
 def start_bare(stack: contextlib.ExitStack, spec: TableSpec, snapshot: Path) -> Rival:
@@ -232,21 +235,30 @@ def measure(rivals: Mapping[str, Rival], table_rows: int, rows: int, rounds: int
         following = itertools.cycle(requests)
         return lambda: rival.lookup(next(following))
 
-    able = {name: rival for name, rival in rivals.items() if rows <= rival.most_rows}
-    candidates = {name: candidate(rival) for name, rival in able.items()}
-    servers = {name: rival.pids for name, rival in able.items()}
+    candidates = {name: candidate(rival) for name, rival in rivals.items()}
+    servers = {name: rival.pids for name, rival in rivals.items()}
     return time_interleaved(candidates, rounds, WARMUPS, servers, IN_A_ROW)
+
+
+def measure_mooncake(
+    service: Rival, spec: TableSpec, shape: tuple[int, ...], table: Path, rows: int
+) -> dict[str, Timing]:
+    """Time Mooncake's store and the service alone: its threads are busy also while nobody asks it."""
+    with contextlib.ExitStack() as stack:
+        rivals = {MOONCAKE: start_mooncake(stack, table, shape), SERVICE: service}
+        return measure(rivals, spec.rows, rows, MOONCAKE_ROUNDS)
 
 
 def print_timings(rows: int, row_bytes: int, timings: Mapping[str, Timing]) -> None:
     """One table for one request size."""
+    services = [name for name in SERVICES if name in timings]
     lines = [
         (
             name,
             *t.milliseconds(3),
             f"{rows / t.p50 / 1e6:.2f}",
             *(f"{cpu / (rows * row_bytes) * 1e9:.2f}" for cpu in (t.cpu - t.server_cpu, t.server_cpu)),
-            *(f"{t.over(timings[service]).median:.2f}x" for service in SERVICES),
+            *(f"{t.over(timings[service]).median:.2f}x" for service in services),
         )
         for name, t in timings.items()
     ]
@@ -259,7 +271,7 @@ def print_timings(rows: int, row_bytes: int, timings: Mapping[str, Timing]) -> N
         "M rows/s",
         "client CPU s/GB",
         "server CPU s/GB",
-        *(f"/ {name}" for name in SERVICES),
+        *(f"/ {name}" for name in services),
     )
     print(format_table(header, lines))
     print()

@@ -10,6 +10,8 @@ import atexit
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from memory_service.client.native_stream import NativeRowStream
 from memory_service.client.pending import PendingLookup, RowsFuture
 from memory_service.client.stream import Stream
 from memory_service.control.shard_directory import ShardDirectory
+from memory_service.errors import MemoryServiceError
 from memory_service.metrics.metrics import SECONDS_BOUNDS
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.tables.distinct import Distinct, DistinctRows, check_ids
@@ -172,6 +175,17 @@ class NativeDispatcher(Dispatcher):
         future = reference()
         if future is not None:
             future.adopted()
+        try:
+            self._go_on(plain, route, future)
+        except Exception as error:  # such as no memory: whoever waits is told, and nobody waits for ever
+            if future is not None:
+                with suppress(InvalidStateError):
+                    name = route.spec.name
+                    future.set_exception(MemoryServiceError(f"table {name!r}: the lookup cannot go on: {error!r}"))
+            raise
+
+    def _go_on(self, plain: Any, route: _Route, future: NativeRowsFuture | None) -> None:
+        """Let the state machine in Python stand where a plain lookup stands."""
         self._learn()
         state = Lookup(route.spec, plain.ids, plain.started, plain.timeout, self, plain.min_version)
         buffer = None
@@ -183,11 +197,11 @@ class NativeDispatcher(Dispatcher):
             buffer[: plain.hits] = plain.rows_of(0, plain.hits)
         pending = PendingLookup(state, _PlainRows(plain), plain.started, future, buffer)
         parts = [plain.part(index) for index in range(plain.parts)]
-        runs = [(shard, low, low + count) for shard, _, low, count, *_ in parts]
+        runs = [(shard, low, low + count) for shard, _, low, count, _ in parts]
         requests = state.adopt(route.placement, runs, plain.sent, plain.hits, plain.version)
         self._watch.add(pending)
         sent = []
-        for request, (shard, mapped, _, _, request_id, *_) in zip(requests, parts, strict=True):
+        for request, (shard, mapped, _, _, request_id) in zip(requests, parts, strict=True):
             sent.append(SentRequest(self, pending, request))
             sent[-1].request_id = request_id
             if not mapped:
@@ -195,7 +209,8 @@ class NativeDispatcher(Dispatcher):
                 pending.remember(sent[-1], route.streams[shard])
 
         def report(plain: Any, index: int) -> None:  # which must not own the lookup that owns it
-            shard, mapped, low, _, _, answered, landed, version, failure = plain.part(index)
+            shard, mapped, low, _, _ = parts[index]
+            answered, landed, version, failure = plain.outcome(index)
             if mapped:
                 self._land(pending, requests[index], [plain.rows_of(low, landed)], version, mapped=True)
             elif failure is None:

@@ -282,14 +282,19 @@ nb::object owner_of(const Lookup& lookup) {
   return nb::borrow(std::static_pointer_cast<Held>(lookup.owner())->get());
 }
 
-// What became of a part: shard, whether it was mapped, place of its first row, rows asked, request id, moment of the
-// answer, rows landed, version, and the status and message of its failure, or None.
+// A part as it was asked: shard, whether it was mapped, place of its first row, rows asked, and request id.
 nb::tuple part_of(const Lookup& lookup, size_t index) {
+  const Lookup::Part& part = lookup.parts.at(index);
+  return nb::make_tuple(part.shard, part.mapped, part.low, part.count, part.id);
+}
+
+// What became of a part: moment of the answer, rows landed, version, and the status and message of its failure, or None.
+nb::tuple outcome_of(const Lookup& lookup, size_t index) {
+  if (!lookup.settled(index)) throw std::logic_error("the part is under way");
   const Lookup::Part& part = lookup.parts.at(index);
   nb::object failure = nb::none();
   if (part.outcome == Lookup::Outcome::kFailed) failure = nb::make_tuple(part.failure.status, part.failure.message);
-  return nb::make_tuple(part.shard, part.mapped, part.low, part.count, part.id, part.answered, part.landed, part.version,
-                        failure);
+  return nb::make_tuple(part.answered, part.landed, part.version, failure);
 }
 
 nb::tuple cached(Cache& cache, const Numbers& ids, const Place& out, const Found& found) {
@@ -407,6 +412,7 @@ void engram::bind_client(nb::module_& parent) {
              });
            })
       .def("part", &part_of)
+      .def("outcome", &outcome_of)
       .def("rows_of",
            [](const Lookup& self, size_t low, size_t count) {
              const size_t row_bytes = self.table->row_bytes;

@@ -330,6 +330,11 @@ bool Lookup::when_done(std::function<void()> changed) {
   return true;
 }
 
+bool Lookup::settled(size_t part) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return parts.at(part).outcome != Outcome::kPending;
+}
+
 void Lookup::attach(std::function<void(size_t)> report) {
   std::vector<size_t> settled;
   {

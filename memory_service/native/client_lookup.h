@@ -133,6 +133,8 @@ class Lookup : public std::enable_shared_from_this<Lookup> {
   State state() const { return state_.load(std::memory_order_acquire); }
   // Have `changed` run, deferred, once it is done. False if it is done or adopted.
   bool when_done(std::function<void()> changed);
+  // Whether it is known what becomes of a part: until then another thread may write to it.
+  bool settled(size_t part) const;
   // Report what becomes of each part, now and later, to its owner in Python. Call once, when it was adopted.
   void attach(std::function<void(size_t part)> report);
 
@@ -157,7 +159,7 @@ class Lookup : public std::enable_shared_from_this<Lookup> {
   void send();
 
   const std::shared_ptr<Lookups> lookups_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::atomic<State> state_{State::kPlain};
   size_t missing_ = 0;       // parts whose rows are not here
   bool versioned_ = false;   // whether there are rows yet, which have a version

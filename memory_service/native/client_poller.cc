@@ -12,7 +12,7 @@ thread_local const Poller* leads = nullptr;  // the poller for which this thread
 
 constexpr double kTick = 0.001;
 constexpr double kGlance = 0.05;  // between glances at the network while there are no requests
-constexpr double kLinger = 1.0;   // after the last request, for which there is a tick every millisecond
+constexpr double kLinger = 0.05;  // after the last request, for which there is a tick every millisecond
 constexpr double kLeave = 1.0;   // for operations to end that were cancelled
 
 gpr_timespec moment(double seconds) {
@@ -78,6 +78,7 @@ void Poller::lead(std::unique_lock<std::mutex>& lock, const Waiting* waiting, do
   void* tag = nullptr;
   bool ok = false;
   if (queue_.AsyncNext(&tag, &ok, moment(until)) == grpc::CompletionQueue::GOT_EVENT) {
+    handed_over_.load(std::memory_order_acquire);
     static_cast<Happening*>(tag)->happen(ok);
   }
   lock.lock();
@@ -169,6 +170,7 @@ bool Poller::drain(double seconds) {
       case grpc::CompletionQueue::TIMEOUT:
         return false;
       case grpc::CompletionQueue::GOT_EVENT:
+        handed_over_.load(std::memory_order_acquire);
         static_cast<Happening*>(tag)->happen(ok);
     }
   }

@@ -62,6 +62,8 @@ class Poller : public std::enable_shared_from_this<Poller> {
   // Count requests under way.
   void sent();
   void answered() { under_way_.fetch_sub(1); }
+  // Before each operation of gRPC, whose end another thread may see.
+  void hand_over() { handed_over_.fetch_add(1, std::memory_order_release); }
   // Lead in the background at once, for a request that nobody is going to wait for here.
   void attend();
 
@@ -95,6 +97,8 @@ class Poller : public std::enable_shared_from_this<Poller> {
   grpc::CompletionQueue queue_;
   Wake wake_;
   const std::function<void(double)> tick_;
+  // gRPC hands operations from thread to thread, but the thread sanitizer does not see into it.
+  std::atomic<uint64_t> handed_over_{0};
   std::atomic<int64_t> under_way_{0};
   std::atomic<bool> idle_{false};  // the background thread rests for longer than a tick
   std::mutex mutex_;

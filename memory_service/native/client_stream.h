@@ -98,6 +98,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
     explicit Operation(Done done) : done_(done) {}
     void* begin(std::shared_ptr<Stream> stream) {
       stream_ = std::move(stream);
+      stream_->poller_->hand_over();
       return static_cast<Happening*>(this);
     }
     void happen(bool ok) override {

@@ -22,7 +22,6 @@ Call::Call(RowsServer& server) : server_(server), stream_(&context_) {
 }
 
 void Call::proceed(bool ok) noexcept {
-  handed_over_.load(std::memory_order_acquire);
   ok_ = ok;
   if (events_.fetch_add(1, std::memory_order_acq_rel)) return;  // the thread that acts on the call goes on with it
   do {
@@ -104,14 +103,14 @@ bool Call::end_work() {
 void Call::read() {
   state_ = State::kReading;
   under_way_ = true;
-  handed_over_.store(true, std::memory_order_release);
+  server_.hand_over();
   stream_.Read(&message_, this);
 }
 
 void Call::write(const grpc::ByteBuffer& message) {
   state_ = State::kWriting;
   under_way_ = true;
-  handed_over_.store(true, std::memory_order_release);
+  server_.hand_over();
   stream_.Write(message, this);
 }
 
@@ -132,7 +131,7 @@ void Call::end(const grpc::Status& status) {
   handler_.reset();  // gives back what the call holds before the client can know of its end
   state_ = State::kFinishing;
   under_way_ = true;
-  handed_over_.store(true, std::memory_order_release);
+  server_.hand_over();
   stream_.Finish(status, this);
 }
 

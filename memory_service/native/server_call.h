@@ -66,9 +66,6 @@ class Call {
   grpc::ByteBuffer message_;
   State state_ = State::kRequested;
   bool under_way_ = true;  // an operation
-  // Written before an operation and read after it, which may be in another thread: gRPC hands the call over, but the
-  // thread sanitizer does not see into it.
-  std::atomic<bool> handed_over_{true};
   std::atomic<int> events_{0};  // operations that have ended and were not acted on yet
   bool ok_ = false;             // of the last of these
   bool registered_ = false;

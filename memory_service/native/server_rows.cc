@@ -55,7 +55,10 @@ RowsServer::RowsServer(std::shared_ptr<Shard> shard, const std::string& address,
     throw std::runtime_error("gRPC cannot listen there");
   }
   const size_t threads = std::min(std::max(std::thread::hardware_concurrency(), 1u), kMostThreads);
-  threads_ = std::make_unique<Threads>(*events_, threads, [](void* tag, bool ok) { static_cast<Call*>(tag)->proceed(ok); });
+  threads_ = std::make_unique<Threads>(*events_, threads, [this](void* tag, bool ok) {
+    handed_over_.load(std::memory_order_acquire);
+    static_cast<Call*>(tag)->proceed(ok);
+  });
   request_another();
 }
 
@@ -83,6 +86,7 @@ bool RowsServer::stop(std::chrono::duration<double> grace) {
 
 void RowsServer::request(grpc::GenericServerContext& context, grpc::GenericServerAsyncReaderWriter& stream,
                          Call* call) {
+  hand_over();
   service_.RequestCall(&context, &stream, events_.get(), events_.get(), call);
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import closing
+from unittest.mock import MagicMock
 
 import grpc
 import numpy as np
@@ -23,7 +25,7 @@ from memory_service import (
     ShardAddress,
     TableSpec,
 )
-from memory_service.client import native_stream
+from memory_service.client import native_dispatch, native_stream
 from memory_service.client.native_dispatch import HashedRows, NativeDispatcher
 from memory_service.client.native_future import NativeRowsFuture
 from memory_service.client.native_stream import NativeRowStream
@@ -125,6 +127,19 @@ def test_a_late_lookup_is_adopted_and_answered(cluster, spec, packed, slow, adop
         time.sleep(0.001)
     slow.set()
     np.testing.assert_array_equal(future.result(30).unique, packed[:9])
+
+
+def test_a_lookup_that_cannot_be_adopted_fails(cluster, spec, slow, adoptions, monkeypatch) -> None:
+    slow.set()
+    client = plain_client(cluster, spec)
+    slow.clear()
+    monkeypatch.setattr(native_dispatch, "PendingLookup", MagicMock(side_effect=MemoryError("no more")))
+    unraised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraised.append)
+    with pytest.raises(MemoryServiceError, match="'engram.1': the lookup cannot go on: MemoryError.'no more'"):
+        client.lookup("engram.1", np.arange(9)).result(30)
+    assert len(unraised) == 1
+    slow.set()
 
 
 @pytest.mark.parametrize("waiting", [True, False])
