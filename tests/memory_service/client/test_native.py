@@ -136,7 +136,7 @@ def test_a_lookup_that_cannot_be_adopted_fails(cluster, spec, slow, adoptions, m
     monkeypatch.setattr(native_dispatch, "PendingLookup", MagicMock(side_effect=MemoryError("no more")))
     unraised: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", unraised.append)
-    with pytest.raises(MemoryServiceError, match="'engram.1': the lookup cannot go on: MemoryError.'no more'"):
+    with pytest.raises(MemoryServiceError, match=r"'engram.1': the lookup cannot go on: MemoryError.'no more'"):
         client.lookup("engram.1", np.arange(9)).result(30)
     assert len(unraised) == 1
     slow.set()
