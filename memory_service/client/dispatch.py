@@ -211,14 +211,15 @@ class Dispatcher:
         pending.remember(sent, stream)
 
     def _mapping(self, shard: ShardAddress, spec: TableSpec) -> MappedTable | None:
-        """The memory of a shard on this machine; None if it is on another, or may not be mapped."""
+        """The memory of a shard on this machine; None if it is on another, may not be mapped, or is gone."""
         shared = self._directory.shared.get((shard.shard, spec.name))
         if shared is None:
             return None
         with self._lock:
             if shared not in self._mapped:
                 self._mapped[shared] = MappedTable.open(spec, shared)
-            return self._mapped[shared]
+            mapped = self._mapped[shared]
+        return None if mapped is None or mapped.ended else mapped
 
     def _stream(self, shard: ShardAddress) -> Stream | None:
         """The open stream to a shard; None once the client is closed."""

@@ -56,6 +56,11 @@ class MappedTable:
                 os.close(pidfd)
             return None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended, so that nothing can be read any more."""
+        return bool(self._alive.poll(0))
+
     def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], int] | None:
         """Read packed rows [n, row_bytes] of row ids [n], and their version.
 
@@ -73,7 +78,7 @@ class MappedTable:
             if before % 2 or (local.size and local.min() < 0):
                 return None
             np.take(self._rows, local, axis=0, out=rows, mode="clip")
-            if self._alive.poll(0):
+            if self.ended:
                 return None
             if self._layout.sequence == before:
                 return rows, version

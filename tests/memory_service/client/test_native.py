@@ -240,6 +240,20 @@ def test_plain_lookups_read_the_memory_of_shards_here(cluster, spec, packed, ado
     assert client._dispatcher._streams == {}
 
 
+def test_lookups_are_plain_again_after_a_mapped_shard_was_restarted(processes, spec, packed, adoptions) -> None:
+    started = processes(1, share_memory=True)
+    client = started.connect(map_local=True, hedge_least_s=30)
+    client.lookup("engram.1", np.arange(9)).result()
+    started.running[0].kill()
+    started.running[0].wait()
+    started.ready(started.run(started.running[0].args))
+    for _ in range(3):
+        future = client.lookup("engram.1", np.arange(spec.rows))
+        np.testing.assert_array_equal(future.result().unique, packed)
+    assert isinstance(future, NativeRowsFuture)
+    assert "_condition" not in vars(future)
+
+
 def test_rows_land_in_memory_that_the_caller_allocates_and_is_used_again(cluster, spec, packed, adoptions) -> None:
     blocks: list[np.ndarray] = []
 

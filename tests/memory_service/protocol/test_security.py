@@ -25,12 +25,14 @@ from memory_service import (
     MemoryClient,
     MemoryServiceError,
     Placement,
+    ResourceExhausted,
     ServerSecurity,
     ShardAddress,
     ShardUnavailable,
     Unauthenticated,
 )
 from memory_service.control.client import ControlClient
+from memory_service.server.limits import DoorLimits
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
 from protos import memory_pb2 as pb
@@ -218,7 +220,7 @@ def test_a_certificate_for_another_name_is_accepted_when_told(
 
 
 def test_certificates_for_ipv6_addresses_are_checked_at_both_doors(
-    cluster, certificates: Certificates, packed: np.ndarray, ipv6: str
+    cluster, certificates: Certificates, packed: np.ndarray, ipv6: str, implementation: str
 ) -> None:
     security = ServerSecurity(**certificates.issue(ipv6), client_ca_file=certificates.ca, token=TOKEN)
     server = cluster.add(ShardServer(Shard("shard-0"), ipv6, security=security).start())
@@ -228,6 +230,24 @@ def test_certificates_for_ipv6_addresses_are_checked_at_both_doors(
     np.testing.assert_array_equal(looked_up(server.address, client), packed[:50])
     with pytest.raises(Unauthenticated):
         looked_up(server.address, replace(client, token=None))
+
+
+def test_a_client_with_a_certificate_is_counted_by_its_name(
+    cluster, stack: ExitStack, certificates: Certificates, packed: np.ndarray, implementation: str
+) -> None:
+    security = ServerSecurity(**certificates.issue("127.0.0.1"), client_ca_file=certificates.ca)
+    server = ShardServer(Shard("shard-0"), security=security, limits=DoorLimits(streams_per_client=1))
+    cluster.add(server.start())
+    mine, another = (ClientSecurity(certificates.ca, **certificates.issue(name)) for name in ("worker-7", "worker-8"))
+    cluster.activate(1)
+    clients = [MemoryClient.connect(server.address, security=keys) for keys in (mine, mine, another)]
+    for client in clients:
+        stack.callback(client.close)
+    first, second, third = clients
+    np.testing.assert_array_equal(first.lookup("engram.1", np.arange(9)).result().unique, packed[:9])
+    with pytest.raises(ResourceExhausted, match=r"1 streams of worker-7 are open, the limit is 1 \(streams_per_client"):
+        second.lookup("engram.1", np.arange(9)).result()
+    np.testing.assert_array_equal(third.lookup("engram.1", np.arange(9)).result().unique, packed[:9])
 
 
 def test_clients_find_their_keys_in_the_environment(
