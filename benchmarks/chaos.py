@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.faults import implementations
 from benchmarks.faults.chaos_load import CLIENTS, Load
 from benchmarks.harness.report import Report, format_table
 from benchmarks.lookup import table_spec
@@ -55,13 +56,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the faults and the lookups (default 0)")
     parser.add_argument("--quick", action="store_true", help="each kind of fault once, in about two minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument(
+        "--implementation",
+        choices=implementations.CHOICES,
+        help="of shards and clients, `mixed` for some of each (default: native where it is built)",
+    )
     options = parser.parse_args()
     report = Report("chaos", options.quick)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         snapshot = Path(folder) / "memory"
         write_snapshot(snapshot, {spec: random_blocks(spec, options.seed) for spec in table_specs()})
-        memory = stack.enter_context(running(snapshot))
-        load = stack.enter_context(Load.on(memory.address(), snapshot, Path(folder), options.seed))
+        memory = stack.enter_context(running(snapshot, options.implementation))
+        load = stack.enter_context(
+            Load.on(memory.address(), snapshot, Path(folder), options.seed, options.implementation)
+        )
+        report.results["shards"] = memory.implementations()
+        print(f"shards: {', '.join(report.results['shards'])}")
         faults = break_it(memory, random.Random(options.seed), 0.0 if options.quick else options.seconds)
         load.stop()
     summarise(report, faults, load)
@@ -96,6 +106,17 @@ class Memory:
     def address(self) -> str:
         """host:port of a shard, once the pool serves."""
         return wait_for_pool(self._pool)
+
+    def implementations(self) -> list[str]:
+        """That of each shard's rows."""
+        described = self._described()
+        assert described is not None, "the pool serves"
+        assert described.placement is not None, "the pool serves"
+        found = []
+        for shard in described.placement.shards:
+            with ControlClient(shard.address, shard.shard) as control:
+                found.append(control.describe(HEAL_S).implementation)
+        return found
 
     def kill(self, chance: random.Random) -> None:
         """Kill a shard's process."""
@@ -209,7 +230,7 @@ def add_node(cluster: Any) -> Any:
 
 
 @contextlib.contextmanager
-def running(snapshot: Path) -> Iterator[Memory]:
+def running(snapshot: Path, implementation: str | None) -> Iterator[Memory]:
     """Start a cluster of several raylets and a pool on it."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
@@ -217,7 +238,13 @@ def running(snapshot: Path) -> Iterator[Memory]:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES})
     try:
-        ray.init(address=cluster.address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            address=cluster.address,
+            namespace=NAMESPACE,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env=implementations.runtime_env(implementation),
+        )
         nodes = [add_node(cluster) for _ in range(NODES)]
         config = PoolConfig(unresponsive_s=3.0, give_up_s=15.0, spread_s=2.0)
         pool = start_pool(str(snapshot), Shape(4, REPLICAS), POOL, detached=True, config=config)

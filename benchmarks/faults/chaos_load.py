@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.faults.implementations import environment
+
 CLIENTS = 2
 
 
@@ -32,15 +34,18 @@ class Load:
 
     @classmethod
     @contextlib.contextmanager
-    def on(cls, address: str, snapshot: Path, folder: Path, seed: int) -> Iterator[Load]:
-        """Start the clients and wait until they have joined."""
+    def on(
+        cls, address: str, snapshot: Path, folder: Path, seed: int, implementation: str | None = None
+    ) -> Iterator[Load]:
+        """Start the clients, of an implementation of the wire, and wait until they have joined."""
         processes, records = [], []
         for number in range(CLIENTS):
             records.append(folder / f"client-{number}.npy")
             options = {"--memory": address, "--snapshot": snapshot, "--records": records[-1], "--seed": seed + number}
             command = [sys.executable, "-m", "benchmarks.faults.chaos_client"]
             command += [str(word) for option in options.items() for word in option]
-            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            chosen = environment(implementation, number)
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=chosen))
         try:
             for process in processes:
                 assert process.stdout is not None, "its output is a pipe"

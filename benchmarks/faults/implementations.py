@@ -1,0 +1,30 @@
+"""Which implementation of the wire the shards and clients of a run under faults use."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+CHOICES = ("python", "native", "mixed")
+_SWITCH = "ENGRAM_MEMORY_NATIVE"
+
+
+def environment(choice: str | None, number: int) -> dict[str, str]:
+    """Variables of a process that is to use an implementation; by its number if they are mixed, by default if None."""
+    if choice is None:
+        return dict(os.environ)
+    native = number % 2 if choice == "mixed" else choice == "native"
+    return {**os.environ, _SWITCH: str(int(native))}
+
+
+def runtime_env(choice: str | None) -> dict[str, Any]:
+    """A runtime environment of Ray whose processes use an implementation; by their ids if they are mixed."""
+    if choice is None:
+        return {}
+    if choice == "mixed":
+        return {"worker_process_setup_hook": _choose_by_process}
+    return {"env_vars": {_SWITCH: environment(choice, 0)[_SWITCH]}}
+
+
+def _choose_by_process() -> None:
+    os.environ[_SWITCH] = str(os.getpid() % 2)
