@@ -6,6 +6,7 @@ It installs nothing: what is missing is named, with the command that installs it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import shutil
 import subprocess
@@ -54,9 +55,16 @@ def build(sanitize: str = "", jobs: int = 2) -> Path:
     Raises:
         subprocess.CalledProcessError: a step fails; it has printed why.
     """
+    with contextlib.ExitStack() as stack:
+        where = ROOT / "build"
+        if not (ROOT / "pyproject.toml").exists():  # installed, and not a checkout
+            where = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return _build(where / (f"native-{sanitize}" if sanitize else "native"), sanitize, jobs)
+
+
+def _build(folder: Path, sanitize: str, jobs: int) -> Path:
     import nanobind  # found by `missing`
 
-    folder = ROOT / "build" / (f"native-{sanitize}" if sanitize else "native")
     settings = {
         "nanobind_DIR": nanobind.cmake_dir(),
         "Python_EXECUTABLE": sys.executable,
