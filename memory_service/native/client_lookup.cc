@@ -307,9 +307,13 @@ void Lookup::ready(std::shared_ptr<void> owner) {
 }
 
 bool Lookup::wait(double until) {
+  if (state() != State::kPlain) return true;
+  Spinning& spinning = lookups_->spinning_[bit_length(unique)];
+  const bool spin = spinning.next();
+  const double began = monotonic();
   while (state() == State::kPlain) {
     const double late = late_at_.load(std::memory_order_relaxed);
-    if (lookups_->poller_->wait(waiting_, std::min(until, late))) break;
+    if (lookups_->poller_->wait(waiting_, std::min(until, late), spin ? began + Spinning::kSeconds : 0)) break;
     const double now = monotonic();
     if (now >= late) {
       leave_plain();
@@ -317,6 +321,7 @@ bool Lookup::wait(double until) {
       return false;
     }
   }
+  if (state() == State::kDone) spinning.took(spin, monotonic() - began);
   return true;
 }
 

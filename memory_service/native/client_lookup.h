@@ -15,6 +15,7 @@
 
 #include "client_buffers.h"
 #include "client_mapped.h"
+#include "client_spinning.h"
 #include "client_stream.h"
 
 namespace engram::client {
@@ -95,7 +96,8 @@ class Lookups : public std::enable_shared_from_this<Lookups> {
   std::mutex mutex_;
   bool closed_ = false;
   std::list<std::shared_ptr<Lookup>> under_way_;
-  std::array<std::atomic<double>, 65> patience_;
+  std::array<std::atomic<double>, 65> patience_;  // by bit length of the rows
+  std::array<Spinning, 65> spinning_;
   std::map<std::string, Tally> tallies_;
   std::vector<Answer> answers_;
   size_t seen_answers_ = 0;

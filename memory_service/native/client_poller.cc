@@ -34,12 +34,12 @@ double monotonic() {
 
 Poller::Poller(std::function<void(double)> tick) : tick_(std::move(tick)), thread_([this] { run(); }) {}
 
-bool Poller::wait(Waiting& waiting, double until) {
+bool Poller::wait(Waiting& waiting, double until, double spin_until) {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!waiting.over() && monotonic() < until) {
     if (!leading_) {
       ++led_;
-      lead(lock, &waiting, until);
+      lead(lock, &waiting, until, spin_until);
     } else {
       const auto place = followers_.insert(followers_.end(), &waiting);
       waiting.changed_.wait_for(lock, seconds_to(until));
@@ -70,14 +70,19 @@ void Poller::defer(std::function<void()> task) {
 }
 
 // Let happen what has happened, and wait for something to until then; the lock is held again afterwards.
-void Poller::lead(std::unique_lock<std::mutex>& lock, const Waiting* waiting, double until) {
+void Poller::lead(std::unique_lock<std::mutex>& lock, const Waiting* waiting, double until, double spin_until) {
   leading_ = true;
   leader_ = waiting;
   leads = this;
   lock.unlock();
   void* tag = nullptr;
   bool ok = false;
-  if (queue_.AsyncNext(&tag, &ok, moment(until)) == grpc::CompletionQueue::GOT_EVENT) {
+  const auto next = [&](gpr_timespec deadline) {
+    return queue_.AsyncNext(&tag, &ok, deadline) == grpc::CompletionQueue::GOT_EVENT;
+  };
+  bool got = false;
+  while (!got && monotonic() < spin_until) got = next(gpr_time_0(GPR_CLOCK_MONOTONIC));
+  if (got || next(moment(until))) {
     handed_over_.load(std::memory_order_acquire);
     static_cast<Happening*>(tag)->happen(ok);
   }

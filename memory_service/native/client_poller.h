@@ -54,8 +54,9 @@ class Poller : public std::enable_shared_from_this<Poller> {
 
   grpc::CompletionQueue* queue() { return &queue_; }
 
-  // Wait, and lead if nobody does, until it is over or the moment `until` has come. Returns whether it is over.
-  bool wait(Waiting& waiting, double until);
+  // Wait, and lead if nobody does, until it is over or the moment `until` has come. Returns whether it is over. A thread
+  // that leads does not sleep before the moment `spin_until`.
+  bool wait(Waiting& waiting, double until, double spin_until = 0);
   // What this is about is over: wake the threads that wait for it.
   void end(Waiting& waiting);
 
@@ -88,7 +89,7 @@ class Poller : public std::enable_shared_from_this<Poller> {
     grpc::Alarm alarm_;
   };
 
-  void lead(std::unique_lock<std::mutex>& lock, const Waiting* waiting, double until);
+  void lead(std::unique_lock<std::mutex>& lock, const Waiting* waiting, double until, double spin_until = 0);
   void run();
   void rest(std::unique_lock<std::mutex>& lock, double seconds);
   bool must_lead();
