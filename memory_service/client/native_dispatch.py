@@ -36,6 +36,7 @@ from memory_service.tables.spec import TableSpec
 Allocate = Callable[[int], NDArray[np.uint8]]
 """Allocates memory for rows to land in."""
 
+_SIZES = 65  # bit lengths of a number of rows
 _MOST_HASHED = 1 << 20  # ids of one lookup; more are sorted
 
 
@@ -101,6 +102,8 @@ class NativeDispatcher(Dispatcher):
         self._client = native.Client(SECONDS_BOUNDS, self._adopt, self._learn, allocate)
         super().__init__(directory, config, counters)
         self._tables = {name: self._table(spec) for name, spec in directory.specs.items()}
+        for bits in range(_SIZES):
+            self._client.set_patience(bits, self._patience.seconds((1 << bits) - 1))
         counters.feed(self._count)
         _running.add(self)
 

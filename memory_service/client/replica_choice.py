@@ -91,7 +91,7 @@ class Patience:
 
     def seconds(self, rows: int) -> float:
         """Seconds to wait for an answer of so many rows."""
-        return self._known.get(rows.bit_length(), _UNKNOWN_S)
+        return self._known.get(rows.bit_length(), max(self._least_s, _UNKNOWN_S))
 
     def known(self) -> Mapping[int, float]:
         """Seconds to wait by the bit length of the number of rows, where answers have been recorded."""

@@ -1,6 +1,7 @@
 #include "client_lookup.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "client_distinct.h"
 
@@ -9,7 +10,6 @@ namespace engram::client {
 namespace {
 
 constexpr size_t kSample = 32;      // answers that are kept to learn from
-constexpr double kUnknown = 0.1;  // patience before any shard has answered
 
 size_t bit_length(size_t number) { return number == 0 ? 0 : 64 - static_cast<size_t>(__builtin_clzll(number)); }
 
@@ -27,7 +27,7 @@ uint16_t Route::choose(size_t block, uint64_t turn) const {
 Lookups::Lookups(std::shared_ptr<Poller> poller, std::shared_ptr<Buffers> buffers, std::vector<double> bounds,
                  std::function<void(std::shared_ptr<Lookup>)> adopt)
     : poller_(std::move(poller)), buffers_(std::move(buffers)), bounds_(std::move(bounds)), adopt_(std::move(adopt)) {
-  for (auto& seconds : patience_) seconds.store(kUnknown, std::memory_order_relaxed);
+  for (auto& seconds : patience_) seconds.store(HUGE_VAL, std::memory_order_relaxed);  // Python sets it
 }
 
 std::shared_ptr<Lookup> Lookups::start(const std::shared_ptr<const Table>& table,

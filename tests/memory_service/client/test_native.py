@@ -196,6 +196,18 @@ def test_counters_of_plain_lookups(cluster, spec: TableSpec, adoptions) -> None:
     assert after.stage_seconds["wait"] > before.stage_seconds["wait"]
 
 
+def test_nobody_is_late_before_the_least_time_has_passed(cluster, spec, packed, slow, adoptions) -> None:
+    slow.set()
+    client = plain_client(cluster, spec, hedge_least_s=30)
+    slow.clear()
+    future = client.lookup("engram.1", np.arange(40))  # of a size that no shard has answered yet
+    with pytest.raises(TimeoutError):
+        future.result(0.3)
+    assert not adoptions
+    slow.set()
+    np.testing.assert_array_equal(future.result(30).unique, packed[:40])
+
+
 def test_plain_lookups_take_rows_from_the_cache(cluster, spec: TableSpec, packed: np.ndarray, adoptions) -> None:
     client = cluster.start(3).connect(cache_bytes=1 << 17, hedge_least_s=30)
     rng = np.random.default_rng(0)
