@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from memory_service.native import SWITCH
+
 CHOICES = ("python", "native", "mixed")
-_SWITCH = "ENGRAM_MEMORY_NATIVE"
 
 
 def environment(choice: str | None, number: int) -> dict[str, str]:
@@ -14,7 +15,7 @@ def environment(choice: str | None, number: int) -> dict[str, str]:
     if choice is None:
         return dict(os.environ)
     native = number % 2 if choice == "mixed" else choice == "native"
-    return {**os.environ, _SWITCH: str(int(native))}
+    return {**os.environ, SWITCH: str(int(native))}
 
 
 def runtime_env(choice: str | None) -> dict[str, Any]:
@@ -23,8 +24,8 @@ def runtime_env(choice: str | None) -> dict[str, Any]:
         return {}
     if choice == "mixed":
         return {"worker_process_setup_hook": _choose_by_process}
-    return {"env_vars": {_SWITCH: environment(choice, 0)[_SWITCH]}}
+    return {"env_vars": {SWITCH: environment(choice, 0)[SWITCH]}}
 
 
 def _choose_by_process() -> None:
-    os.environ[_SWITCH] = str(os.getpid() % 2)
+    os.environ[SWITCH] = str(os.getpid() % 2)

@@ -26,7 +26,6 @@ _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: neighbouri
 _HALF = np.uint64(32)
 _SLOTS_PER_ROW = 4  # of the table, at most: with so many, hardly any set of a table held whole overflows
 _MOST_WAYS = 255
-_CALLS = 1 << 24  # numbers of puts in the scratch of the native cache, which is cleared when they are used up
 
 
 def set_bytes(table_rows: int, row_bytes: int, ways: int) -> int:
@@ -77,7 +76,7 @@ class RowCache:
         self._table_rows = rows
         self._row_bytes = row_bytes
         compiled = extension() if native is not False else None
-        self.native: Any = None if compiled is None else compiled.client.Cache(rows, sets, ways, row_bytes, _CALLS)
+        self.native: Any = None if compiled is None else compiled.client.Cache(rows, sets, ways, row_bytes)
         """The native cache that holds the rows, if it is one; None for arrays of numpy."""
         self._sets: _Cache = self.native or _NumpyCache(sets, ways, rows, row_bytes)
         self._lock = Lock()  # of the counters

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 _NAME = f"{__name__}._rows"
-_SWITCH = "ENGRAM_MEMORY_NATIVE"
+SWITCH = "ENGRAM_MEMORY_NATIVE"
+"""Environment variable that chooses the implementation of a process."""
 
 
 def extension() -> Any:
@@ -24,14 +25,14 @@ def extension() -> Any:
         ImportError: it cannot be loaded, or ENGRAM_MEMORY_NATIVE=1 and it is not built.
         ValueError: ENGRAM_MEMORY_NATIVE is neither 0 nor 1 nor the path of a file.
     """
-    wanted = os.environ.get(_SWITCH, "")
+    wanted = os.environ.get(SWITCH, "")
     if wanted == "0":
         return None
     if wanted not in ("", "1"):
         return _load(Path(wanted))
     if importlib.util.find_spec(_NAME) is None:
         if wanted:
-            raise ImportError(f"{_SWITCH}=1, but the native implementation is not built: run `make native`")
+            raise ImportError(f"{SWITCH}=1, but the native implementation is not built: run `make native`")
         return None
     return importlib.import_module(_NAME)
 
@@ -39,7 +40,7 @@ def extension() -> Any:
 def _load(path: Path) -> Any:
     """Load another build, once."""
     if not path.is_file():
-        raise ValueError(f"{_SWITCH}: {path} is no file; give 0, 1 or the path of a build, or leave it out")
+        raise ValueError(f"{SWITCH}: {path} is no file; give 0, 1 or the path of a build, or leave it out")
     if _NAME not in sys.modules:
         spec = importlib.util.spec_from_file_location(_NAME, path)
         assert spec is not None, path

@@ -346,7 +346,7 @@ void engram::bind_client(nb::module_& parent) {
   nb::class_<Route>(module, "Route");
   nb::class_<Cache>(module, "Cache")
       .def(nb::init<uint64_t, size_t, size_t, size_t, uint32_t>(), nb::arg("rows"), nb::arg("sets"), nb::arg("ways"),
-           nb::arg("row_bytes"), nb::arg("calls"))
+           nb::arg("row_bytes"), nb::arg("calls") = Cache::kMostCalls)
       .def("get", &cached, nb::arg("ids"), nb::arg("out"), nb::arg("found"))
       .def(
           "put",

@@ -12,11 +12,13 @@ namespace engram::client {
 // Packed rows of one table by id, all of one version. Safe to use from several threads.
 class Cache {
  public:
+  static constexpr uint32_t kMostCalls = 1 << 24;  // of `put`, before its scratch is cleared
+
   // Args:
   //   rows: rows of the table.
   //   sets, ways: number of sets, and of slots of each, at most 255.
-  //   calls: number of calls of `put` after which its scratch is cleared, at most 2^24.
-  Cache(uint64_t rows, size_t sets, size_t ways, size_t row_bytes, uint32_t calls);
+  //   calls: number of calls of `put` after which its scratch is cleared, at most kMostCalls.
+  Cache(uint64_t rows, size_t sets, size_t ways, size_t row_bytes, uint32_t calls = kMostCalls);
 
   struct Hits {
     size_t count;

@@ -9,7 +9,7 @@ namespace engram::client {
 
 namespace {
 
-constexpr size_t kSample = 32;      // answers that are kept to learn from
+constexpr size_t kSample = 32;  // answers that are kept to learn from
 
 size_t bit_length(size_t number) { return number == 0 ? 0 : 64 - static_cast<size_t>(__builtin_clzll(number)); }
 

@@ -88,7 +88,6 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::string why() const;
   // Wait until a stream that was broken off has ended.
   bool join(double until);
-  const std::string& shard() const { return shard_; }
 
  private:
   // An operation of gRPC, which keeps the stream alive until it is done.

@@ -6,8 +6,9 @@ from importlib.util import find_spec
 
 import pytest
 
+from memory_service.native import SWITCH
+
 IMPLEMENTATIONS = ("python", "native")
-_CHOICE = "ENGRAM_MEMORY_NATIVE"
 
 
 def choose(implementation: str, patch: pytest.MonkeyPatch) -> None:
@@ -20,4 +21,4 @@ def choose(implementation: str, patch: pytest.MonkeyPatch) -> None:
 
 def environment_of(implementation: str) -> dict[str, str]:
     """Variables by which a process uses an implementation."""
-    return {_CHOICE: str(int(implementation == "native"))}
+    return {SWITCH: str(int(implementation == "native"))}
