@@ -48,6 +48,10 @@ class OldVersion(MemoryServiceError):
     """A table of a shard that lacks updates which the client has asked for."""
 
 
+class WrongStep(MemoryServiceError):
+    """A push or commit that does not fit the step or the attempt at training which a shard is at."""
+
+
 class OutOfMemory(MemoryServiceError, MemoryError):
     """A shard that lacks memory for the blocks that it is given."""
 

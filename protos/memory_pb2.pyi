@@ -24,6 +24,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_RESOURCE_EXHAUSTED: _ClassVar[Status]
     STATUS_UNAUTHENTICATED: _ClassVar[Status]
     STATUS_OLD_VERSION: _ClassVar[Status]
+    STATUS_WRONG_STEP: _ClassVar[Status]
 STATUS_OK: Status
 STATUS_INTERNAL: Status
 STATUS_INVALID_REQUEST: Status
@@ -39,6 +40,7 @@ STATUS_OUT_OF_MEMORY: Status
 STATUS_RESOURCE_EXHAUSTED: Status
 STATUS_UNAUTHENTICATED: Status
 STATUS_OLD_VERSION: Status
+STATUS_WRONG_STEP: Status
 
 class TableSpec(_message.Message):
     __slots__ = ("name", "layer", "column_rows", "max_ngram", "heads", "multipliers", "pad_id", "token_map_sha256", "dim", "row_format", "block_rows")
@@ -355,3 +357,105 @@ class SharedTable(_message.Message):
     layout_fd: int
     layout_inode: int
     def __init__(self, machine: _Optional[str] = ..., pid: _Optional[int] = ..., arena_fd: _Optional[int] = ..., arena_inode: _Optional[int] = ..., layout_fd: _Optional[int] = ..., layout_inode: _Optional[int] = ...) -> None: ...
+
+class OptimizerConfig(_message.Message):
+    __slots__ = ("name", "beta1", "beta2", "eps")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BETA1_FIELD_NUMBER: _ClassVar[int]
+    BETA2_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    beta1: float
+    beta2: float
+    eps: float
+    def __init__(self, name: _Optional[str] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ...) -> None: ...
+
+class BeginRequest(_message.Message):
+    __slots__ = ("incarnation", "ranks", "step", "version", "optimizer", "snapshot_uri")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_URI_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    ranks: int
+    step: int
+    version: int
+    optimizer: OptimizerConfig
+    snapshot_uri: str
+    def __init__(self, incarnation: _Optional[int] = ..., ranks: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., optimizer: _Optional[_Union[OptimizerConfig, _Mapping]] = ..., snapshot_uri: _Optional[str] = ...) -> None: ...
+
+class BeginReply(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class PushRequest(_message.Message):
+    __slots__ = ("incarnation", "rank", "step", "table", "part", "parts", "learning_rate", "row_ids", "gradients")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    ROW_IDS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    rank: int
+    step: int
+    table: str
+    part: int
+    parts: int
+    learning_rate: float
+    row_ids: bytes
+    gradients: bytes
+    def __init__(self, incarnation: _Optional[int] = ..., rank: _Optional[int] = ..., step: _Optional[int] = ..., table: _Optional[str] = ..., part: _Optional[int] = ..., parts: _Optional[int] = ..., learning_rate: _Optional[float] = ..., row_ids: _Optional[bytes] = ..., gradients: _Optional[bytes] = ...) -> None: ...
+
+class PushReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NormRequest(_message.Message):
+    __slots__ = ("incarnation", "step", "wait_ms")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    step: int
+    wait_ms: int
+    def __init__(self, incarnation: _Optional[int] = ..., step: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class NormReply(_message.Message):
+    __slots__ = ("squared_norm",)
+    SQUARED_NORM_FIELD_NUMBER: _ClassVar[int]
+    squared_norm: float
+    def __init__(self, squared_norm: _Optional[float] = ...) -> None: ...
+
+class CommitRequest(_message.Message):
+    __slots__ = ("incarnation", "step", "scale")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    step: int
+    scale: float
+    def __init__(self, incarnation: _Optional[int] = ..., step: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
+
+class CommitReply(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class EndRequest(_message.Message):
+    __slots__ = ("incarnation",)
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+
+class EndReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

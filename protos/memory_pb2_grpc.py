@@ -441,3 +441,262 @@ class Rows(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class LearningStub(object):
+    """Updates of tables that learn, by the workers of a training run. A table learns if the shard also holds its optimizer
+    state, the table of the same name with ".optimizer" after it. Every call may be repeated: a part that was taken, a step
+    that was committed and an attempt that has begun are acknowledged and change nothing.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Begin = channel.unary_unary(
+                '/engram.memory.v1.Learning/Begin',
+                request_serializer=protos_dot_memory__pb2.BeginRequest.SerializeToString,
+                response_deserializer=protos_dot_memory__pb2.BeginReply.FromString,
+                _registered_method=True)
+        self.Push = channel.unary_unary(
+                '/engram.memory.v1.Learning/Push',
+                request_serializer=protos_dot_memory__pb2.PushRequest.SerializeToString,
+                response_deserializer=protos_dot_memory__pb2.PushReply.FromString,
+                _registered_method=True)
+        self.Norm = channel.unary_unary(
+                '/engram.memory.v1.Learning/Norm',
+                request_serializer=protos_dot_memory__pb2.NormRequest.SerializeToString,
+                response_deserializer=protos_dot_memory__pb2.NormReply.FromString,
+                _registered_method=True)
+        self.Commit = channel.unary_unary(
+                '/engram.memory.v1.Learning/Commit',
+                request_serializer=protos_dot_memory__pb2.CommitRequest.SerializeToString,
+                response_deserializer=protos_dot_memory__pb2.CommitReply.FromString,
+                _registered_method=True)
+        self.End = channel.unary_unary(
+                '/engram.memory.v1.Learning/End',
+                request_serializer=protos_dot_memory__pb2.EndRequest.SerializeToString,
+                response_deserializer=protos_dot_memory__pb2.EndReply.FromString,
+                _registered_method=True)
+
+
+class LearningServicer(object):
+    """Updates of tables that learn, by the workers of a training run. A table learns if the shard also holds its optimizer
+    state, the table of the same name with ".optimizer" after it. Every call may be repeated: a part that was taken, a step
+    that was committed and an attempt that has begun are acknowledged and change nothing.
+    """
+
+    def Begin(self, request, context):
+        """Begin an attempt at training, and forget what earlier ones have left unfinished. To be called before any worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Push(self, request, context):
+        """Gradients for the step after the last one. WRONG_STEP if that is another one or another attempt is under way,
+        INVALID_REQUEST if a gradient is not finite or the learning rate is not that of the other ranks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Norm(self, request, context):
+        """Wait for the pushes of all ranks, and return the norm of their sum. DEADLINE_EXCEEDED after wait_ms: ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Commit(self, request, context):
+        """Apply a step. Every rank may say so, with the same factor; the first applies it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def End(self, request, context):
+        """End an attempt: nothing more is to come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_LearningServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Begin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Begin,
+                    request_deserializer=protos_dot_memory__pb2.BeginRequest.FromString,
+                    response_serializer=protos_dot_memory__pb2.BeginReply.SerializeToString,
+            ),
+            'Push': grpc.unary_unary_rpc_method_handler(
+                    servicer.Push,
+                    request_deserializer=protos_dot_memory__pb2.PushRequest.FromString,
+                    response_serializer=protos_dot_memory__pb2.PushReply.SerializeToString,
+            ),
+            'Norm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Norm,
+                    request_deserializer=protos_dot_memory__pb2.NormRequest.FromString,
+                    response_serializer=protos_dot_memory__pb2.NormReply.SerializeToString,
+            ),
+            'Commit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Commit,
+                    request_deserializer=protos_dot_memory__pb2.CommitRequest.FromString,
+                    response_serializer=protos_dot_memory__pb2.CommitReply.SerializeToString,
+            ),
+            'End': grpc.unary_unary_rpc_method_handler(
+                    servicer.End,
+                    request_deserializer=protos_dot_memory__pb2.EndRequest.FromString,
+                    response_serializer=protos_dot_memory__pb2.EndReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'engram.memory.v1.Learning', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('engram.memory.v1.Learning', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Learning(object):
+    """Updates of tables that learn, by the workers of a training run. A table learns if the shard also holds its optimizer
+    state, the table of the same name with ".optimizer" after it. Every call may be repeated: a part that was taken, a step
+    that was committed and an attempt that has begun are acknowledged and change nothing.
+    """
+
+    @staticmethod
+    def Begin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/engram.memory.v1.Learning/Begin',
+            protos_dot_memory__pb2.BeginRequest.SerializeToString,
+            protos_dot_memory__pb2.BeginReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Push(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/engram.memory.v1.Learning/Push',
+            protos_dot_memory__pb2.PushRequest.SerializeToString,
+            protos_dot_memory__pb2.PushReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Norm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/engram.memory.v1.Learning/Norm',
+            protos_dot_memory__pb2.NormRequest.SerializeToString,
+            protos_dot_memory__pb2.NormReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Commit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/engram.memory.v1.Learning/Commit',
+            protos_dot_memory__pb2.CommitRequest.SerializeToString,
+            protos_dot_memory__pb2.CommitReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def End(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/engram.memory.v1.Learning/End',
+            protos_dot_memory__pb2.EndRequest.SerializeToString,
+            protos_dot_memory__pb2.EndReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -1,1 +1,1 @@
-"""Learning: optimizer state and update rules of table rows."""
+"""Learning: shards that hold optimizer state beside their rows, and apply the gradients that workers push."""

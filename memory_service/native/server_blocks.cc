@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
+#include <vector>
 
 #include "server_rows.h"
 
@@ -46,11 +48,18 @@ void BlockStream::next() {
 void BlockStream::copy_block(uint32_t block) {
   const TableShape& shape = table_->shape();
   rows_.reset();  // one block at a time
-  {
+  { Table::Reading(*table_).block(block); }  // refuses numbers beyond the table before they are multiplied
+  const uint64_t first = uint64_t{block} << shape.block_shift;
+  block_rows_ = std::min(shape.block_rows(), shape.rows - first);
+  std::vector<uint64_t> ids(block_rows_);
+  std::iota(ids.begin(), ids.end(), first);
+  for (bool fresh = false; !fresh;) {
+    const uint64_t version = table_->freshen({reinterpret_cast<const char*>(ids.data()), ids.size(), true});
     const Table::Reading reading(*table_);
     const uint8_t* const rows = reading.block(block);
-    block_rows_ = std::min(shape.block_rows(), shape.rows - (uint64_t{block} << shape.block_shift));
-    header_.set_version(table_->version());
+    fresh = version == table_->version();
+    if (!fresh) continue;
+    header_.set_version(version);
     rows_.reset(new uint8_t[block_rows_ * shape.row_bytes]);
     std::memcpy(rows_.get(), rows, block_rows_ * shape.row_bytes);
   }

@@ -117,10 +117,13 @@ void LookupStream::next_rows() {
   pb::LookupReply header;
   const auto start = Clock::now();
   size_t count;
-  {
+  for (bool fresh = false; !fresh;) {
+    const uint64_t fresh_version = served_.table->freshen(ids_);
     Table::Reading reading(*served_.table);  // only now: a client that reads slowly keeps no block from being dropped
     header.set_epoch(shard_.check(request_, *served_.table));
     const uint64_t version = served_.table->version();
+    fresh = version == fresh_version;
+    if (!fresh) continue;
     if (version != version_) next_row_ = 0;  // the rows sent so far are of another version
     version_ = version;
     count = std::min(most, ids_.count - next_row_);

@@ -95,6 +95,12 @@ void bind_server(nb::module_& module) {
       .def("set_version", [](TableHandle& self, uint64_t version) { self.table->set_version(version); })
       .def("drain", [](TableHandle& self) { self.table->drain(); }, nb::call_guard<nb::gil_scoped_release>(),
            "Wait until every native reader that is inside now has left.")
+      .def("pause", [](TableHandle& self) { self.table->pause(); }, nb::call_guard<nb::gil_scoped_release>(),
+           "Wait until no native reader is inside, and keep those that come waiting until `resume`.")
+      .def("resume", [](TableHandle& self) { self.table->resume(); })
+      .def("set_freshen",
+           [](TableHandle& self, uintptr_t function) { self.table->set_freshen(reinterpret_cast<Freshen>(function)); },
+           "Have a C function called before rows are read, see server_table.h; 0 for none.")
       .def("close", [](TableHandle& self) { self.table->close(); }, nb::call_guard<nb::gil_scoped_release>(),
            "From the return on, the arena is not read any more.");
 

@@ -23,7 +23,8 @@ uint64_t id_at(const char* ids, size_t index) {
 }  // namespace
 
 uint64_t ReadGate::enter() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(mutex_);
+  opened_.wait(lock, [&] { return !closed_; });
   inside_[generation_]++;
   return generation_;
 }
@@ -42,6 +43,20 @@ void ReadGate::drain() {
   left_.wait(lock, [&] { return inside_.empty() || inside_.begin()->first > current; });
 }
 
+void ReadGate::close() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  closed_ = true;
+  left_.wait(lock, [&] { return inside_.empty(); });
+}
+
+void ReadGate::open() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closed_ = false;
+  }
+  opened_.notify_all();
+}
+
 Table::Table(TableShape shape, const uint8_t* arena, std::vector<int64_t> delta, uint64_t version)
     : shape_(std::move(shape)), arena_(arena), version_(version) {
   publish(std::move(delta));
@@ -56,6 +71,14 @@ void Table::publish(std::vector<int64_t> delta) {
 void Table::close() {
   publish(std::vector<int64_t>(shape_.blocks(), -1 - static_cast<int64_t>(shape_.rows)));
   drain();
+}
+
+uint64_t Table::freshen(const RowIds& ids) const {
+  const Freshen freshen = freshen_.load(std::memory_order_acquire);
+  if (!freshen) return version();
+  const int64_t version = freshen(ids.bytes, ids.count, ids.wide);
+  if (version < 0) throw Refusal(pb::STATUS_INTERNAL, "table " + quoted(shape_.name) + ": see the shard's log");
+  return static_cast<uint64_t>(version);
 }
 
 std::shared_ptr<const std::vector<int64_t>> Table::delta() const {

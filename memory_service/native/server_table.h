@@ -20,17 +20,22 @@ struct RowIds {
   bool wide;  // uint64, else uint32
 };
 
-// Delays the reuse of memory until its readers have left, as memory_service/shard/gate.py does for readers in Python.
+// Between the readers of a memory and its writer, as memory_service/shard/gate.py is for readers in Python.
 class ReadGate {
  public:
+  // Waits while the gate is closed.
   uint64_t enter();
   void leave(uint64_t generation);
   // Waits until every reader that is inside now has left, but not for readers that enter later.
   void drain();
+  // Waits until no reader is inside, and keeps those that come waiting until `open`. For one writer at a time.
+  void close();
+  void open();
 
  private:
   std::mutex mutex_;
-  std::condition_variable left_;
+  std::condition_variable left_, opened_;
+  bool closed_ = false;
   uint64_t generation_ = 0;
   std::map<uint64_t, size_t> inside_;  // number of readers by the generation in which they entered
 };
@@ -47,6 +52,10 @@ struct TableShape {
   uint64_t blocks() const { return (rows + block_rows() - 1) >> block_shift; }
 };
 
+// Brings rows up to the table's version, in Python: ids, their number, whether they are uint64. Returns the version that
+// they have then, or -1 if that failed. It takes the GIL, and waits until no reader is inside.
+using Freshen = int64_t (*)(const char* ids, size_t count, int wide);
+
 class Table {
  public:
   // `arena` is the first of the rows that `delta` leads to: the arena row of `row` is row + delta[row >> block_shift],
@@ -60,6 +69,14 @@ class Table {
   // Makes readers that come from now on see these blocks; those inside go on with the blocks they have found.
   void publish(std::vector<int64_t> delta);
   void drain() { gate_.drain(); }
+  // Until `resume`, no reader is inside, and the arena may be written.
+  void pause() { gate_.close(); }
+  void resume() { gate_.open(); }
+  // Has `freshen` called before rows are read; null for tables whose rows are always up to date.
+  void set_freshen(Freshen freshen) { freshen_.store(freshen, std::memory_order_release); }
+  // Brings rows up to date before they are read, outside any Reading. Returns the version for which they are: if
+  // version() is another one once they are read, read again. Throws a Refusal if that failed.
+  uint64_t freshen(const RowIds& ids) const;
   // From its return on, the arena is not read any more.
   void close();
 
@@ -97,6 +114,7 @@ class Table {
   const TableShape shape_;
   const uint8_t* const arena_;
   std::atomic<uint64_t> version_;
+  std::atomic<Freshen> freshen_{nullptr};
   ReadGate gate_;
   mutable std::mutex mutex_;  // guards the pointer, not what it points to
   std::shared_ptr<const std::vector<int64_t>> delta_;

@@ -17,6 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from memory_service.placement.failure_domains import present, repeated, separate, shares
+from memory_service.tables.spec import OPTIMIZER_SUFFIX
 
 MAX_SHARDS = 1 << 16
 UNASSIGNED = MAX_SHARDS - 1
@@ -237,8 +238,8 @@ def _rank_in_group(group: NDArray[np.int64], score: NDArray[np.uint64]) -> NDArr
 
 
 def _scores(table: str, blocks: int, shards: Sequence[str]) -> NDArray[np.uint64]:
-    """Score of every shard for every block, uint64 [blocks, shards], at least 1."""
-    seed = np.uint64(xxhash.xxh64_intdigest(table.encode()))
+    """Score of every shard for every block, uint64 [blocks, shards], at least 1; the same for a table's optimizer."""
+    seed = np.uint64(xxhash.xxh64_intdigest(table.removesuffix(OPTIMIZER_SUFFIX).encode()))
     block_hash = _mix(np.arange(blocks, dtype=np.uint64) + seed)
     shard_hash = np.array([xxhash.xxh64_intdigest(name.encode()) for name in shards], np.uint64)
     return np.maximum(_mix(block_hash[:, None] ^ shard_hash), 1)

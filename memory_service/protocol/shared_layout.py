@@ -56,8 +56,8 @@ class Layout:
 
     @version.setter
     def version(self, version: int) -> None:
-        with self.changing():
-            self.header[_VERSION] = version
+        """To be set within `changing()` once there are readers."""
+        self.header[_VERSION] = version
 
     @contextmanager
     def changing(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from memory_service.errors import (
     Unauthenticated,
     UnknownTable,
     WrongEpoch,
+    WrongStep,
 )
 from protos import memory_pb2 as pb
 
@@ -43,6 +44,7 @@ _ERRORS: dict[type[MemoryServiceError], tuple[pb.Status, grpc.StatusCode]] = {
     ResourceExhausted: (pb.STATUS_RESOURCE_EXHAUSTED, grpc.StatusCode.RESOURCE_EXHAUSTED),
     Unauthenticated: (pb.STATUS_UNAUTHENTICATED, grpc.StatusCode.UNAUTHENTICATED),
     OldVersion: (pb.STATUS_OLD_VERSION, grpc.StatusCode.FAILED_PRECONDITION),
+    WrongStep: (pb.STATUS_WRONG_STEP, grpc.StatusCode.FAILED_PRECONDITION),
 }
 _CLASSES: dict[int, type[MemoryServiceError]] = {status: error for error, (status, _) in _ERRORS.items()}
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 from dataclasses import asdict, replace
-from typing import Any, TypeVar
 
 import grpc
 
-from memory_service.errors import MemoryServiceError
+from memory_service.learning.learner import Learner
 from memory_service.protocol.messages import (
     blocks_from_proto,
     blocks_to_proto,
@@ -22,9 +19,10 @@ from memory_service.protocol.messages import (
     stats_to_proto,
 )
 from memory_service.protocol.security import ServerSecurity
-from memory_service.protocol.status import refuse
+from memory_service.server.answering import answering
 from memory_service.server.call_guard import CallGuard
 from memory_service.server.health import HEALTH, StandardServices
+from memory_service.server.learning_service import LearningService
 from memory_service.server.limits import Admission, DoorLimits
 from memory_service.server.listening import bind
 from memory_service.server.native_rows_door import NativeRowsDoor
@@ -35,9 +33,6 @@ from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
 
 SERVICE = "engram.memory.v1.MemoryShard"
-
-_log = logging.getLogger(__name__)
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class ControlDoor:
@@ -65,6 +60,7 @@ class ControlDoor:
             maximum_concurrent_rpcs=limits.control_calls,
         )
         memory_pb2_grpc.add_MemoryShardServicer_to_server(_Servicer(shard, incarnation, rows), self._server)
+        memory_pb2_grpc.add_LearningServicer_to_server(LearningService(Learner(shard), shard), self._server)
         self._standard = StandardServices(self._server, SERVICE)
         self.port = bind(self._server, host, port, security.credentials())
         self._server.start()
@@ -76,22 +72,6 @@ class ControlDoor:
         return self._server.stop(grace_s)
 
 
-def _answering(method: _Method) -> _Method:
-    """Make a method answer errors with their gRPC codes."""
-
-    @functools.wraps(method)
-    def answer(self: _Servicer, request: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            return method(self, request, context)
-        except MemoryServiceError as error:
-            refuse(context, error)
-        except Exception as error:
-            _log.exception("%s failed", method.__name__)
-            context.abort(grpc.StatusCode.INTERNAL, f"{method.__name__} failed, see the shard's log: {error!r}")
-
-    return answer  # type: ignore[return-value]
-
-
 class _Servicer(memory_pb2_grpc.MemoryShardServicer):
     """The methods of memory.proto: each decodes, calls the shard and encodes."""
 
@@ -100,7 +80,7 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
         self._incarnation = incarnation
         self._rows = rows
 
-    @_answering
+    @answering
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
         placement = self._shard.placement
         return pb.DescribeReply(
@@ -113,29 +93,29 @@ class _Servicer(memory_pb2_grpc.MemoryShardServicer):
             implementation=self._rows.implementation,
         )
 
-    @_answering
+    @answering
     def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareReply:  # noqa: N802
         current = placement_from_proto(request.current) if request.HasField("current") else None
         prepared = self._shard.prepare(placement_from_proto(request.placement), current, request.snapshot_uri or None)
         return pb.PrepareReply(**vars(prepared))
 
-    @_answering
+    @answering
     def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:  # noqa: N802
         self._shard.activate(placement_from_proto(request.placement))
         return pb.ActivateReply()
 
-    @_answering
+    @answering
     def Retire(self, request: pb.RetireRequest, context: grpc.ServicerContext) -> pb.RetireReply:  # noqa: N802
         self._shard.retire(request.epoch)
         return pb.RetireReply()
 
-    @_answering
+    @answering
     def Snapshot(self, request: pb.SnapshotRequest, context: grpc.ServicerContext) -> pb.SnapshotReply:  # noqa: N802
         base = blocks_from_proto(request.base)
         version, entries = self._shard.write_snapshot(request.uri, request.table, request.prefix, request.blocks, base)
         return pb.SnapshotReply(version=version, blocks=blocks_to_proto(entries))
 
-    @_answering
+    @answering
     def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsReply:  # noqa: N802
         block_rows = self._shard.block_rows() if request.blocks else {}
         return stats_to_proto(replace(self._shard.stats(), incarnation=self._incarnation, block_rows=block_rows))

@@ -1,4 +1,4 @@
-"""A gate that delays the reuse of memory until all its readers have left: readers are counted, and a writer waits."""
+"""A gate between the readers of a memory and its writer: readers are counted, and the writer waits until they left."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from contextlib import contextmanager
 
 
 class ReadGate:
-    """Counts readers. They never wait for a writer, nor for each other longer than counting takes."""
+    """Counts readers. They wait for a writer only while it has the memory to itself, see `exclusive`."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._generation = 0
         self._inside: Counter[int] = Counter()  # number of readers by the generation in which they entered
+        self._closed = False
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """A context manager that counts as a reader."""
         with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
             generation = self._generation
             self._inside[generation] += 1
         try:
@@ -37,3 +39,16 @@ class ReadGate:
             current = self._generation
             self._generation += 1
             self._changed.wait_for(lambda: all(generation > current for generation in self._inside))
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """A context manager for the one writer: no reader is inside, and those that come wait until it ends."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._inside)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._closed = False
+                self._changed.notify_all()

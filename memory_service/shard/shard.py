@@ -217,7 +217,8 @@ class Shard:
             OldVersion: the table is older than `min_version`.
         """
         held = self.table(table)
-        with held.reading():  # before the epoch is checked: its blocks stay until the rows are gathered
+        self._check_ids(held, rows)
+        with held.reading_fresh(rows):  # before the epoch is checked: its blocks stay until the rows are gathered
             self._check_asked(held, epoch, fingerprint, min_version)
             return self._gather(held, rows), max(epoch, self.epoch), held.version
 
@@ -373,7 +374,7 @@ class Shard:
                 f"table {held.spec.name!r} on {self.name} has version {held.version}, asked for {min_version} or later"
             )
 
-    def _gather(self, held: ShardTable, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def _check_ids(self, held: ShardTable, rows: NDArray[np.int64]) -> None:
         if rows.dtype != np.int64 or rows.ndim != 1:
             raise InvalidRequest(f"row ids must be int64 [n], got {rows.dtype} {list(rows.shape)}")
         if len(rows) > self.config.max_rows:
@@ -381,6 +382,8 @@ class Shard:
                 f"table {held.spec.name!r}: {len(rows)} rows in one lookup, {self.name} takes {self.config.max_rows}: "
                 "split it"
             )
+
+    def _gather(self, held: ShardTable, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         start = time.perf_counter()
         local = held.locate(rows)
         located = time.perf_counter()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,11 @@ from memory_service.shard.arena import Arena
 from memory_service.shard.gate import ReadGate
 from memory_service.tables.distinct import out_of_range
 from memory_service.tables.spec import TableSpec
+
+_KEPT: list[Any] = []  # functions that native readers may be about to call, whatever happens to their tables
+_FRESHEN = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+_log = logging.getLogger(__name__)
 
 
 class ShardTable:
@@ -44,6 +52,7 @@ class ShardTable:
         self._changing = threading.Lock()
         self._gate = ReadGate()
         self.reading = self._gate.reading
+        self._freshen: Callable[[NDArray[np.int64]], int] | None = None
         self.native = self._open_to_native(compiled)
         """The same rows for native readers; None without the native extension."""
 
@@ -54,10 +63,8 @@ class ShardTable:
 
     @version.setter
     def version(self, version: int) -> None:
-        with self._changing:
-            self._layout.version = version
-            if self.native:
-                self.native.set_version(version)
+        with self._changing, self._layout.changing():
+            self._set_version(version)
 
     @property
     def shared(self) -> SharedTable | None:
@@ -125,9 +132,57 @@ class ShardTable:
         Raises:
             RowOutOfRange: the block is not held.
         """
-        with self.reading():
-            (low,) = self.locate(np.array([block * self.spec.block_rows]))  # refuses numbers beyond the table
-            return self._arena.rows[low : low + self.spec.block_length(block)].copy()
+        first = block * self.spec.block_rows
+        self.locate(np.array([first]))  # refuses numbers beyond the table
+        rows = np.arange(first, first + self.spec.block_length(block))
+        with self.reading_fresh(rows):
+            (low,) = self.locate(rows[:1])
+            return self._arena.rows[low : low + len(rows)].copy()
+
+    @contextmanager
+    def reading_fresh(self, rows: NDArray[np.int64]) -> Iterator[None]:
+        """A `reading()` context in which these rows are up to date with the table's version."""
+        while True:
+            version = self._freshen(rows) if self._freshen else self.version
+            with self.reading():
+                if version == self.version:
+                    yield
+                    return
+
+    def freshen_before_reading(self, freshen: Callable[[NDArray[np.int64]], int] | None) -> None:
+        """Have a function called with the ids of rows before they are read, to bring them up to date.
+
+        Args:
+            freshen: returns the version that the rows have then; None for rows that are always up to date. It is not
+                called inside a `reading()` context, and may `update` the table.
+        """
+        self._freshen = freshen
+        if self.native:
+            self.native.set_freshen(_c_function(weakref.ref(self)) if freshen else 0)
+
+    def update(self, local: NDArray[np.int64], packed: NDArray[np.uint8], version: int | None = None) -> None:
+        """Overwrite located rows; readers see all of it or nothing.
+
+        Args:
+            local: arena rows, [n], from `locate`.
+            packed: the new rows, [n, row_bytes].
+            version: the table's version from then on; None for the same, where rows only catch up with it.
+        """
+        with self._changing, self._layout.changing(), self._exclusive():
+            self._arena.rows[local] = packed
+            if version is not None:
+                self._set_version(version)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._gate.exclusive():
+            if self.native:
+                self.native.pause()
+            try:
+                yield
+            finally:
+                if self.native:
+                    self.native.resume()
 
     def locate(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Arena rows of these row ids, int64 [n].
@@ -156,6 +211,11 @@ class ShardTable:
             delta[block] = (slot - block) * self.spec.block_rows
         with self._layout.changing():
             self._set_delta(delta)
+
+    def _set_version(self, version: int) -> None:
+        self._layout.version = version
+        if self.native:
+            self.native.set_version(version)
 
     def _set_delta(self, delta: NDArray[np.int64]) -> None:
         self._delta = self._layout.delta[:] = delta
@@ -190,3 +250,22 @@ class ShardTable:
             f"table {self.spec.name!r} row {row} lies in block {block}, which this shard does not hold: "
             "ask the shard that the placement names"
         )
+
+
+def _c_function(reference: weakref.ref[ShardTable]) -> int:
+    """Address of the function `Freshen` of memory_service/native/server_table.h, for one table."""
+
+    def call(address: int | None, count: int, wide: int) -> int:
+        table = reference()
+        if table is None:
+            return -1
+        try:
+            content = ctypes.string_at(address, count * (8 if wide else 4)) if address and count else b""
+            ids = np.frombuffer(content, "<u8" if wide else "<u4").astype(np.int64)
+            return table._freshen(ids) if table._freshen else table.version
+        except Exception:
+            _log.exception("table %s: rows cannot be brought up to date", table.spec.name)
+            return -1
+
+    _KEPT.append(_FRESHEN(call))
+    return ctypes.cast(_KEPT[-1], ctypes.c_void_p).value or 0

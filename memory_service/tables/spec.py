@@ -16,6 +16,8 @@ from memory_service.tables.checks import Check, check_fields, check_keys, choice
 from memory_service.tables.rows import RowFormat
 
 DEFAULT_BLOCK_ROWS = 4096
+OPTIMIZER_SUFFIX = ".optimizer"
+"""Ends the name of the table that holds the optimizer state of another, on the same shards block by block."""
 _UINT32, _INT64 = 2**32 - 1, 2**63 - 1  # bounds on the wire
 _MAX_ROWS = 1 << 48
 _MAX_ROW_BYTES = 1 << 20  # a message with rows, of at most 4 MiB, carries at least one

@@ -1,0 +1,1 @@
+"""Training: how a worker reaches tables that learn, in shards or in its own process."""
