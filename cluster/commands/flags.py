@@ -87,8 +87,16 @@ class Flags(Generic[_Config]):
         Raises:
             ValueError: the dataclass refuses a value.
         """
+        return self.update(self._defaults, args, **fields)
+
+    def update(self, config: _Config, args: argparse.Namespace, **fields: Any) -> _Config:
+        """Return a configuration with the flags that were given in place of its values, and `fields` likewise.
+
+        Raises:
+            ValueError: the dataclass refuses a value.
+        """
         given = {leaf.path: getattr(args, leaf.path) for leaf in self._leaves}
-        return _with(self._defaults, {**{k: v for k, v in given.items() if v is not None}, **fields})
+        return _with(config, {**{k: v for k, v in given.items() if v is not None}, **fields})
 
 
 def _leaves(

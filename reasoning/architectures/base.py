@@ -98,6 +98,9 @@ class Backbone(nn.Module, ABC):
 
     config: ModelConfig
 
+    checkpoint_activations = False
+    """In training, keep the inputs of layers only and compute what is inside again in the backward pass."""
+
     @abstractmethod
     def forward(self, batch: Batch, rows: RowSource | None = None, cache: Any = None) -> Tensor:
         """Run a batch through every layer.
@@ -166,6 +169,21 @@ class Backbone(nn.Module, ABC):
 
     def expert_loads(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each router's correction bias [E], and the tokens [E] that its experts got in the last forward pass."""
+        return iter(())
+
+    def sequence_balance(self, batch: Batch) -> Tensor:
+        """Loss of uneven experts within each sequence of the last forward pass in training, summed over the layers.
+
+        Args:
+            batch: that of the pass, of sequences of equal length.
+        """
+        return torch.zeros((), device=self.device)
+
+    def gate_means(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield each Engram layer, and the part of the memory's values that its gate let through in training.
+
+        It is the ratio of root mean squares after and before the gate, in the last forward pass.
+        """
         return iter(())
 
 

@@ -23,6 +23,7 @@ class Engram(nn.Module):
         self.q_weight = nn.Parameter(torch.ones(streams, hidden))
         self.k_weight = nn.Parameter(torch.ones(streams, hidden))
         self.conv = ShortConvolution(config, hidden, eps, streams) if config.conv_kernel else None
+        self.gate_mean: Tensor | None = None  # in training, see Backbone.gate_means
 
     def forward(self, h: Tensor, rows: Tensor, batch: Batch, history: Tensor | None = None) -> Tensor:
         """Add the gated memory rows to the hidden streams.
@@ -39,7 +40,18 @@ class Engram(nn.Module):
         """
         keys, value = self.wkv(rows).unflatten(-1, (self.streams + 1, -1)).split((self.streams, 1), dim=1)
         gated = (h, keys, value[:, 0], self.q_weight, self.k_weight, self.gate, self.eps, batch.kept)
-        return engram_fuse(*gated) if self.conv is None else self.conv(h, engram_gate(*gated), batch, history)
+        if self.conv is None:
+            out = engram_fuse(*gated)
+            self._watch(out - h, value)
+            return out
+        y = engram_gate(*gated)
+        self._watch(y, value)
+        return self.conv(h, y, batch, history)
+
+    @torch.no_grad()
+    def _watch(self, y: Tensor, value: Tensor) -> None:
+        if self.training:
+            self.gate_mean = y.float().norm() / (value.float().norm() * self.streams**0.5).clamp_min(1e-20)
 
 
 class ShortConvolution(nn.Module):

@@ -1,1 +1,1 @@
-"""Training of a backbone and its memory tables in one process."""
+"""The training step: a backbone shared by workers, and tables that learn in a memory."""

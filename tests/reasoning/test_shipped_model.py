@@ -14,7 +14,7 @@ from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.request import Request, SamplingParams
 from reasoning.training.corpus import Corpus, Stream
-from reasoning.training.evaluation import held_out_loss, xz_bits_per_byte
+from reasoning.runs.evaluation import held_out_loss, xz_bits_per_byte
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-code"
 PROMPTS = [

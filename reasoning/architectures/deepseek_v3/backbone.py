@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels.dispatch import use_triton
 from reasoning.architectures.base import Backbone, RowSource
@@ -40,7 +41,10 @@ class DeepseekV3Backbone(Backbone):
         cos, sin = self.rotations(batch.positions)
         h = self.embed_tokens(batch.token_ids)
         for layer in self.layers:
-            h = layer(h, cos, sin, batch, rows, cache)
+            if self.checkpoint_activations and self.training:
+                h = checkpoint(layer, h, cos, sin, batch, rows, cache, use_reentrant=False)
+            else:
+                h = layer(h, cos, sin, batch, rows, cache)
         return self.norm(h)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -90,3 +94,16 @@ class DeepseekV3Backbone(Backbone):
         for module in self.modules():
             if isinstance(module, MixtureOfExperts) and module.load is not None:
                 yield module.gate.e_score_correction_bias, module.load
+
+    def sequence_balance(self, batch: Batch) -> Tensor:
+        """Sum of the layers' losses; see MixtureOfExperts."""
+        mixtures = [module for module in self.modules() if isinstance(module, MixtureOfExperts)]
+        losses = [m.sequence_balance(len(batch.lengths)) for m in mixtures if m.gate.logits is not None]
+        return torch.stack(losses).sum() if losses else super().sequence_balance(batch)
+
+    def gate_means(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the Engram layers' shares."""
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer), "there are no others"
+            if layer.engram is not None and layer.engram.gate_mean is not None:
+                yield layer.layer, layer.engram.gate_mean

@@ -29,11 +29,15 @@ class Router(nn.Module):
             scaling=config.routed_scaling_factor,
         )
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.logits: Tensor | None = None  # [T, E] of the last forward pass in training
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
 
     def forward(self, x: Tensor) -> Routing:
         """Choose experts for the tokens x [T, hidden], scored by a product in fp32."""
-        return moe_route(F.linear(x.float(), self.weight.float()), self.e_score_correction_bias, self.rule)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.weight.float())
+        self.logits = logits if self.training else None
+        return moe_route(logits, self.e_score_correction_bias, self.rule)
 
 
 class MixtureOfExperts(nn.Module):
@@ -50,12 +54,31 @@ class MixtureOfExperts(nn.Module):
         self.down = nn.Parameter(torch.empty(experts, hidden, width))
         self.shared_experts = SwiGLU(hidden, width * config.n_shared_experts) if config.n_shared_experts else None
         self.load: Tensor | None = None  # [E] tokens of each expert in the last forward pass
+        self.experts: Tensor | None = None  # [T, top] experts of each token in the last forward pass
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
         routing = self.gate(x)
-        self.load = routing.counts
+        self.load, self.experts = routing.counts, routing.experts
         routing = rounded_for(x, routing)
         inner = grouped_swiglu(x, self.gate_up, routing)
         routed = moe_combine(grouped_linear(inner, self.down, routing.counts, routing.each), routing)
         return routed if self.shared_experts is None else routed + self.shared_experts(x)
+
+    def sequence_balance(self, sequences: int) -> Tensor:
+        """Sequence-wise balance loss of the last forward pass in training, once (arXiv 2412.19437, equations 17 to 20).
+
+        sum_i f_i P_i, averaged over the sequences: f_i is the share of the tokens that chose expert i relative to an
+        even one, and P_i the mean over the tokens of its share of a token's scores. 1 if all experts are alike.
+
+        Args:
+            sequences: number of sequences, of equal length, in the pass.
+        """
+        logits, self.gate.logits = self.gate.logits, None
+        assert logits is not None, "a forward pass in training comes first"
+        assert self.experts is not None, "it has chosen experts"
+        scores = logits.sigmoid().unflatten(0, (sequences, -1))
+        shares = (scores / scores.sum(-1, keepdim=True)).mean(1)
+        chosen = self.experts.reshape(sequences, -1)
+        counts = torch.zeros_like(shares).scatter_add_(1, chosen, torch.ones_like(chosen, dtype=shares.dtype))
+        return (counts * shares.shape[1] / chosen.shape[1] * shares).sum(1).mean()

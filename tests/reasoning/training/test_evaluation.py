@@ -16,7 +16,7 @@ from reasoning.engram.model_hasher import table_specs
 from reasoning.engram.row_lookup import RowLookup
 from reasoning.model.batch import Batch
 from reasoning.training.corpus import Stream
-from reasoning.training.evaluation import HeldOutLoss, held_out_loss, xz_bits_per_byte
+from reasoning.runs.evaluation import HeldOutLoss, held_out_loss, xz_bits_per_byte
 from reasoning.training.loop import Trainer
 
 from .conftest import MEMORY, MODEL, RUN

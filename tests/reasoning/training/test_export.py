@@ -15,10 +15,10 @@ from reasoning.engine import Engine
 from reasoning.request import Completion, Request, SamplingParams
 from reasoning.training import run
 from reasoning.training.corpus import Corpus, Stream
-from reasoning.training.evaluation import held_out_loss
-from reasoning.training.export import export
+from reasoning.runs.evaluation import held_out_loss
+from reasoning.runs.export import export
 from reasoning.training.loop import Trainer
-from reasoning.training.run import LOG_FILE, train
+from reasoning.runs.run import LOG_FILE, train
 
 from .conftest import MODEL, RUN
 

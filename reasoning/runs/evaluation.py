@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from reasoning.architectures.base import Backbone
+from reasoning.corpora.tokens import TokenShards
 from reasoning.engram.row_lookup import RowLookup
 from reasoning.model.batch import Batch
-from reasoning.training.corpus import Stream
 
 BATCH = 8
 """Windows that are evaluated together."""
@@ -50,18 +50,57 @@ class _Window:
     scored: int
 
 
+@dataclass(frozen=True)
+class Documents:
+    """Whole documents, each of which begins with an end-of-text token that is given, not scored."""
+
+    tokens: Sequence[np.ndarray]
+    """Token ids of each document, [n]."""
+    bytes: int
+    """Size of all of them as UTF-8."""
+
+    @classmethod
+    def of(cls, shards: TokenShards, most_bytes: int | None = None) -> Documents:
+        """Read the documents of a corpus.
+
+        Args:
+            shards: a side of the corpus, whose sequences are those documents end to end.
+            most_bytes: stop before the document that begins beyond this size; None for all.
+        """
+        sizes = shards.document_bytes
+        begins = np.cumsum(sizes) - sizes
+        count = len(sizes) if most_bytes is None else int((begins < most_bytes).sum())
+        tokens, documents = _stream(shards, count)
+        ends = np.searchsorted(documents, np.arange(count), side="right")
+        return cls(np.split(tokens[: ends[-1]], ends[:-1]), int(sizes[:count].sum()))
+
+
+def _stream(shards: TokenShards, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of the first documents end to end, and the document of each: sequences overlap by one token."""
+    tokens, documents = [], []
+    for number in range(len(shards)):
+        found = shards.read([number])
+        begin = 0 if number == 0 else 1
+        kept = found.documents[0, begin:] >= 0
+        tokens.append(found.tokens[0, begin:][kept])
+        documents.append(found.documents[0, begin:][kept])
+        if found.documents[0, -1] >= count:
+            break
+    return np.concatenate(tokens), np.concatenate(documents)
+
+
 @torch.inference_mode()
-def held_out_loss(model: Backbone, lookup: RowLookup | None, stream: Stream, window: int = 512) -> HeldOutLoss:
+def held_out_loss(model: Backbone, lookup: RowLookup | None, held_out: Documents, window: int = 512) -> HeldOutLoss:
     """Score every token of every document, each with at least half a window of context if there is as much.
 
     Args:
         model: in evaluation mode.
         lookup: the memory; None leaves it out, which equals rows of zeros.
-        stream: documents, each starting with an end-of-text token that is given, not scored.
+        held_out: the documents.
         window: number of tokens that the model sees at once.
     """
     nats, tokens = 0.0, 0
-    for group in _same_length(_windows(stream, window)):
+    for group in _same_length(_windows(held_out, window)):
         ids = torch.from_numpy(np.stack([item.tokens for item in group]).astype(np.int64))
         rows = None
         if lookup is not None:
@@ -71,12 +110,11 @@ def held_out_loss(model: Backbone, lookup: RowLookup | None, stream: Stream, win
         for item, loss in zip(group, losses, strict=True):
             nats += float(loss[-item.scored :].double().sum())
             tokens += item.scored
-    return HeldOutLoss(nats, tokens, int(stream.sizes.sum()))
+    return HeldOutLoss(nats, tokens, held_out.bytes)
 
 
-def _windows(stream: Stream, window: int) -> Iterator[_Window]:
-    for number in range(len(stream.sizes)):
-        document = stream.document(number)
+def _windows(held_out: Documents, window: int) -> Iterator[_Window]:
+    for document in held_out.tokens:
         done = 0  # predictions scored so far
         while done < len(document) - 1:
             end = min(done + (window if done == 0 else window // 2), len(document) - 1)

@@ -1,0 +1,1 @@
+"""Corpora: source code of folders and packages, cleaned, split by project, packed and stored as token shards."""
