@@ -31,9 +31,9 @@ _DESCRIPTION = """\
 Train a tokenizer, a backbone and its memory tables on source code: in this process, or with --workers on Ray, where
 memory shards hold the tables and update them in place.
 
---output becomes the folder of the run: corpus/, checkpoints/, training.jsonl and tensorboard/ with every step, loss.svg,
-and at the end model/, which `engram generate --model` takes. Run the same command again, and a run that was interrupted
-goes on from its last checkpoint. At the end, bits a byte on files that were held out of training are printed.
+--output becomes the folder of the run: corpus/, checkpoints/, training.jsonl and tensorboard/ with every step,
+loss.svg, and at the end model/, which `engram generate --model` takes. Run the same command again, and a run that was
+interrupted goes on from its last checkpoint. At the end, bits a byte on files held out of training are printed.
 """
 _EPILOG = """\
 examples:

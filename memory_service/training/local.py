@@ -42,7 +42,7 @@ class LocalLearningMemory:
             InvalidRequest: it holds no optimizer state, or that of another optimizer.
         """
         snapshot = Snapshot.open(snapshot_uri)
-        self._shard = Shard("in process")
+        self._shard = Shard("local")
         placement = Placement.build(_EPOCH, [ShardAddress(self._shard.name, "")], snapshot.specs.values())
         self._shard.prepare(placement, snapshot_uri=snapshot.uri)
         self._shard.activate(placement)

@@ -21,11 +21,13 @@ from memory_service.training.pusher import GradientPusher
 class RemoteLearningMemory:
     """The tables of a memory, for one rank of an attempt at training; see LearningMemory."""
 
-    def __init__(self, directory: ShardDirectory, attempt: Attempt, rank: int, config: ClientConfig) -> None:
+    def __init__(
+        self, directory: ShardDirectory, attempt: Attempt, rank: int, config: ClientConfig, unreachable_s: float = 30.0
+    ) -> None:
         self.attempt = attempt
         self.client = MemoryClient(directory, config)
         """The client by which rows are looked up."""
-        self._pusher = GradientPusher(directory, attempt, rank)
+        self._pusher = GradientPusher(directory, attempt, rank, unreachable_s)
 
     @classmethod
     def connect(
@@ -35,6 +37,7 @@ class RemoteLearningMemory:
         rank: int,
         config: ClientConfig | None = None,
         timeout_s: float = 5.0,
+        unreachable_s: float = 30.0,
         security: ClientSecurity | None = None,
     ) -> RemoteLearningMemory:
         """Connect by the address of any shard.
@@ -45,6 +48,7 @@ class RemoteLearningMemory:
             rank: rank of this worker.
             config: timeouts and hedging of lookups.
             timeout_s: seconds for all shards to describe themselves.
+            unreachable_s: how long a shard may be out of reach of pushes.
             security: TLS and token; None for what the environment says.
 
         Raises:
@@ -53,7 +57,7 @@ class RemoteLearningMemory:
         """
         security = security or ClientSecurity.from_environment()
         directory = ShardDirectory.read(address, timeout_s, security)
-        return cls(directory, attempt, rank, config or ClientConfig())
+        return cls(directory, attempt, rank, config or ClientConfig(), unreachable_s)
 
     @property
     def specs(self) -> Mapping[str, TableSpec]:

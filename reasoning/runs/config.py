@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import sys
 import typing
@@ -33,10 +34,14 @@ class ModelChoice:
     """Shape of a new model."""
     directory: Path | None = None
     """Model directory, or the folder of a run, to go on from instead, with its tokenizer and tables."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of a config.json that differ from the preset's, such as `hidden_size` or `engram_vocab_size`."""
 
     def __post_init__(self) -> None:
         if self.preset not in MODELS:
             raise ValueError(f"preset: {self.preset!r} is unknown; use {' or '.join(sorted(MODELS))}")
+        if self.directory is not None and self.config:
+            raise ValueError("config: a model that is gone on with keeps its shape; leave it out, or the directory")
 
 
 @dataclass(frozen=True)
@@ -71,20 +76,27 @@ class ClusterConfig:
 
     workers: int = 0
     """Workers that share the training; 0 to train in this process, without Ray."""
+    min_workers: int = 0
+    """Fewest workers to go on with while nodes are missing; 0 for no fewer than `workers`."""
     shards: int = 1
     """Memory shards that hold the tables and their optimizer state; needs `workers`."""
     cpus_per_worker: float = 1.0
     """CPU cores that a worker takes."""
     gpu: bool = False
     """Whether each worker takes a GPU."""
+    unreachable_s: float = 10.0
+    """Seconds that a shard may be out of reach before the workers go back to the last checkpoint."""
     failures: int = 8
     """Number of times that the run goes on from its last checkpoint after a worker or a shard has died."""
     reader: str = "arrow"
     """How workers read the corpus: `arrow` maps its files, `ray` has Ray Data read them on any node."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.shards < 1 or self.failures < 0:
-            raise ValueError(f"workers: {self.workers}, shards: {self.shards}, failures: {self.failures} cannot be")
+        for name, least in (("workers", 0), ("min_workers", 0), ("shards", 1), ("failures", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least {least}")
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers: {self.min_workers} must be at most `workers`, {self.workers}")
         if self.reader not in ("arrow", "ray"):
             raise ValueError(f"reader: {self.reader!r} is unknown; use arrow or ray")
 
@@ -189,6 +201,10 @@ def _typed(kind: Any, values: Mapping[str, Any], section: str, folder: Path) -> 
 
 
 def _convert(value: Any, hint: Any, name: str, folder: Path) -> Any:
+    if typing.get_origin(hint) is collections.abc.Mapping:
+        if isinstance(value, Mapping):
+            return dict(value)
+        raise ValueError(f"{name}: {value!r} must be a section")
     options = [each for each in typing.get_args(hint) if each is not type(None)]
     kind = options[0] if options and typing.get_origin(hint) is not tuple else hint
     if typing.get_origin(hint) is tuple:

@@ -14,7 +14,7 @@ from memory_service.snapshots.snapshot import Snapshot, generations
 from memory_service.snapshots.store import open_store
 from memory_service.tables.spec import TableSpec
 from reasoning.architectures.base import Backbone, ModelConfig
-from reasoning.architectures.registry import build_backbone, read_model_config
+from reasoning.architectures.registry import architecture_of, build_backbone, read_model_config
 from reasoning.checkpoint.load import load_model
 from reasoning.config.engram import EngramConfig
 from reasoning.corpora.build import build_corpus
@@ -25,7 +25,7 @@ from reasoning.engram.hashing import NgramHasher
 from reasoning.engram.memory_config import MEMORY_DIR
 from reasoning.engram.model_hasher import build_hasher, table_specs
 from reasoning.runs.checkpoints import Checkpoints, Position
-from reasoning.runs.config import RunConfig
+from reasoning.runs.config import ModelChoice, RunConfig
 from reasoning.runs.initial_rows import NormalRows
 from reasoning.runs.presets import MODELS
 from reasoning.text.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -180,13 +180,21 @@ def _corpus_config(run: RunConfig) -> CorpusConfig:
     return dataclasses.replace(run.corpus, tokenizer=tokenizer)
 
 
+def _new_config(choice: ModelChoice) -> ModelConfig:
+    raw = {**MODELS[choice.preset].to_dict(), **choice.config}
+    known = MODELS[choice.preset].to_dict()
+    if unknown := [name for name in choice.config if name not in known]:
+        raise ValueError(f"[model] config: {unknown[0]} is no key of config.json; use {', '.join(known)}")
+    return architecture_of(raw).read_config(raw)
+
+
 def _with_engram(model: Any, engram: EngramConfig) -> ModelConfig:
     return dataclasses.replace(model, engram=engram)
 
 
 def _model_config(run: RunConfig, shards: TokenShards) -> ModelConfig:
     directory = model_directory(run)
-    config: Any = read_model_config(directory) if directory is not None else MODELS[run.model.preset]
+    config: Any = read_model_config(directory) if directory is not None else _new_config(run.model)
     if directory is None:
         config = dataclasses.replace(config, vocab_size=max(shards.manifest.vocab_size, run.corpus.vocab_size))
     if shards.manifest.vocab_size > config.vocab_size:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,62 +17,109 @@ from tqdm import tqdm
 from reasoning.training.trainer import StepReport
 
 LOG_FILE, PLOT_FILE, TENSORBOARD = "training.jsonl", "loss.svg", "tensorboard"
+_LOOK_S = 0.5
 _SMOOTHED = 50  # steps in the mean that the plot shows beside the steps
 
 
-class Progress:
-    """The records of a run; the folder's log of an interrupted run is gone on with. A context manager."""
+class Records:
+    """The records that a run keeps, in its folder; those of an interrupted run are gone on with. A context manager."""
 
-    def __init__(self, folder: Path, step: int, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         """Open the records.
 
         Args:
             folder: folder of the run.
-            step: steps taken already; what the log holds of later ones was undone, and is dropped.
-            quiet: show no progress bar.
+            step: steps taken already; what the records hold of later ones was undone, and is dropped.
         """
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / LOG_FILE
-        self._plot = folder / PLOT_FILE
-        kept = [line for line in read_log(folder) if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._log = self._path.open("a")
+        self._folder = folder
+        kept = [line for line in read_log(folder) if line.get("step", 0) <= step]
+        unfinished = folder / f".{LOG_FILE}"
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished.rename(folder / LOG_FILE)
+        self._log = (folder / LOG_FILE).open("a")
         self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
-        self._bar = tqdm(total=100, unit="%", disable=quiet, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
 
     def on_step(self, report: StepReport, share: float) -> None:
         """Record a step."""
-        self._log.write(json.dumps({**asdict(report), "share": share}) + "\n")
-        self._log.flush()
+        self._write({**asdict(report), "share": share})
         for name, value in _scalars(report):
             self._board.add_scalar(name, value, report.step)
-        self._bar.update(100 * share - self._bar.n)
-        self._bar.set_postfix(
-            step=report.step,
-            loss=f"{report.loss:.3f}",
-            tokens_s=f"{report.tokens / report.seconds:,.0f}",
-            rows_wait=f"{report.rows_wait_s / report.seconds:.0%}",
-            experts=f"{report.expert_load:.2f}",
-            gates="/".join(f"{gate:.2f}" for gate in report.gates.values()),
-        )
 
     def on_problem(self, message: str) -> None:
-        """Show a problem that the run survives."""
-        self._bar.clear()
-        print(f"engram train: {message}", file=sys.stderr, flush=True)
+        """Record a problem that the run survives."""
+        self._write({"problem": message})
 
-    def __enter__(self) -> Progress:
+    def _write(self, line: dict[str, Any]) -> None:
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
+
+    def __enter__(self) -> Records:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
         self._log.close()
         self._board.close()
-        plot_loss(read_log(self._path.parent), self._plot)
+        plot_loss(read_log(self._folder), self._folder / PLOT_FILE)
+
+
+class Bar:
+    """Shows how far a run is, by reading its log as it grows, in whatever process it is written. A context manager."""
+
+    def __init__(self, folder: Path, quiet: bool = False) -> None:
+        """Show the log of a folder; nothing if `quiet`."""
+        self._path = folder / LOG_FILE
+        self._place: tuple[int, int] = (0, 0)  # inode of the log, and bytes of it that were read
+        self._ended = threading.Event()
+        self._bar = tqdm(total=100, unit="%", disable=quiet, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> Bar:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._bar.close()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        try:
+            with self._path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                file.seek(self._place[1] if inode == self._place[0] else 0)
+                lines = file.read().split(b"\n")
+                self._place = inode, file.tell() - len(lines[-1])
+        except OSError:
+            return
+        for line in lines[:-1]:
+            self._show(json.loads(line))
+
+    def _show(self, line: dict[str, Any]) -> None:
+        if "problem" in line:
+            self._bar.clear()
+            print(f"engram train: {line['problem']}", file=sys.stderr, flush=True)
+            return
+        self._bar.update(100 * line["share"] - self._bar.n)
+        self._bar.set_postfix(
+            step=line["step"],
+            loss=f"{line['loss']:.3f}",
+            tokens_s=f"{line['tokens'] / line['seconds']:,.0f}",
+            rows_wait=f"{line['rows_wait_s'] / line['seconds']:.0%}",
+            experts=f"{line['expert_load']:.2f}",
+            gates="/".join(f"{gate:.2f}" for gate in line["gates"].values()),
+        )
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -91,7 +140,7 @@ def plot_loss(steps: Iterable[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     numbers, losses = [], []
-    for step in steps:
+    for step in (line for line in steps if "step" in line):
         numbers.append(step["step"])
         losses.append(step["loss"])
     if not losses:

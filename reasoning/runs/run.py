@@ -21,7 +21,7 @@ from reasoning.runs.config import RunConfig
 from reasoning.runs.evaluation import Documents, HeldOutLoss, held_out_loss
 from reasoning.runs.export import export
 from reasoning.runs.parts import CORPUS, MODEL, Parts
-from reasoning.runs.progress import LOG_FILE, Progress
+from reasoning.runs.progress import LOG_FILE, Bar, Records
 from reasoning.runs.session import Events, Session
 from reasoning.training.rows import FrozenTables
 
@@ -52,8 +52,8 @@ def train(run: RunConfig, quiet: bool = False) -> HeldOutLoss:
         if isinstance(memory, LocalLearningMemory):
             local, uri = memory, Checkpoints(run.output).memory_uri
             snapshot = lambda: local.snapshot(uri)  # noqa: E731
-        with Progress(run.output, start.position.step if start else 0, quiet) as progress:
-            events = Events(progress.on_step, progress.on_problem)
+        with Bar(run.output, quiet), Records(run.output, start.position.step if start else 0) as records:
+            events = Events(records.on_step, records.on_problem)
             Session(parts, memory, start, snapshot, events).run()
     return finish(parts)
 

@@ -83,7 +83,7 @@ def like(tensor: Tensor, example: Tensor) -> Tensor:
     )
 
 
-def _mean_in_rank_order(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _mean_in_rank_order(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP communication hook: the mean over the workers, added up in the order of their ranks."""
     mine = bucket.buffer()
     gathered = torch.empty(dist.get_world_size(), len(mine), dtype=mine.dtype, device=mine.device)
@@ -97,3 +97,7 @@ def _mean_in_rank_order(_: Any, bucket: dist.GradBucket) -> torch.futures.Future
         return total.div_(len(gathered))
 
     return work.get_future().then(add_up)
+
+
+# torch compares the annotations, which are texts in this file, with the types.
+_mean_in_rank_order.__annotations__ |= {"bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]}
