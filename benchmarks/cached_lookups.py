@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness.neighbour import neighbour
+from benchmarks.harness.hosts import network
 from benchmarks.harness.report import Report, format_table
 from benchmarks.harness.rounds import Spread, Timing
 from benchmarks.harness.servers import HERE, memory_shards
@@ -52,7 +52,9 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         write_snapshot(Path(folder) / "snapshot", {spec: packed})
-        host = HERE if options.gbit_s is None else stack.enter_context(neighbour(options.gbit_s))
+        host = HERE
+        if options.gbit_s is not None:
+            (host,) = stack.enter_context(network(1, gbit_s=options.gbit_s, adjustable=False)).hosts
         (shard,) = stack.enter_context(memory_shards(Path(folder) / "snapshot", host=host))
         for name, lookups in series(rows).items():
             with contextlib.ExitStack() as clients:

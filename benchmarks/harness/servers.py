@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.neighbour import Host
+from benchmarks.harness.hosts import Host
 
 
 @dataclass(frozen=True)
