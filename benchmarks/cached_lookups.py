@@ -55,7 +55,7 @@ def main() -> None:
         host = HERE
         if options.gbit_s is not None:
             (host,) = stack.enter_context(network(1, gbit_s=options.gbit_s, adjustable=False)).hosts
-        (shard,) = stack.enter_context(memory_shards(Path(folder) / "snapshot", host=host))
+        (shard,) = stack.enter_context(memory_shards(Path(folder) / "snapshot", hosts=[host]))
         for name, lookups in series(rows).items():
             with contextlib.ExitStack() as clients:
                 plain, cached = (

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer as BpeTokenizer
 
 from benchmarks.harness.report import Report, format_table, parse_arguments
 from benchmarks.harness.rounds import Spread
+from benchmarks.harness.shipped_held_out import documents_of, held_out_files
 from reasoning.engine import Engine
+from reasoning.runs.evaluation import held_out_loss, xz_bits_per_byte
 from reasoning.text.tokenizer import TOKENIZER_FILE
-from reasoning.training.corpus import Corpus, Stream
-from reasoning.training.evaluation import held_out_loss, xz_bits_per_byte
 
 MODEL = "models/tiny-code"
 QUICK_FILES = 12
@@ -24,11 +24,11 @@ QUICK_FILES = 12
 def main() -> None:
     """Run the benchmark as the command line says."""
     options = parse_arguments(__doc__)
-    files = Corpus.find().held_out[: QUICK_FILES if options.quick else None]
+    files = held_out_files()[: QUICK_FILES if options.quick else None]
     engine = Engine.from_pretrained(MODEL)
-    stream = Stream.encode(BpeTokenizer.from_file(f"{MODEL}/{TOKENIZER_FILE}"), files)
-    with_memory = held_out_loss(engine.model, engine.lookup, stream)
-    zeroed = held_out_loss(engine.model, None, stream)
+    documents = documents_of(BpeTokenizer.from_file(f"{MODEL}/{TOKENIZER_FILE}"), files)
+    with_memory = held_out_loss(engine.model, engine.lookup, documents)
+    zeroed = held_out_loss(engine.model, None, documents)
     xz = xz_bits_per_byte([path.read_bytes() for path in files])
 
     report = Report("tiny_code", options.quick)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from cluster.commands import generate, hash, memory, train
+from cluster.commands import corpus, generate, hash, memory, train
 
 _DESCRIPTION = """\
 Run, train and serve language models whose Engram memory lives outside the GPU.
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="engram", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_HelpFormatter)
     parser.set_defaults(run=None, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
-    for module in (generate, hash, memory, train):
+    for module in (corpus, generate, hash, memory, train):
         module.add_parser(commands, _HelpFormatter)
     return parser
 

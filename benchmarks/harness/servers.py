@@ -47,14 +47,16 @@ def module_server(module: str, *arguments: str, host: Host = HERE) -> Iterator[S
 
 
 @contextlib.contextmanager
-def memory_shards(snapshot: Path, shards: int = 1, *options: str, host: Host = HERE) -> Iterator[list[Server]]:
-    """Serve a snapshot from `shards` plain processes, as `engram memory serve` does."""
-    ports = free_ports(shards)
-    peers = ",".join(f"{host.address}:{port}" for port in ports)
+def memory_shards(
+    snapshot: Path, shards: int = 1, *options: str, hosts: Sequence[Host] = (HERE,)
+) -> Iterator[list[Server]]:
+    """Serve a snapshot from `shards` plain processes, as `engram memory serve` does, on some hosts by turns."""
+    places = [(hosts[index % len(hosts)], port) for index, port in enumerate(free_ports(shards))]
+    peers = ",".join(f"{host.address}:{port}" for host, port in places)
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(_shard(snapshot, port, index, peers, *options, host=host))
-            for index, port in enumerate(ports)
+            for index, (host, port) in enumerate(places)
         ]
 
 

@@ -67,7 +67,8 @@ class LearningTable:
         local = self.state.locate(sums.rows)
         state = self._read(local)
         self.optimizer.catch_up(state, Clock(clock.step - 1, clock.rates[:-1]))
-        self.optimizer.step(state, sums.gradients * np.float32(scale), clock)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            self.optimizer.step(state, sums.gradients * np.float32(scale), clock)
         return self._packed(sums.rows, local, state, f"step {clock.step}")
 
     def caught_up(self, rows: NDArray[np.int64], clock: Clock) -> _Update | None:

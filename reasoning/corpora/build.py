@@ -253,7 +253,8 @@ def _reports(found: _Collected, files: Iterable[SourceFile]) -> Iterator[SourceR
 
 def _plain(config: CorpusConfig) -> dict[str, Any]:
     """Return a configuration as JSON has it."""
-    return {**asdict(config), "tokenizer": config.tokenizer and str(config.tokenizer)}
+    lists = {"sources": list(config.sources), "suffixes": list(config.suffixes)}
+    return {**asdict(config), **lists, "tokenizer": config.tokenizer and str(config.tokenizer)}
 
 
 def _fingerprint(config: CorpusConfig) -> str:

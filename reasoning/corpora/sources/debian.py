@@ -46,7 +46,7 @@ def debian_files(source: SourceName, cache: Path, run: Runner = run_command) -> 
         ValueError: there is no apt-get, no such package or no network, or an archive is damaged.
     """
     folder = cache / "debian" / f"{source.name}={source.version or 'newest'}"
-    fetched(folder, lambda unfinished: _fetch(source, cache / "apt", unfinished, run))
+    fetched(folder, lambda unfinished: _fetch(source, cache.absolute() / "apt", unfinished, run))
     archives = sorted(path for path in folder.iterdir() if _is_upstream(path.name))
     if not archives:
         raise ValueError(f"sources: {folder} holds no source archive of {source.text}; delete it and try again")

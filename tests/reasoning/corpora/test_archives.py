@@ -84,6 +84,12 @@ def test_members_that_would_escape_and_links_and_devices_are_left_out_with_a_rea
     assert sorted(os.listdir(tmp_path)) == [*before, "a.tar.gz"]  # nothing is unpacked to disk
 
 
+@pytest.mark.parametrize("first", ["../escape.py", "/tmp/absolute.py"])
+def test_a_path_that_would_escape_is_not_taken_for_the_folder_around_everything(first, tmp_path):
+    found = judged(tar_of(tmp_path / "a.tar", {first: b"x = 1\n", "p/good.py": b"x = 2\n"}, "w"))
+    assert found == {first: ("", "unsafe path"), "p/good.py": ("x = 2\n", "")}
+
+
 def test_links_and_escapes_of_a_zip_are_left_out_too(tmp_path):
     members = {"p/good.py": b"x = 1\n", "p/../../e.py": b"x", "p/link.py": b"/etc/passwd"}
     found = judged(zip_of(tmp_path / "a.zip", members, {"p/link.py": stat.S_IFLNK | 0o777}))

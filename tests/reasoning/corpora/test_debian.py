@@ -77,9 +77,10 @@ def test_a_package_is_fetched_once_and_by_name_and_version(tmp_path):
     assert [command[-1] for command in apt.commands[2:]] == ["hello"]  # the lists are there
 
 
-def test_apt_get_is_asked_for_sources_of_the_archives_of_the_system_below_the_cache_alone(tmp_path):
+def test_apt_get_is_asked_for_sources_of_the_archives_of_the_system_below_the_cache_alone(tmp_path, monkeypatch):
     apt = FakeApt()
-    read("debian:hello", tmp_path / "cache", apt)
+    monkeypatch.chdir(tmp_path)
+    read("debian:hello", Path("cache"), apt)  # apt-get runs in another folder than we
     lists = tmp_path / "cache" / "apt" / "sources.list.d"
     assert {path.name: path.read_text() for path in lists.iterdir()} == {
         "sources.list": "# comment\ndeb-src [signed-by=/k] http://a stable main\ndeb-src http://a stable main\n",

@@ -43,6 +43,12 @@ def test_texts_of_one_style_are_no_duplicates():
     assert duplicates([code(str(number)) for number in range(200)]) == {}
 
 
+def test_the_order_of_words_counts_and_not_only_which_there_are():
+    words = code("a", 100).split()
+    random.Random(0).shuffle(words)
+    assert duplicates([code("a", 100), " ".join(words)]) == {}
+
+
 def test_the_first_in_the_order_stays_and_is_named():
     text = code("a", 50)
     texts = [changed(text, 0.02), code("b"), text, text]

@@ -35,8 +35,13 @@ def test_both_cuts_are_spread_evenly_over_the_characters():
     assert max(starts) > 0.9 * len(TEXT)
 
 
+def test_each_part_may_be_empty_or_the_whole_text():
+    cuts = {(gap.prefix, gap.middle, gap.suffix) for gap in gaps(1.0, "ab")}
+    assert cuts == {("ab"[:i], "ab"[i:j], "ab"[j:]) for i in range(3) for j in range(i, 3)}
+
+
 def test_a_draw_depends_on_its_key_alone():
     assert gaps(0.5) == gaps(0.5)
     assert draw_gap(TEXT, "seed 0", 1.0) != draw_gap(TEXT, "seed 1", 1.0)
     # Stated, because a corpus that is built again must be the same.
-    assert len(draw_gap(TEXT, "stated", 1.0).prefix) == 14
+    assert draw_gap(TEXT, "stated", 1.0).prefix == "hél"

@@ -34,7 +34,10 @@ def test_a_run_that_resumes_at_a_position_continues_as_if_it_had_not_stopped():
 
 
 def test_the_order_is_stated_because_a_run_must_resume_with_later_releases():
-    assert SequenceOrder(10, seed=0).indices(0, 20).tolist() == [0] * 20
+    assert [SequenceOrder(10).indices(begin, begin + 10).tolist() for begin in (0, 10)] == [
+        [0, 2, 8, 5, 9, 6, 3, 7, 1, 4],
+        [1, 3, 4, 2, 0, 7, 5, 6, 9, 8],
+    ]
 
 
 def test_the_order_looks_random():
@@ -42,8 +45,8 @@ def test_the_order_looks_random():
     order = SequenceOrder(10000, seed=2).indices(0, 10000).astype(float)
     assert abs(np.corrcoef(order, np.arange(10000))[0, 1]) < 0.04
     assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.04
-    first = np.concatenate([SequenceOrder(8, seed=seed).indices(0, 1) for seed in range(4000)])
-    assert np.bincount(first, minlength=8) == pytest.approx([500] * 8, abs=90)
+    first = np.concatenate([SequenceOrder(8, seed=seed).indices(0, 1) for seed in range(1600)])
+    assert np.bincount(first, minlength=8) == pytest.approx([200] * 8, abs=60)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])

@@ -37,7 +37,7 @@ class Index:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.settings = IndexSettings(f"http://127.0.0.1:{self.server.server_address[1]}/simple")
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def offer(self, name: str, *files: str, digest: str | None = "right", marks: str = "") -> None:
         """Put archives on the page of a package."""
