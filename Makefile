@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARKS := hashing lookup tiny_code throughput overlap
 
-.PHONY: demo test chaos bench check native sanitize wheel protos clean
+.PHONY: demo train-demo test chaos bench check native sanitize wheel protos clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## continue real prompts: Ray, two memory shards, two reasoning workers
 	$(BIN)/python -m cluster.demo
+
+train-demo: $(READY)  ## two minutes of training on two workers and three shards, one of each killed on the way
+	$(BIN)/python -m cluster.training.demo
 
 test: $(READY)  ## every test, slow ones included, in WORKERS processes
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
