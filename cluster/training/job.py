@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import uuid
 from contextlib import suppress
@@ -48,7 +49,8 @@ def train_on_ray(run: RunConfig, address: str | None = None, quiet: bool = False
     parts = Parts.prepare(run, progress=not quiet)
     if Checkpoints(run.output).newest() is None:
         parts.first_memory()
-    with ray_session(address, cpus=run.cluster.workers) as ray:
+    readers = run.cluster.workers if run.cluster.reader == "ray" else 0
+    with ray_session(address, cpus=math.ceil(run.cluster.workers * run.cluster.cpus_per_worker) + readers) as ray:
         memory = _start_memory(parts)
         try:
             with Bar(run.output, quiet):

@@ -23,7 +23,7 @@ class _ReadSequences:
         self._shards = TokenShards.open(Path(directory))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = self._shards.read(batch["index"])
+        found = self._shards.read(batch["data"])
         return {"tokens": found.tokens, "documents": found.documents}
 
 
@@ -58,13 +58,12 @@ def _read(parts: Parts, steps: range, rank: int, ranks: int) -> Iterator[Sequenc
     batch, order = parts.run.training.batch, parts.order()
     wanted = np.concatenate([order.rank_indices(step - 1, batch, rank, ranks) for step in steps])
     size = batch // ranks
-    dataset = ray.data.from_numpy(wanted).rename_columns({"data": "index"})
-    dataset = dataset.map_batches(
+    dataset = ray.data.from_numpy(wanted).map_batches(
         _ReadSequences,
         fn_constructor_args=(str(parts.run.output / CORPUS),),
         batch_size=size * _AHEAD,
         compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=0.1,
+        num_cpus=0,  # the workers may have taken all cores, and would wait for ever
     )
     for found in dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=_AHEAD):
         yield Sequences(found["tokens"], found["documents"])

@@ -89,7 +89,7 @@ class ClusterConfig:
     failures: int = 8
     """Number of times that the run goes on from its last checkpoint after a worker or a shard has died."""
     reader: str = "arrow"
-    """How workers read the corpus: `arrow` maps its files, `ray` has Ray Data read them on any node."""
+    """How workers read the corpus: `arrow` maps its files; `ray` has Ray Data read them, which needs spare cores."""
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 0), ("min_workers", 0), ("shards", 1), ("failures", 0)):
@@ -142,9 +142,11 @@ class RunConfig:
         if "output" not in sections:
             raise ValueError('output: the file names no folder of the run; add output = "FOLDER" at its top')
         training = dict(_section(sections, "training"))
+        if "tables" in training:
+            raise ValueError("[training] tables: unknown; the tables have a section of their own, [tables]")
         training["tables"] = _tables(_section(sections, "tables"), folder)
         built = {
-            "output": folder / str(sections.pop("output")),
+            "output": _convert(sections.pop("output"), Path, "output", folder),
             "training": _build(TrainingConfig, training, "training", folder),
             "model": _build(ModelChoice, _section(sections, "model"), "model", folder),
             "corpus": _build(CorpusConfig, _section(sections, "corpus"), "corpus", folder),
@@ -172,8 +174,16 @@ def _tables(section: Mapping[str, Any], folder: Path) -> TablesConfig:
         constants["name"] = values.pop("optimizer")
     built = dict(_typed(TablesConfig, values, "tables", folder))
     if constants:
-        built["optimizer"] = _build(OptimizerConfig, constants, "tables", folder)
+        built["optimizer"] = _optimizer(constants, folder)
     return _checked(TablesConfig, built, "tables")
+
+
+def _optimizer(constants: Mapping[str, Any], folder: Path) -> OptimizerConfig:
+    """The optimizer of the section [tables], in which its name is called `optimizer`."""
+    try:
+        return _build(OptimizerConfig, constants, "tables", folder)
+    except ValueError as error:
+        raise ValueError(str(error).replace("[tables] name:", "[tables] optimizer:")) from error
 
 
 def _build(kind: Any, values: Mapping[str, Any], section: str, folder: Path) -> Any:
@@ -218,5 +228,6 @@ def _convert(value: Any, hint: Any, name: str, folder: Path) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name}: {value!r} must be of type {kind.__name__}")
+        expected = "a path" if kind is Path else f"of type {kind.__name__}"
+        raise ValueError(f"{name}: {value!r} must be {expected}")
     return value

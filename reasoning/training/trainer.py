@@ -25,7 +25,7 @@ from reasoning.training.parallel import Workers, squared_norm
 from reasoning.training.rows import StepRows
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ValueError):
     """A step that cannot be taken; nothing of it has been applied."""
 
 
