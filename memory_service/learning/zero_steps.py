@@ -14,7 +14,7 @@ Approximation Practice, chapter 8). Terms beyond a few hundred steps are below 2
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,41 +62,59 @@ def zero_step_movement(
         betas: constants of Adam.
     """
     touched, group = np.unique(last, return_inverse=True)
-    weights, places = _quadrature(touched, step, rates, betas)
-    root = np.sqrt(second)
-    total = np.zeros_like(first)
-    eps = np.float32(betas.eps)
+    total = np.empty_like(first)
+    root, eps = np.sqrt(second), np.float32(betas.eps)
+    for groups, weights, places in _quadratures(touched, step, rates, betas):
+        position = np.full(len(touched), -1)
+        position[groups] = np.arange(len(groups))
+        rows = np.flatnonzero(position[group] >= 0)
+        total[rows] = _evaluate(weights, places, position[group[rows]], root[rows], eps)
+    return first * total
+
+
+def _evaluate(
+    weights: NDArray[np.float32],
+    places: NDArray[np.float32],
+    group: NDArray[np.int64],
+    root: NDArray[np.float32],
+    eps: np.float32,
+) -> NDArray[np.float32]:
+    """Sums of weights / (places * root + eps) over the nodes, [n, dim]."""
+    total = np.zeros_like(root)
     for node in range(weights.shape[1]):
         denominator = root * places[group, node, None]
         denominator += eps
         total += weights[group, node, None] / denominator
-    return first * total
+    return total
 
 
-def _quadrature(
+def _quadratures(
     touched: NDArray[np.int64], step: int, rates: Sequence[float], betas: BetaPair
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights and nodes, [groups, nodes] each, of the sums for rows last touched at `touched` [groups]."""
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield groups that have as many nodes: which of `touched`, and weights and nodes of their sums, [groups, nodes].
+
+    What a group gets depends on nothing but itself, to the last bit: a row must come out alike whatever rows it is
+    read with.
+    """
     weights, places, valid = _terms(touched, step, rates, betas)
     low = np.where(valid, places, np.inf).min(axis=1, keepdims=True)
     high = np.where(valid, places, 0).max(axis=1, keepdims=True)
-    nodes = _nodes(float((high / low).max()))
     middle, half = (high + low) / 2, (high - low) / 2
     x = np.where(valid, places - middle, 0) / np.where(half > 0, half, 1)
-    angles = (np.arange(nodes) + 0.5) * math.pi / nodes
-    moments = _chebyshev_moments(weights, x, nodes)
-    moments[:, 1:] *= 2
-    at_nodes = np.cos(np.arange(nodes)[:, None] * angles) / nodes  # T_k at the nodes
-    return (moments @ at_nodes).astype(np.float32), (middle + half * np.cos(angles)).astype(np.float32)
+    counts = np.array([_nodes(ratio) for ratio in (high / low)[:, 0].tolist()])
+    for nodes in np.unique(counts).tolist():
+        chosen = np.flatnonzero(counts == nodes)
+        angles = (np.arange(nodes) + 0.5) * math.pi / nodes
+        at_nodes = _interpolated(weights[chosen], x[chosen], angles)
+        yield chosen, at_nodes.astype(np.float32), (middle[chosen] + half[chosen] * np.cos(angles)).astype(np.float32)
 
 
 def _terms(
     touched: NDArray[np.int64], step: int, rates: Sequence[float], betas: BetaPair
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """a_j, b_j and which of them there are, [groups, steps] each."""
-    missed = int(min(step - touched.min(), betas.horizon))
-    j = np.arange(1, missed + 1, dtype=np.float64)
-    at = touched[:, None] + np.arange(1, missed + 1)
+    j = np.arange(1, betas.horizon + 1, dtype=np.float64)
+    at = touched[:, None] + np.arange(1, betas.horizon + 1)
     valid = at <= step
     rate = np.asarray(rates, np.float64)[np.minimum(at, step) - step - 1]
     weights = rate * betas.beta1**j / -np.expm1(at * math.log(betas.beta1)) if betas.beta1 else np.zeros_like(rate)
@@ -116,11 +134,18 @@ def _nodes(ratio: float) -> int:
     return min(_MOST_NODES, 1 + math.ceil(-math.log(_PRECISION) / math.log(rho)))
 
 
-def _chebyshev_moments(weights: NDArray[np.float64], x: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Sums of weights * T_k(x) over the last axis for k below `count`, [groups, count]."""
-    moments = np.empty((len(weights), count))
+def _interpolated(
+    weights: NDArray[np.float64], x: NDArray[np.float64], angles: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Weights at Chebyshev nodes that give the same sums as `weights` at `x` for smooth functions, [groups, nodes].
+
+    A weight at a node is the sum over k of 2 / nodes (1 for k = 0) * T_k(node) * sum_j weights_j T_k(x_j).
+    """
+    nodes = len(angles)
+    found = np.zeros((len(weights), nodes))
     before, now = x, np.ones_like(x)  # T_-1 and T_0
-    for k in range(count):
-        moments[:, k] = (weights * now).sum(axis=1)
+    for k in range(nodes):
+        moment = (weights * now).sum(axis=1, keepdims=True)
+        found += moment * ((2 if k else 1) / nodes * np.cos(k * angles))
         before, now = now, 2 * x * now - before
-    return moments
+    return found

@@ -43,3 +43,16 @@ def test_a_row_comes_to_rest():
         for step in (betas.horizon + 1, 50 * betas.horizon)
     ]
     np.testing.assert_allclose(moved[0], moved[1], rtol=1e-6)
+
+
+def test_a_row_moves_alike_to_the_last_bit_whatever_rows_it_is_read_with():
+    betas, step = BetaPair(0.9, 0.999, 1e-8), 300
+    rng = np.random.default_rng(0)
+    last = rng.integers(1, step, 200)
+    first = rng.standard_normal((200, DIM)).astype(np.float32)
+    second = np.square(rng.standard_normal((200, DIM))).astype(np.float32)
+    rates = (0.01 * rng.random(step)).tolist()
+    together = zero_step_movement(first, second, last, step, rates, betas)
+    for rows in ([7], [3, 150], list(range(100, 200))):
+        alone = zero_step_movement(first[rows], second[rows], last[rows], step, rates, betas)
+        np.testing.assert_array_equal(alone, together[rows])
