@@ -18,7 +18,7 @@ demo: $(READY)  ## continue real prompts: Ray, two memory shards, two reasoning 
 	$(BIN)/python -m cluster.demo
 
 train-demo: $(READY)  ## two minutes of training on two workers and three shards, one of each killed on the way
-	$(BIN)/python -m cluster.training.demo
+	$(BIN)/python -m cluster.train_demo
 
 test: $(READY)  ## every test, slow ones included, in WORKERS processes
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder

@@ -61,7 +61,12 @@ def main() -> None:
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return _worker(*options.worker)
+        _worker(*options.worker)
+    else:
+        _compare(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
     rounds = 3 if options.quick else 12
     with tempfile.TemporaryDirectory() as folder:
         parts = prepare(Path(folder))

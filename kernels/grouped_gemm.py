@@ -63,10 +63,16 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor, each: int = 0) -> 
 def rounded_for(x: Tensor, routing: Routing) -> Routing:
     """Return the routing by which products of the tokens x [T, d] are fastest, with the same results.
 
-    On a CPU in less than fp32 numbers of rows are rounded up: torch prepares a product anew for every number of rows,
-    which takes longer than the product. Elsewhere the routing is returned as it is.
+    On a CPU, where products are in less than fp32, numbers of rows are rounded up: torch prepares a product anew for
+    every number of rows, which takes longer than the product. Elsewhere the routing is returned as it is.
     """
-    return round_up(routing) if x.device.type == "cpu" and x.dtype != torch.float32 else routing
+    return round_up(routing) if x.device.type == "cpu" and _in_less_than_fp32(x) else routing
+
+
+def _in_less_than_fp32(x: Tensor) -> bool:
+    """Whether products with `x` on a CPU are: by its dtype, by autocast, or by torch's setting for fp32."""
+    reduced = torch.is_autocast_enabled("cpu") or torch.get_float32_matmul_precision() != "highest"
+    return x.dtype != torch.float32 or reduced
 
 
 def round_up(routing: Routing) -> Routing:

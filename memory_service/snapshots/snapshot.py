@@ -226,6 +226,17 @@ def load_newest(uri: str | Path, load: Callable[[Snapshot], _Loaded]) -> _Loaded
     return load(Snapshot.last_good(uri))
 
 
+def newest_version(uri: str | Path) -> int:
+    """Highest version of a table in any generation of a snapshot's directory that can be read; 0 if there is none.
+
+    Rows that go back to an older generation and then change have to get a higher version: there may be clients that
+    have cached, and generations that hold, other rows under those between.
+    """
+    store = open_store(split_pin(uri)[0])
+    found = (inspect(store, number)[0] for number in generations(store))
+    return max((entry.version for snapshot in found if snapshot for entry in snapshot.tables.values()), default=0)
+
+
 def generations(store: Store) -> list[int]:
     """Numbers of the generations that have a manifest, damaged ones included, in ascending order."""
     return sorted(number for name in store.files() if (number := generation_of_manifest(name)) is not None)

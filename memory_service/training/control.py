@@ -15,6 +15,7 @@ from memory_service.learning.optimizers import OptimizerConfig
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.protocol.messages import ShardInfo
 from memory_service.protocol.security import ClientSecurity
+from memory_service.snapshots.snapshot import newest_version
 from protos import memory_pb2 as pb
 from protos import memory_pb2_grpc
 
@@ -103,7 +104,8 @@ def begin_attempt(
     placement = ShardDirectory.read(address, timeout_s, security or ClientSecurity.from_environment()).placement
     infos = each_shard(placement.shards, describing(timeout_s), security)
     held = [table.version for info in infos if isinstance(info, ShardInfo) for table in info.tables.values()]
-    attempt = Attempt(incarnation or time.time_ns(), ranks, step, max(held, default=0) + 1)
+    seen = max([newest_version(snapshot_uri) if snapshot_uri else 0, *held])
+    attempt = Attempt(incarnation or time.time_ns(), ranks, step, seen + 1)
     _on_all(placement, security, lambda shard: shard.begin(attempt, optimizer, snapshot_uri))
     return attempt
 

@@ -16,7 +16,7 @@ from memory_service.learning.pushes import Push
 from memory_service.memory import Rows, require_table
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.shard.shard import Shard
-from memory_service.snapshots.snapshot import Snapshot
+from memory_service.snapshots.snapshot import Snapshot, newest_version
 from memory_service.snapshots.writer import NewGeneration, TableEntry
 from memory_service.tables.distinct import DistinctRows
 from memory_service.tables.spec import OPTIMIZER_SUFFIX, TableSpec
@@ -47,7 +47,7 @@ class LocalLearningMemory:
         self._shard.prepare(placement, snapshot_uri=snapshot.uri)
         self._shard.activate(placement)
         self._learner = Learner(self._shard)
-        self._start = LearningRun(1, 1, step, max(entry.version for entry in snapshot.tables.values()), optimizer)
+        self._start = LearningRun(1, 1, step, newest_version(snapshot_uri) + 1, optimizer)
         self._learner.begin(self._start)
         self.specs: Mapping[str, TableSpec] = {
             name: spec for name, spec in snapshot.specs.items() if name + OPTIMIZER_SUFFIX in snapshot.specs

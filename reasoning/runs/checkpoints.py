@@ -117,7 +117,7 @@ class Checkpoints:
                 f"checkpoint: step {position.step} cannot be written to {path} ({error}); free some space, or name "
                 "another output. Earlier checkpoints are as before"
             ) from error
-        self._prune()
+        self._prune(path)
         return Checkpoint(path, position, "" if memory is None else memory.uri)
 
     def newest(self) -> Checkpoint | None:
@@ -131,6 +131,8 @@ class Checkpoints:
 
     def _open(self, path: Path) -> Checkpoint:
         values = _read(path / _MANIFEST)
+        if missing := {*(field.name for field in fields(Position)), "digest", "generation"} - set(values):
+            raise CheckpointError(f"checkpoint: {path / _MANIFEST} is of another release: it lacks {min(missing)}")
         if not (path / _STATE).is_file() or _digest(path / _STATE) != values["digest"]:
             raise CheckpointError(f"checkpoint: {path / _STATE} is missing or damaged")
         position = Position(**{field.name: values[field.name] for field in fields(Position)})
@@ -145,12 +147,13 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
 
-    def _prune(self) -> None:
-        """Delete old checkpoints, then generations that no checkpoint names."""
-        for path in self._paths()[: -self._keep]:
+    def _prune(self, newest: Path) -> None:
+        """Delete old checkpoints, and later ones, which were passed over; then generations that none names."""
+        kept = [path for path in self._paths() if path <= newest][-self._keep :]
+        for path in set(self._paths()) - set(kept):
             shutil.rmtree(path, ignore_errors=True)
         try:
-            named = [_read(path / _MANIFEST)["generation"] for path in self._paths()]
+            named = [_read(path / _MANIFEST).get("generation") for path in self._paths()]
             oldest = min((number for number in named if number is not None), default=None)
             if oldest is not None:
                 newer = [number for number in generations(open_store(self.memory_uri)) if number >= oldest]
@@ -168,7 +171,7 @@ def _write(path: Path, values: Mapping[str, object]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-        body = content["body"]
+        body = dict(content["body"])
         if xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True).encode()) == content["checksum"]:
             return body
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from memory_service.learning.optimizers import OptimizerConfig
 from reasoning.corpora.config import CorpusConfig
+from reasoning.corpora.sources.parse import parse_source
 from reasoning.runs.presets import MODELS
 from reasoning.training.config import TablesConfig, TrainingConfig
 
@@ -149,7 +150,7 @@ class RunConfig:
             "output": _convert(sections.pop("output"), Path, "output", folder),
             "training": _build(TrainingConfig, training, "training", folder),
             "model": _build(ModelChoice, _section(sections, "model"), "model", folder),
-            "corpus": _build(CorpusConfig, _section(sections, "corpus"), "corpus", folder),
+            "corpus": _corpus(_section(sections, "corpus"), folder),
             "checkpoints": _build(CheckpointConfig, _section(sections, "checkpoints"), "checkpoints", folder),
             "cluster": _build(ClusterConfig, _section(sections, "cluster"), "cluster", folder),
         }
@@ -164,6 +165,17 @@ def _section(sections: dict[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(section, Mapping):
         raise ValueError(f"config: {name} must be a section, [{name}]")
     return section
+
+
+def _corpus(section: Mapping[str, Any], folder: Path) -> CorpusConfig:
+    """The section [corpus], whose sources may be paths too."""
+    built: CorpusConfig = _build(CorpusConfig, section, "corpus", folder)
+    paths = [parse_source(source).kind in ("folder", "glob") for source in built.sources]
+    sources = [
+        str(folder / Path(source).expanduser()) if is_path else source
+        for source, is_path in zip(built.sources, paths, strict=True)
+    ]
+    return dataclasses.replace(built, sources=tuple(sources))
 
 
 def _tables(section: Mapping[str, Any], folder: Path) -> TablesConfig:

@@ -111,7 +111,12 @@ class Parts:
             return base.uri
         uri = Checkpoints(self.run.output).memory_uri
         optimizer = self.run.training.tables.optimizer
-        if generations(open_store(uri)):
+        if found := generations(open_store(uri)):
+            if _FIRST not in found:
+                raise ValueError(
+                    f"output: no checkpoint in {self.run.output} is whole, and the tables before the first step are "
+                    "deleted; restore a checkpoint from a copy, or name another folder"
+                )
             snapshot = Snapshot.open(f"{uri}?generation={_FIRST}")
             wanted = {spec.name: spec for spec in (*self.specs, *(state_spec(spec, optimizer) for spec in self.specs))}
             if snapshot.specs != wanted:

@@ -107,7 +107,7 @@ def refuse_foreign(output: Path) -> None:
     if not output.exists():
         return
     found = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
-    if found and not found & {LOG_FILE, CORPUS, MODEL, FOLDER}:
+    if found and not found & {LOG_FILE, CORPUS, f".{CORPUS}.building", MODEL, FOLDER}:
         raise ValueError(f"output: {output} exists and is not the folder of a run; name another folder")
 
 

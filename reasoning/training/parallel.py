@@ -32,6 +32,8 @@ class Workers:
         if self.count == 1:
             return objective
         if config.parallel == "fsdp2":
+            for parameter in objective.parameters():  # those of a model that was loaded may be transposed in memory
+                parameter.data = parameter.data.contiguous()
             for layer in objective.backbone.children():
                 for part in layer if isinstance(layer, nn.ModuleList) else []:
                     fully_shard(part)

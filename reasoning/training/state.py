@@ -37,8 +37,9 @@ def restore(trainer: Trainer, state: Mapping[str, Tensor]) -> None:
         for key in [key for key in sorted(left) if key.startswith(prefix)]:
             stored = state[key]
             left.discard(key)
-            whole_shape = stored.shape == parameter.shape
-            values[key.removeprefix(prefix)] = like(stored.clone(), parameter) if whole_shape else stored.clone()
+            if stored.shape == parameter.shape:  # laid out in memory like it, which fused optimizers rely on
+                stored = torch.empty_like(parameter, dtype=stored.dtype).copy_(like(stored, parameter))
+            values[key.removeprefix(prefix)] = stored.clone() if stored is state[key] else stored
     if left:
         raise ValueError(f"checkpoint: {min(left)} belongs to no part of this model and optimizer; use its own config")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.shipped_held_out import documents_of, held_out_files
 from memory_service import MemoryClient, Placement, ShardAddress, Snapshot
 from memory_service.server.server import ShardServer
 from memory_service.shard.shard import Shard
 from reasoning.engine import Engine
 from reasoning.engine.config import EngineConfig
 from reasoning.request import Request, SamplingParams
-from reasoning.training.corpus import Corpus, Stream
 from reasoning.runs.evaluation import held_out_loss, xz_bits_per_byte
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-code"
@@ -98,10 +98,10 @@ def test_kernels_choose_the_tokens_that_references_choose(monkeypatch):
 
 def test_it_beats_xz_and_needs_its_memory():
     """On a few small held-out files; `python -m benchmarks.tiny_code` measures all of them."""
-    files = sorted(Corpus.find().held_out, key=lambda path: (path.stat().st_size, path))
+    files = sorted(held_out_files(), key=lambda path: (path.stat().st_size, path))
     files = [path for path in files if path.stat().st_size > 2000][:6]
     engine = Engine.from_pretrained(MODEL)
-    stream = Stream.encode(engine.tokenizer.backend, files)
-    with_memory, zeroed = (held_out_loss(engine.model, lookup, stream) for lookup in (engine.lookup, None))
+    documents = documents_of(engine.tokenizer.backend, files)
+    with_memory, zeroed = (held_out_loss(engine.model, lookup, documents) for lookup in (engine.lookup, None))
     assert with_memory.bits_per_byte < xz_bits_per_byte([path.read_bytes() for path in files])
     assert with_memory.bits_per_byte < 0.9 * zeroed.bits_per_byte

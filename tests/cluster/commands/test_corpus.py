@@ -8,7 +8,6 @@ import pytest
 
 from cluster.commands import corpus
 from reasoning.corpora.manifest import Manifest
-
 from tests.reasoning.corpora.material import write_project
 
 

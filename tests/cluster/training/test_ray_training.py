@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.training.demo import descendants
+from cluster.train_demo import descendants
 from cluster.training.job import train_on_ray
 from cluster.training.reading import ray_reader
 from memory_service import Snapshot

@@ -101,6 +101,16 @@ def test_the_expected_tokens_are_many_different_ones(expected):
     assert len({token for tokens in expected for token in tokens}) > 20
 
 
+def test_what_training_asks_for_may_be_left_out():
+    backbone = ToyBackbone(ToyConfig(engram=MEMORY)).initialise(torch.Generator().manual_seed(0)).train()
+    batch = Batch.of_whole_sequences(torch.arange(6).view(2, 3))
+    backbone(batch)
+    assert list(backbone.expert_loads()) == []
+    assert list(backbone.gate_means()) == []
+    assert float(backbone.sequence_balance(batch)) == 0.0
+    assert backbone.checkpoint_activations is False
+
+
 def test_a_cache_reports_its_size_whatever_it_keeps():
     cache = ToyBackbone(ToyConfig(engram=MEMORY)).new_cache(5)
     assert (cache.pages, cache.dtype, cache.device.type) == (5, torch.float32, "cpu")
@@ -130,7 +140,7 @@ def test_a_model_type_that_is_absent_means_deepseek_v3(tmp_path):
     assert config.to_dict()["model_type"] == "deepseek_v3"
 
 
-def test_only_the_registry_and_the_recipe_of_the_shipped_model_name_an_architecture():
+def test_only_the_registry_and_the_presets_of_new_models_name_an_architecture():
     root = Path(__file__).parents[3]
     named = [
         path.relative_to(root).as_posix()
@@ -140,4 +150,4 @@ def test_only_the_registry_and_the_recipe_of_the_shipped_model_name_an_architect
     ]
     inside = [name for name in named if name.startswith("reasoning/architectures/deepseek_v3/")]
     assert len(inside) > 5
-    assert sorted(set(named) - set(inside)) == ["reasoning/architectures/registry.py", "reasoning/training/recipe.py"]
+    assert sorted(set(named) - set(inside)) == ["reasoning/architectures/registry.py", "reasoning/runs/presets.py"]

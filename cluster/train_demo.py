@@ -27,7 +27,7 @@ from reasoning.runs.parts import MODEL
 from reasoning.runs.progress import read_log
 from reasoning.training.config import TablesConfig, TrainingConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 OUTPUT = Path("demo-out") / "train"
 MINUTES = 2.0
 RUN = RunConfig(
