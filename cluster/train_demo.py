@@ -73,7 +73,7 @@ def main() -> int:
     print(f"Training for {MINUTES:g} minutes: {cluster.workers} workers, {cluster.shards} memory shards", flush=True)
     with _Killer():
         loss = train_on_ray(RUN)
-    steps = read_log(OUTPUT)
+    steps = [line for line in read_log(OUTPUT) if "step" in line]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         near = min(steps, key=lambda step: abs(step["share"] - share))
         print(f"{near['share']:4.0%}  step {near['step']:5}  loss {near['loss']:.3f} nats a token")
@@ -102,7 +102,7 @@ class _Killer:
         left = list(KILLS)
         while left and not self._ended.wait(0.5):
             share, title = left[0]
-            if max((step["share"] for step in read_log(OUTPUT)), default=0.0) >= share:
+            if max((step["share"] for step in read_log(OUTPUT) if "share" in step), default=0.0) >= share:
                 if victims := list(descendants(os.getpid(), title)):
                     victim = random.choice(victims)
                     os.kill(victim, signal.SIGKILL)

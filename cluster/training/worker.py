@@ -56,6 +56,7 @@ def _attempt(run: RunConfig, actor: Any, report: Any) -> None:
         if workers.rank == 0:
             records = stack.enter_context(Records(run.output, start.position.step if start else 0))
             events = Events(records.on_step, records.on_problem)
+            records.on_memory(fetch(actor.address.remote()))
         uri, snapshot = Checkpoints(run.output).memory_uri, None
         if isinstance(memory, RemoteLearningMemory):
             client = memory.client

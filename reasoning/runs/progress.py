@@ -35,7 +35,7 @@ class Records:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        kept = [line for line in read_log(folder) if line.get("step", 0) <= step]
+        kept = [line for line in read_log(folder) if line.get("step", 0) <= step and "memory" not in line]
         unfinished = folder / f".{LOG_FILE}"
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         unfinished.rename(folder / LOG_FILE)
@@ -51,6 +51,10 @@ class Records:
     def on_problem(self, message: str) -> None:
         """Record a problem that the run survives."""
         self._write({"problem": message})
+
+    def on_memory(self, address: str) -> None:
+        """Record where the tables of this attempt can be read."""
+        self._write({"memory": address})
 
     def _write(self, line: dict[str, Any]) -> None:
         self._log.write(json.dumps(line) + "\n")
@@ -110,6 +114,10 @@ class Bar:
         if "problem" in line:
             self._bar.clear()
             print(f"engram train: {line['problem']}", file=sys.stderr, flush=True)
+            return
+        if "memory" in line:
+            self._bar.clear()
+            print(f"tables can be read at {line['memory']} while they learn", file=sys.stderr, flush=True)
             return
         self._bar.update(100 * line["share"] - self._bar.n)
         self._bar.set_postfix(

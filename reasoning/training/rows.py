@@ -73,6 +73,7 @@ class StepRows:
         self._rows: dict[int, Future[Rows]] = {}
         self._leaves: dict[int, Tensor] = {}
         self._pushes: list[Future[None]] = []
+        self._pushing: set[int] = set()  # layers whose gradients will be pushed
         self.waited_s = 0.0
         """Seconds that the model has waited for rows."""
         for layer, wanted in ids.items():
@@ -92,7 +93,8 @@ class StepRows:
 
         def rows(layer: int) -> Tensor:
             leaf = self._leaf(layer)
-            if push_at is not None and leaf.requires_grad and not leaf._post_accumulate_grad_hooks:
+            if push_at is not None and leaf.requires_grad and layer not in self._pushing:
+                self._pushing.add(layer)
                 leaf.register_post_accumulate_grad_hook(lambda _: self._push(layer, push_at))
             return row_expand(leaf, self._inverse[layer][positions]).flatten(1)
 
