@@ -13,6 +13,8 @@ from memory_service.client.pending import RowsFuture
 from memory_service.memory import Rows
 
 _lock = threading.Lock()
+_awaited: set[NativeRowsFuture] = set()
+"""Common futures that are not done: nobody else may keep one that has a callback, and an adopted lookup has to find it."""
 
 
 class NativeRowsFuture(RowsFuture):
@@ -68,6 +70,8 @@ class NativeRowsFuture(RowsFuture):
             if "_condition" in self.__dict__:
                 return
             Future.__init__(self)
+        _awaited.add(self)
+        super().add_done_callback(_awaited.discard)
         if not native.when_done(self._settle) and native.done:
             self._settle()
 

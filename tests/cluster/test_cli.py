@@ -137,7 +137,7 @@ PRESET = ["hash", "--preset", "engram-demo", "--tokenizer", "{tiny}"]
         (["memory", "stop", "--address", "127.0.0.1"], ["--address", "127.0.0.1"]),
         (["train", "--output", "{jobs}/m", "--steps", "0"], ["steps"]),
         (["train", "--output", "{jobs}/m", "--steps", "1", "--minutes", "1"], ["--steps", "--minutes"]),
-        (["train", "--output", "{jobs}/m", "--steps", "1", "--data", "{jobs}"], ["data", ".py"]),
+        (["train", "--output", "{jobs}/m", "--steps", "1", "--source", "{jobs}/none"], ["--source", "{jobs}/none"]),
     ],
 )
 def test_a_users_mistake_is_one_line_with_what_to_do(capsys, jobs, tiny_model, plain_model, argv, names):

@@ -202,6 +202,7 @@ def test_a_stopping_shard_breaks_off_idle_streams(cluster) -> None:
     with Memory(server.address) as memory, memory.stream() as stream:
         stream.send(memory.request(memory.table, [1]))
         stream.receive()
+        time.sleep(0.3)  # the reply is here before the shard knows that it has been sent
         started = time.monotonic()
         assert server.stop(30)
         assert time.monotonic() - started < 10
