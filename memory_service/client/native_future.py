@@ -14,7 +14,7 @@ from memory_service.memory import Rows
 
 _lock = threading.Lock()
 _awaited: set[NativeRowsFuture] = set()
-"""Common futures that are not done: nobody else may keep one that has a callback, and an adopted lookup has to find it."""
+"""Common futures that are not done: nobody else may keep one that has a callback, and adopted lookups look for it."""
 
 
 class NativeRowsFuture(RowsFuture):
