@@ -2,14 +2,15 @@
 
 A step of the shipped model's shape on real code, one worker: tables in this process, in one shard and in three shards,
 each shard a process on a host of its own (a network namespace) at no and at 2 ms of added round trip, and with the next
-step's rows requested early or not. All of them take the same steps from the same beginning, by turns. Then as many
-workers as there are cores for, with three shards.
+step's rows requested early or not; and with products in bf16. All of them take the same steps from the same beginning,
+by turns. Then as many workers as there are cores for, with three shards.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -39,6 +40,7 @@ from reasoning.training.trainer import StepReport, Trainer
 
 ROUND_TRIP_S = 0.002
 GOAL = 0.05
+BF16 = "in process, bf16"
 _STEPS = 1_000_000  # of the schedule: the learning rate hardly changes over the steps that are measured
 
 
@@ -89,7 +91,10 @@ def prepare(folder: Path) -> Parts:
 def measured(parts: Parts, rounds: int) -> Iterator[Mapping[str, Setup]]:
     """Take steps by turns in every setup; yield the setups while their memories are open."""
     with contextlib.ExitStack() as stack:
-        setups = {"in process": _setup(parts, _local(parts), True)}
+        setups = {
+            "in process": _setup(parts, _local(parts), True),
+            BF16: _setup(_in_bf16(parts), _local(parts), True),
+        }
         for shards in (1, 3):
             setups |= _remote_setups(parts, shards, stack)
         for turn in range(rounds + 1):
@@ -116,6 +121,11 @@ def _remote_setups(parts: Parts, shards: int, stack: contextlib.ExitStack) -> di
             name = f"{shards} shard{'s' * (shards > 1)}, {1000 * round_trip_s:g} ms{'' if early else ', not early'}"
             setups[name] = _setup(parts, memory, early)
     return setups
+
+
+def _in_bf16(parts: Parts) -> Parts:
+    training = dataclasses.replace(parts.run.training, precision="bf16")
+    return dataclasses.replace(parts, run=dataclasses.replace(parts.run, training=training))
 
 
 def _local(parts: Parts) -> LocalLearningMemory:
@@ -145,7 +155,7 @@ def _step(parts: Parts, setup: Setup) -> StepReport:
 
 def _report(report: Report, setups: Mapping[str, Setup]) -> None:
     base = [each.seconds for each in setups["in process"].reports]
-    losses = {round(setup.reports[-1].loss, 6) for setup in setups.values()}
+    losses = {setup.reports[-1].loss for name, setup in setups.items() if name != BF16}
     rows = []
     for name, setup in setups.items():
         seconds = [each.seconds for each in setup.reports]
@@ -157,7 +167,9 @@ def _report(report: Report, setups: Mapping[str, Setup]) -> None:
         report.results[name] = {"seconds": seconds, "exposed": exposed, "pushed_bytes_per_token": pushed}
         report.ratios[f"{name} / in process"] = ratio
     print(format_table(("tables", "step", "to in process", "waiting for memory", "bytes pushed a token"), rows))
-    print(f"the same loss in all of them after {len(base) + 1} steps: {'yes' if len(losses) == 1 else sorted(losses)}")
+    print(
+        f"the same loss in all of them but bf16 after {len(base) + 1} steps: {'yes' if len(losses) == 1 else sorted(losses)}"
+    )
     if (name := f"3 shards, {1000 * ROUND_TRIP_S:g} ms") in setups:
         ratio = report.ratios[f"{name} / in process"]
         print(f"goal: at most {1 + GOAL:.2f}x with three shards at 2 ms; measured {ratio.show('{:.2f}x')}")
