@@ -167,9 +167,8 @@ def _report(report: Report, setups: Mapping[str, Setup]) -> None:
         report.results[name] = {"seconds": seconds, "exposed": exposed, "pushed_bytes_per_token": pushed}
         report.ratios[f"{name} / in process"] = ratio
     print(format_table(("tables", "step", "to in process", "waiting for memory", "bytes pushed a token"), rows))
-    print(
-        f"the same loss in all of them but bf16 after {len(base) + 1} steps: {'yes' if len(losses) == 1 else sorted(losses)}"
-    )
+    same = "yes" if len(losses) == 1 else sorted(losses)
+    print(f"the same loss after {len(base) + 1} steps in all of them but bf16: {same}")
     if (name := f"3 shards, {1000 * ROUND_TRIP_S:g} ms") in setups:
         ratio = report.ratios[f"{name} / in process"]
         print(f"goal: at most {1 + GOAL:.2f}x with three shards at 2 ms; measured {ratio.show('{:.2f}x')}")
