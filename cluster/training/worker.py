@@ -48,7 +48,8 @@ def train_worker(config: dict[str, Any]) -> None:
 def _attempt(run: RunConfig, actor: Any, report: Any) -> None:
     workers = Workers()
     parts = Parts.open(run)
-    start = Checkpoints(run.output, run.checkpoints.keep).newest()
+    checkpoints = Checkpoints(run.output)
+    start = checkpoints.newest()
     with ExitStack() as stack:
         memory = _memory(parts, start, actor, workers)
         stack.callback(memory.close)
@@ -57,9 +58,9 @@ def _attempt(run: RunConfig, actor: Any, report: Any) -> None:
             records = stack.enter_context(Records(run.output, start.position.step if start else 0))
             events = Events(records.on_step, records.on_problem)
             records.on_memory(fetch(actor.address.remote()))
-        uri, snapshot = Checkpoints(run.output).memory_uri, None
+        snapshot = None
         if isinstance(memory, RemoteLearningMemory):
-            client = memory.client
+            client, uri = memory.client, checkpoints.memory_uri
             snapshot = lambda: client.snapshot(uri)  # noqa: E731
         read = None
         if run.cluster.reader == "ray":

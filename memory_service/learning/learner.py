@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,12 +74,12 @@ class LearningTable:
     def caught_up(self, rows: NDArray[np.int64], clock: Clock) -> _Update | None:
         """Compute the steps that rows have missed; None if they are current."""
         rows = np.unique(rows)
-        state = self._read(self.state.locate(rows))
+        local = self.state.locate(rows)
+        state = self._read(local)
         behind = self.optimizer.catch_up(state, clock)
         if not behind.any():
             return None
-        rows = rows[behind]
-        return self._packed(rows, self.state.locate(rows), state[behind], f"step {clock.step}")
+        return self._packed(rows[behind], local[behind], state[behind], f"step {clock.step}")
 
     def _read(self, local: NDArray[np.int64]) -> NDArray[np.float32]:
         packed = np.empty((len(local), self.state.spec.row_bytes), np.uint8)
@@ -130,7 +130,7 @@ class Learner:
         self._epoch = 0
         self._step = 0
         self._version = 0
-        self._rates: list[float] = []
+        self._rates: Sequence[float] = []
         self._pushes = StepPushes(1, {})
         self._sums: dict[str, RowGradients] | None = None  # of the open step, once all ranks have pushed
         self._norm = 0.0  # squared, of the last step that was summed
@@ -296,7 +296,7 @@ class Learner:
     def _apply(self, sums: Mapping[str, RowGradients], scale: float) -> None:
         clock = Clock(self._step + 1, [*self._rates, self._pushes.rate])
         updates = [self._tables[name].updated(each, scale, clock) for name, each in sums.items()]
-        self._step, self._version, self._rates, self._scale = clock.step, self._version + 1, list(clock.rates), scale
+        self._step, self._version, self._rates, self._scale = clock.step, self._version + 1, clock.rates, scale
         for update in updates:
             update.apply(self._version)
         self._open_step()
@@ -357,12 +357,12 @@ def _learning_tables(shard: Shard, config: OptimizerConfig) -> dict[str, Learnin
             )
         if not np.array_equal(served.blocks, state.blocks):
             raise InvalidRequest(f"table {name!r} on {shard.name}: its optimizer state lies on other shards")
-        if row_optimizer(config, served.spec.dim).catches_up and served.shared is not None:
+        tables[name] = LearningTable(served, state, config)
+        if tables[name].optimizer.catches_up and served.shared is not None:
             raise InvalidRequest(
                 f"table {name!r} on {shard.name} is mapped by other processes, which would not see rows catch up under "
                 f"{config.name}: start the shard without share_memory, or use sparse_adam"
             )
-        tables[name] = LearningTable(served, state, config)
     return tables
 
 

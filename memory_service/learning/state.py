@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service.errors import MemoryServiceError
 from memory_service.learning.optimizers import OptimizerConfig, row_optimizer
 from memory_service.snapshots.snapshot import Snapshot
 from memory_service.snapshots.writer import write_snapshot
@@ -43,6 +44,21 @@ def state_bytes(spec: TableSpec, config: OptimizerConfig) -> int:
 def is_state(spec: TableSpec) -> bool:
     """Whether a table holds the optimizer state of another."""
     return spec.name.endswith(OPTIMIZER_SUFFIX)
+
+
+def learning_specs(specs: Mapping[str, TableSpec]) -> dict[str, TableSpec]:
+    """The tables that have optimizer state in the same memory, by name.
+
+    Raises:
+        MemoryServiceError: there is none.
+    """
+    found = {name: spec for name, spec in specs.items() if name + OPTIMIZER_SUFFIX in specs}
+    if not found:
+        raise MemoryServiceError(
+            f"the memory has the tables {sorted(specs)} and no optimizer state: start its shards from a checkpoint of "
+            "a training run"
+        )
+    return found
 
 
 def write_learning_snapshot(uri: str | Path, tables: Mapping[TableSpec, Blocks], config: OptimizerConfig) -> Snapshot:

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from memory_service.learning.learner import Learner, LearningRun
 from memory_service.learning.optimizers import OptimizerConfig
 from memory_service.learning.pushes import Push
+from memory_service.learning.state import learning_specs
 from memory_service.memory import Rows, require_table
 from memory_service.placement.placement import Placement, ShardAddress
 from memory_service.shard.shard import Shard
 from memory_service.snapshots.snapshot import Snapshot, newest_version
 from memory_service.snapshots.writer import NewGeneration, TableEntry
 from memory_service.tables.distinct import DistinctRows
-from memory_service.tables.spec import OPTIMIZER_SUFFIX, TableSpec
+from memory_service.tables.spec import TableSpec
 
 _EPOCH = 1
 _RANK = 0
@@ -49,9 +50,7 @@ class LocalLearningMemory:
         self._learner = Learner(self._shard)
         self._start = LearningRun(1, 1, step, newest_version(snapshot_uri) + 1, optimizer)
         self._learner.begin(self._start)
-        self.specs: Mapping[str, TableSpec] = {
-            name: spec for name, spec in snapshot.specs.items() if name + OPTIMIZER_SUFFIX in snapshot.specs
-        }
+        self.specs: Mapping[str, TableSpec] = learning_specs(snapshot.specs)
 
     def lookup(self, table: str, rows: np.ndarray, step: int) -> Future[Rows]:
         """See LearningMemory.lookup."""

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.control.shard_directory import ShardDirectory
-from memory_service.errors import DeadlineExceeded, MemoryServiceError, ResourceExhausted, ShardUnavailable
+from memory_service.errors import DeadlineExceeded, ResourceExhausted, ShardUnavailable
+from memory_service.learning.state import learning_specs
 from memory_service.memory import require_table
 from memory_service.protocol.row_messages import ids_to_bytes
-from memory_service.tables.spec import OPTIMIZER_SUFFIX, TableSpec
+from memory_service.tables.spec import TableSpec
 from memory_service.training.control import Attempt, LearningControl
 from protos import memory_pb2 as pb
 
@@ -143,21 +144,6 @@ class GradientPusher:
                 if time.monotonic() + pause > began + patience_s or self._closed.wait(pause):
                     raise
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-
-def learning_specs(specs: Mapping[str, TableSpec]) -> dict[str, TableSpec]:
-    """The tables that have optimizer state in the same memory, by name.
-
-    Raises:
-        MemoryServiceError: there is none.
-    """
-    found = {name: spec for name, spec in specs.items() if name + OPTIMIZER_SUFFIX in specs}
-    if not found:
-        raise MemoryServiceError(
-            f"the memory has the tables {sorted(specs)} and no optimizer state: start its shards from a checkpoint of "
-            "a training run"
-        )
-    return found
 
 
 def _gathered(parts: Sequence[Future[_Result]], combine: Callable[[list[_Result]], _Result]) -> Future[_Result]:

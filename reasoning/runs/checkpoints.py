@@ -27,11 +27,11 @@ from memory_service import MemoryServiceError
 from memory_service.snapshots.snapshot import Snapshot, generations
 from memory_service.snapshots.store import open_store
 from memory_service.snapshots.upkeep import prune
+from reasoning.corpora.manifest import file_digest
 
 FOLDER = "checkpoints"
 MEMORY = "memory"
 _STATE, _MANIFEST = "training.safetensors", "checkpoint.json"
-_CHUNK = 1 << 22
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             save_file(dict(state), unfinished / _STATE)
-            digest = _digest(unfinished / _STATE)
+            digest = file_digest(unfinished / _STATE)
             generation = None if memory is None else memory.generation
             _write(unfinished / _MANIFEST, {**asdict(position), "generation": generation, "digest": digest})
             _sync(unfinished / _STATE)
@@ -133,7 +133,7 @@ class Checkpoints:
         values = _read(path / _MANIFEST)
         if missing := {*(field.name for field in fields(Position)), "digest", "generation"} - set(values):
             raise CheckpointError(f"checkpoint: {path / _MANIFEST} is of another release: it lacks {min(missing)}")
-        if not (path / _STATE).is_file() or _digest(path / _STATE) != values["digest"]:
+        if not (path / _STATE).is_file() or file_digest(path / _STATE) != values["digest"]:
             raise CheckpointError(f"checkpoint: {path / _STATE} is missing or damaged")
         position = Position(**{field.name: values[field.name] for field in fields(Position)})
         if values["generation"] is None:
@@ -177,14 +177,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint: {path} cannot be read ({error})") from error
     raise CheckpointError(f"checkpoint: {path} is damaged: its checksum does not match")
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

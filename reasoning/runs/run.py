@@ -46,11 +46,12 @@ def train(run: RunConfig, quiet: bool = False) -> HeldOutLoss:
     """
     refuse_foreign(run.output)
     parts = Parts.prepare(run, progress=not quiet)
-    start = Checkpoints(run.output).newest()
+    checkpoints = Checkpoints(run.output)
+    start = checkpoints.newest()
     with closing(_memory(parts, start)) as memory:
         snapshot = None
         if isinstance(memory, LocalLearningMemory):
-            local, uri = memory, Checkpoints(run.output).memory_uri
+            local, uri = memory, checkpoints.memory_uri
             snapshot = lambda: local.snapshot(uri)  # noqa: E731
         with Bar(run.output, quiet), Records(run.output, start.position.step if start else 0) as records:
             events = Events(records.on_step, records.on_problem)

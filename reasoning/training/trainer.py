@@ -102,7 +102,6 @@ class Trainer:
         self._committed: Future[None] = Future()
         self._committed.set_result(None)
         self._next: tuple[Sequences, StepRows] | None = None
-        self._waits = 0.0
 
     def step(self, batch: Sequences, rate: float, following: Sequences | None = None) -> StepReport:
         """Take a step.
@@ -116,12 +115,12 @@ class Trainer:
             TrainingError: loss or gradients are not finite; names the step.
             MemoryServiceError: the memory cannot be reached, or refuses gradients.
         """
-        began, self._waits = time.perf_counter(), 0.0
+        began = time.perf_counter()
         number, config = self.step_number + 1, self.config
         self.model.train()
         rows = self._rows_of(batch)
         loads, entropy = self._passes(batch, rows, number, rate)
-        scale, norm = self._clip(rows, number, entropy)
+        scale, norm, waited_s = self._clip(rows, number, entropy)
         self._committed = self.memory.commit(number, scale / self.workers.count)
         self.step_number = number
         self._next = None if following is None else (following, self._request(following))
@@ -138,7 +137,7 @@ class Trainer:
             gradient_norm=norm,
             seconds=time.perf_counter() - began,
             rows_wait_s=rows.waited_s,
-            push_wait_s=self._waits,
+            push_wait_s=waited_s,
             expert_load=_busiest(loads),
             gates={layer: float(mean) for layer, mean in self.model.gate_means()},
         )
@@ -190,20 +189,20 @@ class Trainer:
             loads = [a + b for a, b in zip(loads, now, strict=True)] if loads else now
         return loads, entropy
 
-    def _clip(self, rows: StepRows, number: int, entropy: Tensor) -> tuple[float, float]:
-        """The factor by which all gradients are clipped, and their norm, which are the same on all workers."""
+    def _clip(self, rows: StepRows, number: int, entropy: Tensor) -> tuple[float, float, float]:
+        """Factor by which all gradients are clipped and their norm, the same on all workers, and seconds of waiting."""
         tables = self.memory.squared_norm(number)
         backbone = float(squared_norm(self.model.parameters()))
         began = time.perf_counter()
         rows.wait_pushed()
         norm = math.sqrt(backbone + tables.result() / self.workers.count**2)
-        self._waits += time.perf_counter() - began
+        waited_s = time.perf_counter() - began
         if not math.isfinite(norm):
             raise TrainingError(
                 f"step {number}: the gradient norm is {norm} at a loss of {float(entropy):.4g}; nothing of the step is "
                 "applied. Lower the learning rate, or look at the sequences of this step"
             )
-        return min(1.0, self.config.clip_norm / (norm + 1e-6)), norm
+        return min(1.0, self.config.clip_norm / (norm + 1e-6)), norm, waited_s
 
     @torch.no_grad()
     def _share(self, loads: list[Tensor], entropy: Tensor, seconds: float) -> float:

@@ -25,24 +25,11 @@ from reasoning.runs.parts import Parts
 from reasoning.runs.progress import read_log
 from reasoning.training.config import TablesConfig, TrainingConfig
 from reasoning.training.trainer import TrainingError
+from tests.reasoning.runs.small_run import SHAPE as SMALL_SHAPE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 STEPS, EVERY = 24, 6
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "moe_intermediate_size": 16,
-    "num_hidden_layers": 3,
-    "n_routed_experts": 4,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "max_position_embeddings": 64,
-    "engram_layer_ids": [0, 2],
-    "engram_n_heads": 2,
-    "engram_vocab_size": [500, 500],
-}
+SHAPE = {**SMALL_SHAPE, "intermediate_size": 48, "engram_vocab_size": [500, 500]}
 
 
 def small_run(folder: Path, output: str, **cluster) -> RunConfig:
